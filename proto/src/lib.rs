@@ -1,0 +1,28 @@
+//! Holdfast's control-plane contract: identifiers, volume records, gRPC messages and the table of error kinds.
+//! No I/O and no business rule lives here.
+#![forbid(unsafe_code)]
+
+pub mod convert;
+pub mod ids;
+pub mod record;
+pub mod status;
+
+/// The generated gRPC code.
+#[allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::pedantic)]
+pub mod pb {
+    /// What an agent offers to operators and controllers.
+    pub mod agent {
+        tonic::include_proto!("holdfast.agent.v1");
+    }
+    /// The contract between an agent and its instances.
+    pub mod instance {
+        tonic::include_proto!("holdfast.instance.v1");
+    }
+    /// The encoded descriptors of both, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}
+
+/// The oldest instance protocol this build still speaks.
+pub const INSTANCE_PROTOCOL_MIN: u32 = 1;
+/// The newest instance protocol this build speaks.
+pub const INSTANCE_PROTOCOL_MAX: u32 = 1;

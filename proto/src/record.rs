@@ -1,0 +1,257 @@
+//! The volume record: what the registry keeps of a volume, in the words of the domain.
+//!
+//! `spec` is written by operators. `status` is changed only by compare-and-swap on the whole record, and only by
+//! attach and membership changes. What is merely observed (pids, ports, progress) is never here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{
+    Epoch, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId, VolumeName,
+};
+
+/// The schema this build writes.
+pub const RECORD_SCHEMA: u32 = 1;
+/// A volume has at most this many replicas: acknowledgements are tracked in one byte per write.
+pub const REPLICAS_MAX: usize = 5;
+
+/// A small sorted set of replicas, cheap to copy.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ReplicaSet {
+    len: u8,
+    ids: [u32; Self::CAPACITY],
+}
+
+impl ReplicaSet {
+    /// One replica more than a volume has, for the moment in which one is being replaced.
+    pub const CAPACITY: usize = 8;
+
+    /// The empty set.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { len: 0, ids: [0; Self::CAPACITY] }
+    }
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        usize::from(self.len)
+    }
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+    /// Whether `id` is in it.
+    #[must_use]
+    pub fn contains(&self, id: ReplicaId) -> bool {
+        self.iter().any(|other| other == id)
+    }
+    /// In ascending order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = ReplicaId> + '_ {
+        self.ids.iter().take(self.len()).map(|id| ReplicaId(*id))
+    }
+    /// This set and `id`.
+    ///
+    /// # Panics
+    /// When the set would grow past [`Self::CAPACITY`]; callers bound their input first.
+    #[must_use]
+    pub fn with(&self, id: ReplicaId) -> Self {
+        if self.contains(id) {
+            return *self;
+        }
+        assert!(self.len() < Self::CAPACITY, "a replica set holds at most {}", Self::CAPACITY);
+        let mut ids = self.ids;
+        ids[self.len()] = id.0;
+        ids[..=self.len()].sort_unstable();
+        Self { len: self.len + 1, ids }
+    }
+    /// This set less `id`.
+    #[must_use]
+    pub fn without(&self, id: ReplicaId) -> Self {
+        self.iter().filter(|other| *other != id).collect()
+    }
+    /// What is in both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        self.iter().filter(|id| other.contains(*id)).collect()
+    }
+    /// What is in this set and not in `other`.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        self.iter().filter(|id| !other.contains(*id)).collect()
+    }
+    /// Whether each of these is in `other`.
+    #[must_use]
+    pub fn is_subset(&self, other: &Self) -> bool {
+        self.iter().all(|id| other.contains(id))
+    }
+    /// A set from ids that came from a disk, a peer or a person: `None` where there are too many or one twice.
+    #[must_use]
+    pub fn checked(ids: impl IntoIterator<Item = u32>) -> Option<Self> {
+        let mut set = Self::new();
+        for id in ids {
+            if set.len() == Self::CAPACITY || set.contains(ReplicaId(id)) {
+                return None;
+            }
+            set = set.with(ReplicaId(id));
+        }
+        Some(set)
+    }
+}
+impl FromIterator<ReplicaId> for ReplicaSet {
+    fn from_iter<I: IntoIterator<Item = ReplicaId>>(ids: I) -> Self {
+        ids.into_iter().fold(Self::new(), |set, id| set.with(id))
+    }
+}
+impl fmt::Display for ReplicaSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{")?;
+        for (i, id) in self.iter().enumerate() {
+            write!(f, "{}{id}", if i == 0 { "" } else { "," })?;
+        }
+        f.write_str("}")
+    }
+}
+impl fmt::Debug for ReplicaSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+impl Serialize for ReplicaSet {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+impl<'de> Deserialize<'de> for ReplicaSet {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ids = Vec::<ReplicaId>::deserialize(deserializer)?;
+        Self::checked(ids.into_iter().map(|id| id.0))
+            .ok_or_else(|| serde::de::Error::custom("a replica is listed twice, or there are more than 8"))
+    }
+}
+
+/// One period of the volume with a fixed set of members. Views are ordered by `(generation, epoch)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct View {
+    /// Of the engine that proposed it.
+    pub generation: Generation,
+    /// Grows with each proposal.
+    pub epoch: Epoch,
+    /// The in-sync replicas.
+    pub members: ReplicaSet,
+    /// The next view must be committed in the registry too.
+    pub needs_registry: bool,
+}
+
+impl View {
+    /// What views are ordered by.
+    #[must_use]
+    pub fn order(&self) -> (Generation, Epoch) {
+        (self.generation, self.epoch)
+    }
+}
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({}.{} {}", self.generation, self.epoch, self.members)?;
+        f.write_str(if self.needs_registry { " q)" } else { ")" })
+    }
+}
+
+/// The part of a record that attach and membership changes write, by compare-and-swap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeStatus {
+    /// The registry's life in which this was written.
+    pub incarnation: Incarnation,
+    /// The history that the data belongs to.
+    pub lineage: Lineage,
+    /// The highest generation handed out.
+    pub generation: Generation,
+    /// The engine it was handed to; nil before the first attach.
+    pub engine_uuid: InstanceUuid,
+    /// The newest view the registry was told of.
+    pub view: View,
+    /// The configured set that decides majorities.
+    pub configured: ReplicaSet,
+    /// The last engine ended after a drain and a flush on every member.
+    pub clean: bool,
+    /// Instance name to the UUID of its creation.
+    #[serde(default)]
+    pub instance_uuids: BTreeMap<String, InstanceUuid>,
+}
+
+/// Where one replica belongs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaSpec {
+    /// Its number.
+    pub id: ReplicaId,
+    /// Its node.
+    pub node: NodeName,
+    /// Its disk on that node; none: the agent's data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+}
+
+/// Where the volume is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachSpec {
+    /// The node whose agent runs the engine.
+    pub node: NodeName,
+    /// Serve NBD on this TCP address too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_tcp: Option<String>,
+}
+
+/// What an operator wants to become of the volume.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intent {
+    /// To keep it.
+    #[default]
+    Keep,
+    /// To end its instances and forget its record; replica data stays where it is.
+    Delete,
+    /// The same, and to move exactly this volume's data to the trash: `<volume-id>@<generation>`.
+    Purge(String),
+}
+
+/// What operators write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSpec {
+    /// A multiple of 4096.
+    pub size_bytes: u64,
+    /// The replicas wanted.
+    pub replicas: Vec<ReplicaSpec>,
+    /// Where it is wanted; none: detached.
+    #[serde(default)]
+    pub attach: Option<AttachSpec>,
+    /// Keep or delete.
+    #[serde(default)]
+    pub intent: Intent,
+    /// How replicas do file I/O: "buffered" or "direct".
+    pub io_mode: String,
+}
+
+/// A volume as the registry keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRecord {
+    /// [`RECORD_SCHEMA`].
+    pub schema: u32,
+    /// Its identity.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Grows with every write of the record; what compare-and-swap compares.
+    pub version: u64,
+    /// What operators want.
+    pub spec: VolumeSpec,
+    /// What engines did.
+    pub status: VolumeStatus,
+}
