@@ -1,1 +1,10 @@
-//! The block path.
+//! Holdfast's block path: the engine that replicates block I/O and the replica that keeps a copy.
+//!
+//! `core` decides and is pure; `wire` and `layout` turn bytes into types; `io` is the only place with unsafe code.
+//! The binary's `engine` and `replica` subcommands call [`engine::run`] and [`replica::run`].
+
+pub mod bytes_codec;
+pub mod core;
+pub mod layout;
+pub mod units;
+pub mod wire;

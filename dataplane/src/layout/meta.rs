@@ -1,0 +1,241 @@
+//! `meta`: who a replica is and what it promised. One file of a fixed size, so that a full disk can still record
+//! what happened; see [`super::replica_dir`] for how it is replaced.
+
+use holdfast_proto::ids::{
+    BootId, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId, VolumeName,
+};
+use holdfast_proto::record::{ReplicaSet, View};
+
+use crate::bytes_codec::{FieldError, Reader, Writer};
+use crate::wire::payload::{read_set, read_view, write_set, write_view};
+
+/// The size of the file.
+pub const META_BYTES: usize = 4096;
+const MAGIC: &[u8; 8] = b"HFMETA\0\0";
+/// The format this build writes.
+pub const META_VERSION: u32 = 1;
+const PREFIX_BYTES: usize = 20;
+const TEXT_MAX: usize = 512;
+
+/// A replica's identity and promises. Persisted as a whole, before the answer that depends on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// The node it was made on.
+    pub node: NodeName,
+    /// The volume it is a copy of.
+    pub volume: VolumeId,
+    /// The volume's name at the time: for people.
+    pub volume_name: VolumeName,
+    /// Its number within the volume.
+    pub replica: ReplicaId,
+    /// The volume's size.
+    pub size_bytes: u64,
+    /// The history its data belongs to.
+    pub lineage: Lineage,
+    /// The highest generation it promised to.
+    pub promised: Generation,
+    /// The engine it promised to.
+    pub promised_to: InstanceUuid,
+    /// The newest view it was told of, committed or not.
+    pub view: View,
+    /// The configured set it was told of.
+    pub configured: ReplicaSet,
+    /// The registry's life it heard of last.
+    pub incarnation: Incarnation,
+    /// The record's version it heard of last.
+    pub revision: u64,
+    /// It is being filled: not a member, not a source of anything.
+    pub syncing: bool,
+    /// The boot in which it was last opened for writing; nil: none.
+    pub boot: BootId,
+    /// Since it was opened in that boot, something was written that no flush has covered.
+    pub unflushed: bool,
+    /// Its node restarted while something was unflushed; cleared when it becomes a member again.
+    pub cache_lost: bool,
+    /// Why it may never claim a flush again (an fsync failed); empty: it may.
+    pub failed: String,
+}
+
+/// Why a `meta` cannot be used. The replica is then absent: never empty, never overwritten.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetaError {
+    /// Not a meta file.
+    #[error("expected a file that starts with HFMETA, found {0:02x?}")]
+    Magic(Vec<u8>),
+    /// Cut off.
+    #[error("expected {META_BYTES} bytes, found {0}")]
+    Short(usize),
+    /// Written by a newer (or much older) version.
+    #[error("expected format version {META_VERSION}, found {0}: use a holdfast that knows it")]
+    Version(u32),
+    /// Damaged.
+    #[error("checksum: expected {expected:#010x}, found {found:#010x}")]
+    Crc {
+        /// Carried by the file.
+        expected: u32,
+        /// Computed over it.
+        found: u32,
+    },
+    /// A field does not say what its type needs.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+}
+
+impl Meta {
+    /// The bytes of the file: always [`META_BYTES`].
+    ///
+    /// # Panics
+    /// When the fields do not fit, which their bounds exclude.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Writer::new();
+        body.text(self.node.as_str()).uuid(self.volume.0).text(self.volume_name.as_str());
+        body.u32(self.replica.0).u64(self.size_bytes).uuid(self.lineage.0);
+        body.u64(self.promised.0).uuid(self.promised_to.0);
+        write_view(&mut body, &self.view);
+        write_set(&mut body, &self.configured);
+        body.uuid(self.incarnation.0).u64(self.revision).bool(self.syncing);
+        body.uuid(self.boot.0).bool(self.unflushed).bool(self.cache_lost);
+        body.text(&self.failed[..self.failed.floor_char_boundary(TEXT_MAX)]);
+        let body = body.into_bytes();
+        let mut out = Writer::new();
+        out.raw(MAGIC).u32(META_VERSION);
+        out.u32(u32::try_from(body.len()).expect("bounded by its fields"));
+        out.u32(crc32fast::hash(&body)).raw(&body);
+        let mut bytes = out.into_bytes();
+        assert!(bytes.len() <= META_BYTES, "meta of {} bytes does not fit", bytes.len());
+        bytes.resize(META_BYTES, 0);
+        bytes
+    }
+
+    /// # Errors
+    /// When the bytes are not exactly what a replica of this format wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MetaError> {
+        if bytes.len() < META_BYTES {
+            return Err(MetaError::Short(bytes.len()));
+        }
+        let mut r = Reader::new(bytes);
+        let magic = r.take("magic", MAGIC.len())?;
+        if magic != MAGIC {
+            return Err(MetaError::Magic(magic.to_vec()));
+        }
+        let version = r.u32("version")?;
+        if version != META_VERSION {
+            return Err(MetaError::Version(version));
+        }
+        let len = usize::try_from(r.u32("length")?).unwrap_or(usize::MAX);
+        let expected = r.u32("crc")?;
+        if len > META_BYTES - PREFIX_BYTES {
+            return Err(FieldError { field: "length", problem: format!("{len} does not fit") }.into());
+        }
+        let body = r.take("body", len)?;
+        let found = crc32fast::hash(body);
+        if found != expected {
+            return Err(MetaError::Crc { expected, found });
+        }
+        Self::decode_body(body)
+    }
+
+    fn decode_body(body: &[u8]) -> Result<Self, MetaError> {
+        let invalid = |field, problem: &dyn ToString| FieldError { field, problem: problem.to_string() };
+        let mut r = Reader::new(body);
+        Ok(Self {
+            node: r.text("node", TEXT_MAX)?.parse().map_err(|e| invalid("node", &e))?,
+            volume: VolumeId(r.uuid("volume")?),
+            volume_name: r.text("volume_name", TEXT_MAX)?.parse().map_err(|e| invalid("volume_name", &e))?,
+            replica: ReplicaId(r.u32("replica")?),
+            size_bytes: r.u64("size_bytes")?,
+            lineage: Lineage(r.uuid("lineage")?),
+            promised: Generation(r.u64("promised")?),
+            promised_to: InstanceUuid(r.uuid("promised_to")?),
+            view: read_view(&mut r)?,
+            configured: read_set(&mut r, "configured")?,
+            incarnation: Incarnation(r.uuid("incarnation")?),
+            revision: r.u64("revision")?,
+            syncing: r.bool("syncing")?,
+            boot: BootId(r.uuid("boot")?),
+            unflushed: r.bool("unflushed")?,
+            cache_lost: r.bool("cache_lost")?,
+            failed: r.text("failed", TEXT_MAX)?.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use holdfast_proto::ids::Epoch;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    pub(crate) fn sample() -> Meta {
+        Meta {
+            node: "node-a".parse().unwrap(),
+            volume: VolumeId(Uuid::from_u128(1)),
+            volume_name: "demo".parse().unwrap(),
+            replica: ReplicaId(2),
+            size_bytes: 1 << 30,
+            lineage: Lineage(Uuid::from_u128(3)),
+            promised: Generation(4),
+            promised_to: InstanceUuid(Uuid::from_u128(5)),
+            view: View {
+                generation: Generation(4),
+                epoch: Epoch(6),
+                members: [ReplicaId(1), ReplicaId(2)].into_iter().collect(),
+                needs_registry: false,
+            },
+            configured: [ReplicaId(1), ReplicaId(2), ReplicaId(3)].into_iter().collect(),
+            incarnation: Incarnation(Uuid::from_u128(7)),
+            revision: 8,
+            syncing: true,
+            boot: BootId(Uuid::from_u128(9)),
+            unflushed: true,
+            cache_lost: false,
+            failed: String::new(),
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = sample().encode();
+        let hex: String = bytes[..48].iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "48464d455441000001000000a60000006741400506006e6f64652d610000000000000000000000000000000104006465"
+        );
+        assert_eq!(crc32fast::hash(&bytes), 0xe6de_c28a);
+    }
+
+    #[test]
+    fn each_damaged_byte_of_the_body_is_refused() {
+        let good = sample().encode();
+        let used = 20 + usize::try_from(u32::from_le_bytes(good[12..16].try_into().unwrap())).unwrap();
+        for at in 0..used {
+            let mut bad = good.clone();
+            bad[at] ^= 0x40;
+            assert!(Meta::decode(&bad).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_version_is_named() {
+        let mut bytes = sample().encode();
+        bytes[8] = 2;
+        assert_eq!(Meta::decode(&bytes), Err(MetaError::Version(2)));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let _ = Meta::decode(&bytes);
+        }
+
+        #[test]
+        fn round_trip(promised: u64, syncing: bool, failed in ".{0,200}") {
+            let meta = Meta { promised: Generation(promised), syncing, failed, ..sample() };
+            let back = Meta::decode(&meta.encode()).unwrap();
+            prop_assert!(meta.failed.starts_with(&back.failed));
+            prop_assert_eq!(Meta { failed: meta.failed.clone(), ..back }, meta);
+        }
+    }
+}

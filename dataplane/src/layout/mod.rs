@@ -1,0 +1,8 @@
+//! What a replica keeps on disk: bytes to types and back, and the few file operations that must be atomic.
+//! `docs/disk-format.md` describes the files byte by byte.
+
+pub mod meta;
+pub mod replica_dir;
+
+pub use meta::{Meta, MetaError};
+pub use replica_dir::{ReplicaDir, ReplicaDirError, create_replica_dir, read_label};

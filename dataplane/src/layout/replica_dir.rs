@@ -1,0 +1,283 @@
+//! A replica's directory: `meta`, `meta.spare`, `head.img`, `lock`.
+//!
+//! `meta` is replaced by writing `meta.spare` in place, syncing it, and exchanging the two names in one
+//! `renameat2(RENAME_EXCHANGE)`: both files have their blocks from the beginning, so a full disk cannot stop a
+//! replica from recording what happened.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, FallocateFlags, OFlag, RenameFlags, fallocate, renameat2};
+
+use super::meta::{META_BYTES, Meta, MetaError};
+
+/// Why a replica directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaDirError {
+    /// It is not there (is the disk mounted?), or a part of it is missing.
+    #[error("{path} is missing: is the disk mounted?")]
+    Missing {
+        /// What was looked for.
+        path: PathBuf,
+    },
+    /// It exists where it was to be made.
+    #[error("{path} exists already; it is left as it is")]
+    Exists {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("{operation} {path}: {source}")]
+    Io {
+        /// What was done.
+        operation: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its meta is damaged or foreign; nothing was changed.
+    #[error("{path}: {source}")]
+    Meta {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: MetaError,
+    },
+    /// `head.img` is not as large as `meta` says.
+    #[error("{path}: expected {expected} bytes, found {found}")]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// By `meta`.
+        expected: u64,
+        /// By the file system.
+        found: u64,
+    },
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaDirError {
+    let path = path.to_owned();
+    move |source| match source.kind() {
+        io::ErrorKind::NotFound => ReplicaDirError::Missing { path },
+        _ => ReplicaDirError::Io { operation, path, source },
+    }
+}
+
+fn sync_dir(path: &Path) -> Result<(), ReplicaDirError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("fsync", path))
+}
+
+/// Makes a replica's directory: in a temporary name beside it, synced, then renamed, so that it is there whole or
+/// not at all.
+///
+/// # Errors
+/// When it exists, or the disk refuses.
+pub fn create_replica_dir(dir: &Path, meta: &Meta) -> Result<(), ReplicaDirError> {
+    if dir.exists() {
+        return Err(ReplicaDirError::Exists { path: dir.to_owned() });
+    }
+    let parent = dir.parent().unwrap_or(Path::new("/"));
+    let mut making = dir.as_os_str().to_owned();
+    making.push(".making");
+    let making = PathBuf::from(making);
+    // What an earlier attempt left behind was never a replica.
+    if making.exists() {
+        std::fs::remove_dir_all(&making).map_err(failed("remove", &making))?;
+    }
+    std::fs::create_dir_all(&making).map_err(failed("create", &making))?;
+    for name in ["meta", "meta.spare"] {
+        let path = making.join(name);
+        let mut file = private_file(&path).map_err(failed("create", &path))?;
+        file.write_all(&meta.encode()).and_then(|()| file.sync_all()).map_err(failed("write", &path))?;
+    }
+    let image = making.join("head.img");
+    private_file(&image)
+        .and_then(|file| file.set_len(meta.size_bytes).and_then(|()| file.sync_all()))
+        .map_err(failed("create", &image))?;
+    let lock = making.join("lock");
+    private_file(&lock).map_err(failed("create", &lock))?;
+    sync_dir(&making)?;
+    renameat2(AT_FDCWD, &making, AT_FDCWD, dir, RenameFlags::RENAME_NOREPLACE)
+        .map_err(|e| failed("rename", &making)(e.into()))?;
+    sync_dir(parent)
+}
+
+fn private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn read_meta(dir: &Path) -> Result<Meta, ReplicaDirError> {
+    let path = dir.join("meta");
+    let bytes = std::fs::read(&path).map_err(failed("read", &path))?;
+    Meta::decode(&bytes).map_err(|source| ReplicaDirError::Meta { path, source })
+}
+
+/// The label of a replica directory, read without opening it for anything else, and the bytes its image occupies.
+///
+/// # Errors
+/// When there is no readable `meta`.
+pub fn read_label(dir: &Path) -> Result<(Meta, u64), ReplicaDirError> {
+    let meta = read_meta(dir)?;
+    let allocated = std::fs::metadata(dir.join("head.img")).map_or(0, |m| m.blocks() * 512);
+    Ok((meta, allocated))
+}
+
+/// An open replica directory: exclusively this process's.
+#[derive(Debug)]
+pub struct ReplicaDir {
+    dir: PathBuf,
+    meta: Meta,
+    // Holds the flock for as long as the directory is open.
+    _lock: File,
+}
+
+impl ReplicaDir {
+    /// Opens and locks it.
+    ///
+    /// # Errors
+    /// When it is missing, damaged, foreign or held by another process.
+    pub fn open(dir: &Path) -> Result<Self, ReplicaDirError> {
+        let meta = read_meta(dir)?;
+        let path = dir.join("lock");
+        let lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        lock.try_lock().map_err(|e| ReplicaDirError::Io {
+            operation: "lock (another process serves this replica)",
+            path,
+            source: e.into(),
+        })?;
+        // Read again under the lock: an owner that has just ended may have changed it.
+        let meta = if lock.metadata().is_ok() { read_meta(dir)? } else { meta };
+        let image = dir.join("head.img");
+        let found = std::fs::metadata(&image).map_err(failed("stat", &image))?.len();
+        if found != meta.size_bytes {
+            return Err(ReplicaDirError::Size { path: image, expected: meta.size_bytes, found });
+        }
+        let this = Self { dir: dir.to_owned(), meta, _lock: lock };
+        this.reserve_spare()?;
+        Ok(this)
+    }
+
+    /// What it is and what it promised.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Opens the image for reading and writing; `direct` bypasses the page cache.
+    ///
+    /// # Errors
+    /// When the file system refuses (not every one knows `O_DIRECT`).
+    pub fn open_image(&self, direct: bool) -> Result<File, ReplicaDirError> {
+        let path = self.dir.join("head.img");
+        let flags = if direct { OFlag::O_DIRECT.bits() } else { 0 };
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(&path)
+            .map_err(failed(if direct { "open with O_DIRECT" } else { "open" }, &path))
+    }
+
+    /// Replaces `meta`; on stable storage when this returns.
+    ///
+    /// # Errors
+    /// When the disk refuses: the old one then stands.
+    pub fn store(&mut self, meta: Meta) -> Result<(), ReplicaDirError> {
+        let (current, spare) = (self.dir.join("meta"), self.dir.join("meta.spare"));
+        let file = self.reserve_spare()?;
+        file.write_all_at(&meta.encode(), 0)
+            .and_then(|()| file.sync_all())
+            .map_err(failed("write", &spare))?;
+        renameat2(AT_FDCWD, &spare, AT_FDCWD, &current, RenameFlags::RENAME_EXCHANGE)
+            .map_err(|e| failed("exchange", &spare)(e.into()))?;
+        sync_dir(&self.dir)?;
+        self.meta = meta;
+        Ok(())
+    }
+
+    /// The spare file with its blocks allocated; made again where somebody removed it.
+    fn reserve_spare(&self) -> Result<File, ReplicaDirError> {
+        let path = self.dir.join("meta.spare");
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        let size = i64::try_from(META_BYTES).expect("a small constant");
+        match fallocate(&file, FallocateFlags::empty(), 0, size) {
+            // Not every file system can reserve; the write itself then says whether there is room.
+            Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP) => Ok(file),
+            Err(e) => Err(failed("reserve", &path)(e.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::meta::tests::sample;
+    use super::*;
+    use holdfast_proto::ids::Generation;
+
+    fn small() -> Meta {
+        Meta { size_bytes: 1 << 20, ..sample() }
+    }
+
+    #[test]
+    fn created_once_and_found_again() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("demo.r1");
+        create_replica_dir(&dir, &small()).unwrap();
+        assert!(matches!(create_replica_dir(&dir, &small()), Err(ReplicaDirError::Exists { .. })));
+        let mut open = ReplicaDir::open(&dir).unwrap();
+        assert_eq!(open.meta(), &small());
+        open.store(Meta { promised: Generation(9), ..small() }).unwrap();
+        open.store(Meta { promised: Generation(10), ..small() }).unwrap();
+        drop(open);
+        assert_eq!(ReplicaDir::open(&dir).unwrap().meta().promised, Generation(10));
+        assert_eq!(read_label(&dir).unwrap().0.promised, Generation(10));
+    }
+
+    #[test]
+    fn a_second_process_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("demo.r1");
+        create_replica_dir(&dir, &small()).unwrap();
+        let _held = ReplicaDir::open(&dir).unwrap();
+        let said = ReplicaDir::open(&dir).unwrap_err().to_string();
+        assert!(said.contains("another process serves this replica"), "{said}");
+    }
+
+    #[test]
+    fn missing_damaged_and_resized_are_told_apart_and_left_alone() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("demo.r1");
+        let missing = ReplicaDir::open(&dir).unwrap_err();
+        assert!(missing.to_string().contains("is the disk mounted?"), "{missing}");
+        create_replica_dir(&dir, &small()).unwrap();
+        std::fs::File::options().write(true).open(dir.join("head.img")).unwrap().set_len(4096).unwrap();
+        assert!(matches!(ReplicaDir::open(&dir), Err(ReplicaDirError::Size { found: 4096, .. })));
+        std::fs::write(dir.join("meta"), b"garbage").unwrap();
+        assert!(matches!(ReplicaDir::open(&dir), Err(ReplicaDirError::Meta { .. })));
+        assert_eq!(std::fs::read(dir.join("meta")).unwrap(), b"garbage");
+        std::fs::remove_file(dir.join("meta")).unwrap();
+        assert!(matches!(ReplicaDir::open(&dir), Err(ReplicaDirError::Missing { .. })));
+    }
+}

@@ -1,0 +1,168 @@
+//! What stands in the payload of the frames that carry more than blocks.
+
+use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage};
+use holdfast_proto::record::{ReplicaSet, View};
+
+use crate::bytes_codec::{FieldError, Reader, Writer};
+
+/// A run of bytes of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// In bytes.
+    pub len: u64,
+    /// Whether the file holds data there; a hole reads as zeros.
+    pub allocated: bool,
+}
+
+/// A reply to `Extents` holds at most this many; a longer list is cut, and the engine asks again from there.
+pub const EXTENTS_MAX: usize = 1024;
+const ALLOCATED: u64 = 1 << 63;
+
+/// The payload of an `Extents` reply.
+#[must_use]
+pub fn encode_extents(extents: &[Extent]) -> Vec<u8> {
+    let mut out = Writer::new();
+    for extent in extents.iter().take(EXTENTS_MAX) {
+        out.u64(extent.len | if extent.allocated { ALLOCATED } else { 0 });
+    }
+    out.into_bytes()
+}
+
+/// The runs of an `Extents` reply, one after the other from the offset asked for.
+///
+/// # Errors
+/// When there are too many, or one is empty.
+pub fn decode_extents(bytes: &[u8]) -> Result<Vec<Extent>, FieldError> {
+    let bad = |problem: String| FieldError { field: "extents", problem };
+    if bytes.len() > EXTENTS_MAX * 8 || !bytes.len().is_multiple_of(8) {
+        return Err(bad(format!("expected at most {EXTENTS_MAX} times 8 bytes, found {}", bytes.len())));
+    }
+    let mut reader = Reader::new(bytes);
+    let mut extents = Vec::with_capacity(bytes.len() / 8);
+    while !reader.rest().is_empty() {
+        let word = reader.u64("extents")?;
+        let extent = Extent { len: word & !ALLOCATED, allocated: word & ALLOCATED != 0 };
+        if extent.len == 0 {
+            return Err(bad("expected no empty run".to_owned()));
+        }
+        extents.push(extent);
+    }
+    Ok(extents)
+}
+
+/// The payload of `PersistView`: what a replica must have on stable storage before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ViewUpdate {
+    /// The view proposed.
+    pub view: View,
+    /// The set that decides majorities.
+    pub configured: ReplicaSet,
+    /// The lineage the view belongs to.
+    pub lineage: Lineage,
+    /// The registry's life and the record's version as the engine knows them.
+    pub incarnation: Incarnation,
+    /// See `incarnation`.
+    pub revision: u64,
+    /// This replica is being filled: it is no member, and not a source of anything.
+    pub syncing: bool,
+}
+
+pub(crate) fn write_set(out: &mut Writer, set: &ReplicaSet) {
+    out.u8(u8::try_from(set.len()).unwrap_or(u8::MAX));
+    for id in set.iter() {
+        out.u32(id.0);
+    }
+}
+
+pub(crate) fn read_set(reader: &mut Reader<'_>, field: &'static str) -> Result<ReplicaSet, FieldError> {
+    let count = reader.u8(field)?;
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        ids.push(reader.u32(field)?);
+    }
+    ReplicaSet::checked(ids)
+        .ok_or_else(|| FieldError { field, problem: "a replica twice, or more than 8".to_owned() })
+}
+
+pub(crate) fn write_view(out: &mut Writer, view: &View) {
+    out.u64(view.generation.0).u64(view.epoch.0).bool(view.needs_registry);
+    write_set(out, &view.members);
+}
+
+pub(crate) fn read_view(reader: &mut Reader<'_>) -> Result<View, FieldError> {
+    Ok(View {
+        generation: Generation(reader.u64("view.generation")?),
+        epoch: Epoch(reader.u64("view.epoch")?),
+        needs_registry: reader.bool("view.needs_registry")?,
+        members: read_set(reader, "view.members")?,
+    })
+}
+
+impl ViewUpdate {
+    /// The bytes of the payload.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::new();
+        write_view(&mut out, &self.view);
+        write_set(&mut out, &self.configured);
+        out.uuid(self.lineage.0).uuid(self.incarnation.0).u64(self.revision).bool(self.syncing);
+        out.into_bytes()
+    }
+
+    /// # Errors
+    /// When a field is missing or not valid.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
+        let mut reader = Reader::new(bytes);
+        Ok(Self {
+            view: read_view(&mut reader)?,
+            configured: read_set(&mut reader, "configured")?,
+            lineage: Lineage(reader.uuid("lineage")?),
+            incarnation: Incarnation(reader.uuid("incarnation")?),
+            revision: reader.u64("revision")?,
+            syncing: reader.bool("syncing")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_proto::ids::ReplicaId;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_view_update_round_trips() {
+        let update = ViewUpdate {
+            view: View {
+                generation: Generation(3),
+                epoch: Epoch(9),
+                members: [ReplicaId(1), ReplicaId(3)].into_iter().collect(),
+                needs_registry: true,
+            },
+            configured: [ReplicaId(1), ReplicaId(2), ReplicaId(3)].into_iter().collect(),
+            lineage: Lineage::random(),
+            incarnation: Incarnation::random(),
+            revision: 17,
+            syncing: false,
+        };
+        assert_eq!(ViewUpdate::decode(&update.encode()), Ok(update));
+        let bytes = update.encode();
+        for end in 0..bytes.len() {
+            assert!(ViewUpdate::decode(&bytes[..end]).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn extents_round_trip(runs in proptest::collection::vec((1u64..1 << 50, any::<bool>()), 0..50)) {
+            let extents: Vec<_> = runs.into_iter().map(|(len, allocated)| Extent { len, allocated }).collect();
+            prop_assert_eq!(decode_extents(&encode_extents(&extents)), Ok(extents));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode_extents(&bytes);
+            let _ = ViewUpdate::decode(&bytes);
+        }
+    }
+}
