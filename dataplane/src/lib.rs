@@ -1,1 +1,4 @@
 //! The block path.
+#![deny(unsafe_code)]
+
+pub mod io;
