@@ -147,7 +147,8 @@ impl Driver {
         Ok(ConnId(key))
     }
 
-    /// The bytes received and not consumed; empty for stale ids and after `Failed` or `close`.
+    /// The bytes received and not consumed; empty for stale ids and after `close`. After
+    /// `Failed` what was there before stays until it is consumed.
     #[must_use]
     pub fn received(&self, c: ConnId) -> &[u8] {
         self.conns.get(c.0).map_or(&[], |conn| conn.rx.received())
@@ -158,7 +159,8 @@ impl Driver {
     /// # Panics
     /// When fewer bytes were received.
     pub fn consume(&mut self, c: ConnId, n: usize) {
-        if let Some(conn) = self.open(c) {
+        let conn = self.conns.get_mut(c.0);
+        if let Some(conn) = conn.filter(|conn| matches!(conn.state, State::Open | State::Failed)) {
             conn.rx.consume(n);
             self.touch(c.0);
         }

@@ -172,7 +172,8 @@ impl Driver {
                 // The peer will send no more; that does not keep it from reading.
                 conn.rx.set_paused(result <= 0 && result != -libc::EINTR);
             }
-            State::Failed | State::Closing => conn.rx.abandon(),
+            State::Failed => conn.rx.release(),
+            State::Closing => conn.rx.abandon(),
         }
         self.touch(key);
     }

@@ -180,3 +180,22 @@ fn closing_after_sends_delivers_everything_first() {
     let all = reader.join().unwrap().unwrap();
     assert!(all.len() == 32 * PART_BYTES_MAX && all.iter().all(|&byte| byte == 7));
 }
+
+#[test]
+fn what_was_received_before_a_failure_can_still_be_read() {
+    let mut driver = driver();
+    let (ours, mut theirs) = tcp_pair();
+    let conn = driver.add_conn(ours.into()).unwrap();
+    theirs.write_all(b"last words").unwrap();
+    drop(theirs);
+    until(&mut driver, |_, completion| matches!(completion, Completion::Failed { .. }).then_some(()));
+    assert_eq!(driver.received(conn), b"last words");
+    driver.consume(conn, 5);
+    assert_eq!(driver.received(conn), b"words");
+    let buf = driver.pool().alloc(5).unwrap();
+    driver.receive_into(conn, buf, 0);
+    assert_eq!(driver.pool().available(5), 64, "a failed connection fills nothing");
+    driver.close(conn);
+    assert_eq!(driver.received(conn), b"");
+    until_closed(&mut driver, conn);
+}
