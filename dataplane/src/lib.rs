@@ -1,4 +1,5 @@
 //! The block path.
 #![deny(unsafe_code)]
 
+pub mod frontend;
 pub mod io;
