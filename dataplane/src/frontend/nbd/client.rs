@@ -246,12 +246,17 @@ impl Client {
         self.rx = Rx::Header;
         let Some(bytes) = t.received().first_chunk() else { return Ok(Step::NeedInput) };
         // Also before requests that need no part: their replies must not pile up either.
-        if self.in_flight() >= self.limits.requests_max || t.queued_bytes() > self.limits.bytes_max {
+        let full = self.in_flight() >= self.limits.requests_max || t.queued_bytes() > self.limits.bytes_max;
+        if full || self.replies.streaming() {
             return Ok(Step::Starved);
         }
         let header = RequestHeader::parse(bytes)?;
+        let verdict = self.rules.judge(&header);
+        if matches!(verdict, Verdict::Run(task) if task.form.needs_the_line()) && self.in_flight() > 0 {
+            return Ok(Step::Starved);
+        }
         t.consume(proto::REQUEST_BYTES);
-        self.rx = match self.rules.judge(&header) {
+        self.rx = match verdict {
             Verdict::Disconnect => Rx::Closed,
             Verdict::Oversized => return Err(Violation::OversizedWrite { len: header.len }),
             Verdict::Answer(error) if header.command == command::WRITE => {

@@ -48,6 +48,8 @@ pub(super) struct Replies {
     requests: Slab<Request>,
     parts: Slab<Part>,
     held_bytes: usize,
+    /// The only request in flight is one whose reply no other may interrupt.
+    streaming: bool,
     /// Nothing is sent any more.
     silent: bool,
     /// A reply could not be finished: the connection must end.
@@ -62,6 +64,7 @@ impl Replies {
             requests: Slab::new(),
             parts: Slab::new(),
             held_bytes: 0,
+            streaming: false,
             silent: false,
             broken: false,
             scratch: Vec::new(),
@@ -80,6 +83,10 @@ impl Replies {
         self.broken
     }
 
+    pub(super) fn streaming(&self) -> bool {
+        self.streaming
+    }
+
     pub(super) fn silence(&mut self) {
         self.silent = true;
     }
@@ -93,6 +100,8 @@ impl Replies {
     }
 
     pub(super) fn begin(&mut self, task: Task) -> u32 {
+        self.streaming = task.form.needs_the_line();
+        assert!(!self.streaming || self.requests.len() == 0, "a reply that needs the line is alone");
         self.requests.insert(Request {
             task,
             open: true,
@@ -202,6 +211,7 @@ impl Replies {
             self.free_ordered(request);
         }
         let Request { task, error, answered, begun, .. } = self.requests.remove(request);
+        self.streaming = false;
         match error {
             Some(_) if begun => self.broken = true,
             None if begun || answered => {}

@@ -29,6 +29,14 @@ pub(super) enum ReplyForm {
     Status { only_one: bool },
 }
 
+impl ReplyForm {
+    /// Other replies cannot go out between the pieces of this one: nothing else may be in flight meanwhile. Rare:
+    /// only a simple reply that is too long to be gathered.
+    pub(super) fn needs_the_line(self) -> bool {
+        matches!(self, Self::Ordered { early: true, .. })
+    }
+}
+
 /// A request that the engine has work to do for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Task {
