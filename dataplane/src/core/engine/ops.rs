@@ -746,8 +746,23 @@ impl Engine {
         self.run_ready(now);
     }
 
-    /// Reads asked of a member that is away now are asked of another.
+    /// What was asked of a replica whose connection is gone: reads are asked of another member; and what waited for
+    /// its former requests to end need not any more, since it ends them before it takes another connection.
     pub(super) fn ask_others(&mut self, slot: usize, now: Now) {
+        let draining: Vec<_> = self
+            .ops
+            .live()
+            .filter(|id| {
+                self.ops.get(*id).stage == Stage::Drain && self.ops.get(*id).pending & bit(slot) != 0
+            })
+            .collect();
+        for id in draining {
+            let op = self.ops.get_mut(id);
+            op.pending &= !bit(slot);
+            if op.pending == 0 {
+                self.begin_again(id, now);
+            }
+        }
         if self.members & self.required() & self.live & !bit(slot) == 0 {
             return;
         }
@@ -844,7 +859,7 @@ impl Engine {
         if self.ops.get(id).failed != 0 {
             return self.own_failed(id, now);
         }
-        self.unrepaired.remove(self.ops.get(id).offset / REGION_BYTES);
+        self.mark_repaired(self.ops.get(id).offset / REGION_BYTES);
         self.end_own(id, now);
     }
 
@@ -864,7 +879,7 @@ impl Engine {
     /// A member could not take part in a repair: it leaves, and the repair is done with the others.
     fn own_failed(&mut self, id: u32, now: Now) {
         let op = self.ops.get_mut(id);
-        let (failed, status) = (op.failed, op.status);
+        let (failed, status) = (std::mem::take(&mut op.failed), op.status);
         op.attempt = op.attempt.wrapping_add(1);
         let region = op.offset / REGION_BYTES;
         for slot in slots(failed) {
