@@ -186,6 +186,10 @@ impl Ops {
     fn live(&self) -> impl Iterator<Item = u32> + '_ {
         self.table.iter().zip(0u32..).filter(|(op, _)| op.live).map(|(_, id)| id)
     }
+    /// Whether this replica has answered a write whose client has no answer yet: the answer counts on it.
+    pub(super) fn answered_by(&self, slot: usize) -> bool {
+        self.any(|op| op.mutates() && op.ok & bit(slot) != 0)
+    }
     pub(super) fn any(&self, wanted: impl Fn(&Op) -> bool) -> bool {
         self.table.iter().any(|op| op.live && wanted(op))
     }

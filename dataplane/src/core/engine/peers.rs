@@ -173,7 +173,8 @@ impl Engine {
     /// node's page cache; unless the node restarted.
     fn member_returned(&mut self, slot: usize, former_boot: BootId, now: Now) {
         let peer = &self.peers[slot];
-        let rebooted = peer.lost || peer.boot != former_boot && self.writes_done != self.writes_flushed;
+        let unflushed = self.writes_done != self.writes_flushed || self.ops.answered_by(slot);
+        let rebooted = peer.lost || (peer.boot != former_boot && unflushed);
         let broken = peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty());
         let others = self.required() & !bit(slot);
         let alone = slots(others).all(|other| self.peers[other].failed.is_some());
