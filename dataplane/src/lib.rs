@@ -4,7 +4,9 @@
 //! The binary's `engine` and `replica` subcommands call [`engine::run`] and [`replica::run`].
 
 pub mod bytes_codec;
+pub mod control;
 pub mod core;
+pub mod error;
 pub mod layout;
 pub mod units;
 pub mod wire;
