@@ -73,6 +73,9 @@ pub enum Error {
     /// A replica's directory cannot be used.
     #[error(transparent)]
     ReplicaDir(#[from] ReplicaDirError),
+    /// The ring cannot be used, or failed.
+    #[error(transparent)]
+    Ring(#[from] crate::io::Error),
     /// Something that has no finer kind.
     #[error("{operation}: {reason}")]
     Failed {
@@ -111,7 +114,7 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::ReplicaDir(ReplicaDirError::Exists { .. }) => ErrorKind::Conflict,
             Self::ReplicaDir(ReplicaDirError::Missing { .. }) => ErrorKind::NotFound,
-            Self::Os { .. } | Self::ReplicaDir(_) | Self::Failed { .. } => ErrorKind::Failed,
+            Self::Os { .. } | Self::ReplicaDir(_) | Self::Ring(_) | Self::Failed { .. } => ErrorKind::Failed,
         }
     }
 

@@ -23,7 +23,7 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 pub fn begin(args: &InstanceArgs) -> Result<File, Error> {
     // Fails only where the process leads a group already, which then is separate from the agent's as well.
     let _ = nix::unistd::setsid();
-    //IO crate::io::close_inherited_fds();
+    crate::io::close_inherited_fds();
     start_log();
     lock(&args.instance_dir)
 }

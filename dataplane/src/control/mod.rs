@@ -111,6 +111,8 @@ pub fn run<R: Role>(
         instance = instance.args.name, uuid = %instance.args.uuid, kind, pid = std::process::id(),
         version = env!("CARGO_PKG_VERSION"), "instance started"
     );
+    // tokio-uring would panic where io_uring is forbidden; this says why it is, and what to do.
+    tracing::info!("{}", crate::io::probe()?);
     let result = tokio_uring::start(async {
         let listener = server::listen(&instance.args.control)?;
         let role = Rc::new(make(&instance)?);

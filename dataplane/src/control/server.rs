@@ -68,7 +68,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, Error> {
 
 /// A call on its way from a handler to the role.
 enum Call {
-    Configure(pb::configure_request::Role, oneshot::Sender<Result<(), Error>>),
+    Configure(Box<pb::configure_request::Role>, oneshot::Sender<Result<(), Error>>),
     Drain(Duration, oneshot::Sender<pb::DrainReply>),
     Stop(oneshot::Sender<()>),
 }
@@ -174,7 +174,7 @@ fn dispatch<R: Role>(call: Call, role: &Rc<R>, instance: &Instance) {
     // A reply nobody waits for any more is dropped: the caller's connection is gone.
     match call {
         Call::Configure(config, reply) => {
-            let done = role.configure(config);
+            let done = role.configure(*config);
             tokio::task::spawn_local(async move {
                 let _ = reply.send(done.await);
             });
@@ -264,7 +264,7 @@ impl pb::instance_server::Instance for Service {
         }
         let role = request.role.ok_or_else(|| Error::invalid("role", self.instance.kind, "none").status())?;
         self.instance.board.configured();
-        self.call(|reply| Call::Configure(role, reply)).await?.map_err(|e| e.status())?;
+        self.call(|reply| Call::Configure(Box::new(role), reply)).await?.map_err(|e| e.status())?;
         self.configured.store(true, Ordering::Relaxed);
         Ok(Response::new(pb::ConfigureReply {}))
     }
