@@ -5,7 +5,9 @@
 #![deny(unsafe_code)]
 
 pub mod bytes_codec;
+pub mod control;
 pub mod core;
+pub mod error;
 pub mod frontend;
 pub mod io;
 pub mod layout;
