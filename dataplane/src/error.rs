@@ -14,6 +14,10 @@ use crate::layout::ReplicaDirError;
 pub const EXIT_HELD: u8 = 20;
 /// An instance's exit code when nobody confirmed it in time.
 pub const EXIT_NOT_CONFIRMED: u8 = 21;
+/// An engine's exit code when every member lost its cache with acknowledged, not flushed writes in it.
+pub const EXIT_CACHE_LOST: u8 = 22;
+/// An engine's exit code when its volume has no record any more.
+pub const EXIT_RECORD_MISSING: u8 = 23;
 
 /// Why something failed. Messages are fragments that fit after "failed to serve: ".
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,14 @@ pub enum Error {
     /// The ring cannot be used, or failed.
     #[error(transparent)]
     Ring(#[from] crate::io::Error),
+    /// An engine that must not go on.
+    #[error("{reason}")]
+    EngineEnded {
+        /// The exit code that tells why.
+        exit: u8,
+        /// The same for people.
+        reason: String,
+    },
     /// Something that has no finer kind.
     #[error("{operation}: {reason}")]
     Failed {
@@ -114,7 +126,11 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::ReplicaDir(ReplicaDirError::Exists { .. }) => ErrorKind::Conflict,
             Self::ReplicaDir(ReplicaDirError::Missing { .. }) => ErrorKind::NotFound,
-            Self::Os { .. } | Self::ReplicaDir(_) | Self::Ring(_) | Self::Failed { .. } => ErrorKind::Failed,
+            Self::Os { .. }
+            | Self::ReplicaDir(_)
+            | Self::Ring(_)
+            | Self::EngineEnded { .. }
+            | Self::Failed { .. } => ErrorKind::Failed,
         }
     }
 
@@ -124,6 +140,7 @@ impl Error {
         match self {
             Self::Held { .. } => EXIT_HELD,
             Self::NotConfirmed { .. } => EXIT_NOT_CONFIRMED,
+            Self::EngineEnded { exit, .. } => *exit,
             _ => self.kind().exit_code(),
         }
     }

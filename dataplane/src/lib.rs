@@ -7,6 +7,7 @@
 pub mod bytes_codec;
 pub mod control;
 pub mod core;
+pub mod engine;
 pub mod error;
 pub mod frontend;
 pub mod io;
