@@ -10,5 +10,6 @@ pub mod core;
 pub mod error;
 pub mod io;
 pub mod layout;
+pub mod replica;
 pub mod units;
 pub mod wire;

@@ -52,6 +52,18 @@ impl<W> FlushGate<W> {
         self.failed
     }
 
+    /// How many wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.current.len() + self.next.len()
+    }
+
+    /// How many changes there were.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.applied
+    }
+
     /// Whether nobody waits and nothing is in flight.
     #[must_use]
     pub fn is_idle(&self) -> bool {

@@ -145,6 +145,12 @@ impl Replica {
         &self.meta
     }
 
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle) && self.work.is_empty() && self.actions.is_empty()
+    }
+
     /// An engine has proven the key and wants to be taken.
     pub fn handle_fence(&mut self, ticket: u64, hello: Hello) {
         let waiting = self.work.iter().filter(|work| matches!(work, Work::Fence { .. })).count();
