@@ -12,6 +12,11 @@ mod request;
 mod serve;
 mod shell;
 
+#[cfg(test)]
+mod data_tests;
+#[cfg(test)]
+mod test_engine;
+
 use std::time::Duration;
 
 use holdfast_proto::pb::instance as pb;
