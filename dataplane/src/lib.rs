@@ -12,5 +12,6 @@ pub mod error;
 pub mod frontend;
 pub mod io;
 pub mod layout;
+pub mod replica;
 pub mod units;
 pub mod wire;
