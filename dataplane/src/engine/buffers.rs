@@ -117,7 +117,7 @@ impl Buffers {
     }
 
     /// The buffer and its checksum, to send `len` bytes of it from `from` on.
-    pub(super) fn to_send(&mut self, op: OpId, from: usize, len: usize) -> Option<(&Buf, u32)> {
+    pub(super) fn sending(&mut self, op: OpId, from: usize, len: usize) -> Option<(&Buf, u32)> {
         let place = self.find(op)?;
         let buf = place.buf.as_ref()?;
         let range = buf.as_slice().get(from..from.checked_add(len)?)?;
@@ -224,16 +224,16 @@ mod tests {
         let mut buffers = buffers();
         let buf = filled(&buffers, 1);
         buffers.begin(op(0, 1), part(), Some(buf));
-        let first = buffers.to_send(op(0, 1), 0, 4096).unwrap().1;
+        let first = buffers.sending(op(0, 1), 0, 4096).unwrap().1;
         assert_eq!(first, crc32fast::hash(&[1; 4096]));
         assert!(buffers.merge(op(0, 1), 0, 10, 20, &[2; 4096]));
         let mut expected = [2; 4096];
         expected[10..20].fill(1);
-        assert_eq!(buffers.to_send(op(0, 1), 0, 4096).unwrap().1, crc32fast::hash(&expected));
+        assert_eq!(buffers.sending(op(0, 1), 0, 4096).unwrap().1, crc32fast::hash(&expected));
         let buf = filled(&buffers, 3);
         buffers.fill(op(0, 1), buf);
-        assert_eq!(buffers.to_send(op(0, 1), 0, 4096).unwrap().1, crc32fast::hash(&[3; 4096]));
-        assert!(buffers.to_send(op(0, 1), 4096, 1).is_none());
+        assert_eq!(buffers.sending(op(0, 1), 0, 4096).unwrap().1, crc32fast::hash(&[3; 4096]));
+        assert!(buffers.sending(op(0, 1), 4096, 1).is_none());
     }
 
     #[test]

@@ -186,7 +186,7 @@ impl Link {
             Body::None => driver.send(self.conn, &header.encode(), None),
             Body::Buffer { op, from, len } => {
                 let (from, len) = (to_usize(*from), to_usize(*len));
-                let Some((buf, payload_crc)) = buffers.to_send(*op, from, len) else { return false };
+                let Some((buf, payload_crc)) = buffers.sending(*op, from, len) else { return false };
                 let length = u32::try_from(len).unwrap_or(u32::MAX);
                 let header = Header { length, payload_crc, ..header };
                 driver.send(self.conn, &header.encode(), Some((buf, from..from + len)));

@@ -17,6 +17,8 @@ mod ops;
 mod peers;
 mod report;
 mod tag;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::collections::VecDeque;

@@ -295,7 +295,12 @@ impl Engine {
                 self.spread_out(id, Stage::Main, self.required() | self.targets);
             }
             Work::Client(_) => self.spread_out(id, Stage::Main, self.required() | self.targets),
+            // Those it was meant for may have gone while it waited for its turn.
+            Work::FlushTarget { target } if self.targets & bit(target) == 0 => self.end_own(id, now),
             Work::FlushTarget { target } => self.spread_out(id, Stage::Main, bit(target)),
+            Work::Scan { mask } if mask & !(self.live & (self.members | self.targets)) != 0 => {
+                self.scanned(id, now);
+            }
             Work::Scan { mask } => self.spread_out(id, Stage::Main, mask),
             Work::Repair => self.repair(id, now),
             Work::Copy { .. } => self.ask_source(id),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_proto::ids::{BootId, ReplicaId};
+use holdfast_proto::ids::{BootId, Generation, ReplicaId};
 
 use super::tag::Tag;
 use super::view::Phase;
@@ -115,9 +115,20 @@ impl Engine {
     }
 
     /// The handshake succeeded: the replica has persisted its promise to this engine's generation.
-    pub fn connected(&mut self, replica: ReplicaId, session: u64, welcome: Welcome, boot: BootId, now: Now) {
+    pub fn connected(
+        &mut self,
+        replica: ReplicaId,
+        session: u64,
+        promised: Generation,
+        welcome: Welcome,
+        boot: BootId,
+        now: Now,
+    ) {
         let Some(slot) = self.slot_of(replica) else { return };
-        if !matches!(self.phase, Phase::Fencing { .. } | Phase::Opening | Phase::Serving | Phase::Draining) {
+        let awaited =
+            matches!(self.phase, Phase::Fencing { .. } | Phase::Opening | Phase::Serving | Phase::Draining);
+        if !awaited || promised != self.registry.generation {
+            // A handshake that began before this engine took a higher number.
             self.actions.push_back(Action::Disconnect { replica, session });
             return;
         }
@@ -161,10 +172,12 @@ impl Engine {
         let peer = &self.peers[slot];
         let rebooted = peer.boot != former_boot && self.writes_done != self.writes_flushed;
         let broken = peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty());
-        if rebooted || broken {
-            let others = self.required() & !bit(slot);
+        let others = self.required() & !bit(slot);
+        let alone = slots(others).all(|other| self.peers[other].failed.is_some());
+        // The last member stays although a flush failed on it: consumers were told, and no copy is better.
+        if rebooted || (broken && !alone) {
             let reason = if rebooted { "its node restarted before a flush" } else { "a flush failed on it" };
-            if rebooted && slots(others).all(|other| self.peers[other].failed.is_some()) {
+            if rebooted && alone {
                 // Consumers believe in writes that are in no cache any more.
                 self.end(Ending::CacheLost, now);
                 return;
@@ -213,7 +226,7 @@ impl Engine {
         }
         reason.clone_into(&mut self.peers[slot].reason);
         self.drop_link(slot, now, now);
-        if self.targets & bit(slot) != 0 && self.required() & bit(slot) == 0 {
+        if self.required() & bit(slot) == 0 {
             self.give_up_target(slot, reason.to_owned(), now);
         }
         self.ask_others(slot, now);
@@ -252,8 +265,10 @@ impl Engine {
             return;
         }
         if self.peers[slot].failed.is_none() {
-            self.peers[slot].failed = Some(reason);
+            self.peers[slot].failed = Some(reason.clone());
         }
+        // One that was about to be added begins anew: it may miss writes from here on.
+        self.give_up_target(slot, reason, now);
         self.ask_others(slot, now);
         self.reconsider(now);
     }
@@ -269,7 +284,7 @@ impl Engine {
         peer.quiet_since = now;
         if header.status == Status::Fenced {
             let engine = self.config.engine;
-            return self.refused(holdfast_proto::ids::Generation(header.generation), engine, now);
+            return self.refused(Generation(header.generation), engine, now);
         }
         match Tag::decode(header.tag) {
             Some(Tag::Ping) | None => {}
@@ -309,6 +324,7 @@ impl Engine {
                 }
             }
         }
+        self.registry_again(now);
         self.connect_due(now);
         self.try_start(now);
         self.reconsider(now);

@@ -246,6 +246,20 @@ impl Engine {
         self.end(Ending::Fenced { by: generation }, now);
     }
 
+    /// A start that cannot do without the registry asks it again, under a higher number than was promised meanwhile.
+    pub(super) fn registry_again(&mut self, now: Now) {
+        let away = self.registry.state == RegistryState::Unreachable && self.registry.pending.is_none();
+        if away
+            && matches!(self.phase, Phase::Fencing { since } if now > since + self.config.start_patience)
+            && matches!(self.decision(), Decision::Wait { .. })
+        {
+            self.registry.refused_with = self.registry.refused_with.max(self.registry.generation);
+            self.forget_promises(now);
+            self.phase = Phase::Attaching;
+            self.attach(now);
+        }
+    }
+
     fn forget_promises(&mut self, now: Now) {
         for peer in &mut self.peers {
             if let Link::Up { session } = peer.link {

@@ -3,6 +3,7 @@
 mod decoder;
 mod directed;
 mod disk;
+mod driver;
 mod fuzz;
 mod handshake;
 mod model;
