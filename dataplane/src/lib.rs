@@ -5,9 +5,13 @@
 #![deny(unsafe_code)]
 
 pub mod bytes_codec;
+pub mod control;
 pub mod core;
+pub mod engine;
+pub mod error;
 pub mod frontend;
 pub mod io;
 pub mod layout;
+pub mod replica;
 pub mod units;
 pub mod wire;

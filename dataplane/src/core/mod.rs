@@ -2,6 +2,8 @@
 //! log is here, so that all of it runs under simulation.
 
 pub mod engine;
+pub mod flush;
 pub mod range_lock;
 pub mod region_map;
+pub mod replica;
 pub mod start;
