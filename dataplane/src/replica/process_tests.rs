@@ -147,7 +147,9 @@ impl Replica {
 
     async fn stop(mut self) -> Result<(), Error> {
         self.client.stop(pb::StopRequest {}).await.unwrap();
-        self.thread.take().unwrap().join().unwrap()
+        // Beside this runtime, on which the client takes the server's last frames.
+        let thread = self.thread.take().unwrap();
+        tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap()
     }
 }
 
@@ -523,7 +525,7 @@ fn a_connection_that_says_nothing_does_not_hold_up_others() {
         let mut silent = Vec::new();
         for _ in 0..30 {
             let stream = std::net::TcpStream::connect(address).unwrap();
-            (&stream).write_all(&[b'H']).unwrap();
+            (&stream).write_all(b"H").unwrap();
             silent.push(stream);
         }
         let hello = replica.hello(1, InstanceUuid::random());
