@@ -49,16 +49,18 @@ impl Conn {
         !self.rx.is_in_flight() && !self.tx.is_in_flight()
     }
 
-    /// No more traffic: forgets everything but what the kernel holds.
+    /// No more traffic: forgets everything but what the kernel holds and what was received, which may be whole messages
+    /// that their sender did not wait for.
     pub(super) fn fail(&mut self) {
         self.state = self.state.max(State::Failed);
-        self.rx.abandon();
+        self.rx.release();
         self.tx.abandon();
     }
 
     /// Ends the connection for the peer. What is in flight completes soon, also because the caller cancels it.
     pub(super) fn close(&mut self) {
         self.fail();
+        self.rx.abandon();
         self.state = State::Closing;
         // Not connected any more is as good as shut down.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);

@@ -1,6 +1,6 @@
 //! The driver: queues what its owner asks for, submits it once per turn, and tells what came of it.
 //!
-//! Invariant of every `push` below: connections, operations and the waker's counter stay in their tables until the
+//! Invariant of every `push` in `turn.rs`: connections, operations and the waker's counter stay in their tables until the
 //! ring has no operation of theirs in flight. A closed connection leaves the table only when it is idle, an operation
 //! only with its completion, and a driver that is dropped waits for all of them or leaks the tables.
 
@@ -9,28 +9,25 @@ use std::fmt;
 use std::mem::{self, ManuallyDrop};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
-
-use io_uring::opcode;
 
 use super::conn::{Conn, State};
-use super::file::{self, FallocateMode, File, Next, Operation, Request};
+use super::file::{self, FallocateMode, File, Operation, Request};
 use super::pool::{Buf, Pool};
-use super::ring::{Ring, Tag, Wait};
+use super::ring::{Ring, Tag};
 use super::slots::{Key, Slots};
 use super::wake::{WakeSource, Waker};
 use super::{Completion, ConnId, Errno, Error, ErrorKind, FileId};
 
-/// How long a dropped driver waits for the kernel before it leaks the memory instead. A guess: cancelled sockets take
-/// microseconds; only a file operation on a hung disk takes longer, and nothing is gained by waiting for that.
-const DROP_WAIT: Duration = Duration::from_secs(5);
-/// How often in a row the kernel may be too short of memory to take entries before the driver gives up.
-const BUSY_MAX: u32 = 10_000;
+mod end;
+mod turn;
+
+/// A connection may submit a receive and a send at once.
+const ENTRIES_MIN: u32 = 2;
 
 /// Sizes that are set up in advance. Tables grow beyond them where needed, the submission queue is reused within a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DriverConfig {
-    /// Places in the submission queue; the completion queue has four times as many.
+    /// Places in the submission queue, at least 2; the completion queue has four times as many.
     pub entries: u32,
     /// Connections expected at a time.
     pub conns: usize,
@@ -95,7 +92,7 @@ impl Driver {
     /// # Errors
     /// io_uring is missing or forbidden, or memory ran out; the message names the remedy.
     pub fn new(cfg: DriverConfig, pool: Pool) -> Result<Self, Error> {
-        let ring = Ring::new(cfg.entries)?;
+        let ring = Ring::new(cfg.entries.max(ENTRIES_MIN))?;
         let wake =
             WakeSource::new().map_err(|errno| Error::new(ErrorKind::NoMemory, "make an eventfd", errno))?;
         Ok(Self {
@@ -150,7 +147,8 @@ impl Driver {
         Ok(ConnId(key))
     }
 
-    /// The bytes received and not consumed; empty for stale ids and after `Failed` or `close`.
+    /// The bytes received and not consumed; empty for stale ids and after `close`. After
+    /// `Failed` what was there before stays until it is consumed.
     #[must_use]
     pub fn received(&self, c: ConnId) -> &[u8] {
         self.conns.get(c.0).map_or(&[], |conn| conn.rx.received())
@@ -161,7 +159,8 @@ impl Driver {
     /// # Panics
     /// When fewer bytes were received.
     pub fn consume(&mut self, c: ConnId, n: usize) {
-        if let Some(conn) = self.open(c) {
+        let conn = self.conns.get_mut(c.0);
+        if let Some(conn) = conn.filter(|conn| matches!(conn.state, State::Open | State::Failed)) {
             conn.rx.consume(n);
             self.touch(c.0);
         }
@@ -343,244 +342,5 @@ impl Driver {
 
     fn file(&self, f: FileId) -> Result<BorrowedFd<'_>, Errno> {
         self.files.get(f.0).map(|file| file.fd.as_fd()).ok_or(Errno::EBADF)
-    }
-
-    // ---- the turn ---------------------------------------------------------------------------------------------------
-
-    /// Submits all that is queued in one system call, waits for something to report or for `wait_until` (`None`: for
-    /// ever; a time that has passed: not at all), and appends what happened to `out`.
-    ///
-    /// Without anything to submit or to reap, a turn that does not wait makes no system call, so spinning is cheap.
-    ///
-    /// # Errors
-    /// The ring itself failed; the driver cannot go on.
-    pub fn turn(&mut self, wait_until: Option<Instant>, out: &mut Vec<Completion>) -> Result<(), Error> {
-        let mut busy = 0;
-        loop {
-            let full = self.fill();
-            let wait = if full || !self.ready.is_empty() { Wait::No } else { wait_for(wait_until) };
-            let taken = self.ring.enter(wait)?;
-            self.reap();
-            if !taken {
-                busy += 1;
-                if busy > BUSY_MAX {
-                    return Err(Error::new(ErrorKind::Ring, "submit to the io_uring", Errno::EBUSY));
-                }
-            }
-            if full || !taken {
-                continue;
-            }
-            if !self.ready.is_empty() {
-                out.append(&mut self.ready);
-                return Ok(());
-            }
-            // Nothing to report: a partial send went on, a signal came, or the time has passed.
-            if wait == Wait::No || wait_until.is_some_and(|until| until <= Instant::now()) {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Fills the submission queue; true when it is full with more to come.
-    fn fill(&mut self) -> bool {
-        if !self.wake.is_armed() {
-            if self.ring.room() == 0 {
-                return true;
-            }
-            let entry = self.wake.arm();
-            // SAFETY: the counter and the eventfd live in `self.wake` until the read has ended or the driver leaks it.
-            unsafe { self.ring.push(entry, Tag::Wake) };
-        }
-        self.fill_cancels() || self.fill_conns() || self.fill_operations()
-    }
-
-    fn fill_cancels(&mut self) -> bool {
-        while !self.cancels.is_empty() {
-            if self.ring.room() == 0 {
-                return true;
-            }
-            let Some(tag) = self.cancels.pop() else { break };
-            let entry = opcode::AsyncCancel::new(tag.to_user_data()).build();
-            // SAFETY: a cancellation names no memory. Should the slot have been reused, it ends the new connection's
-            // receive or send with an error, which is an outage but not a breach; `settle` and the order of
-            // submission (cancellations first) make that impossible.
-            unsafe { self.ring.push(entry, Tag::Cancel) };
-        }
-        false
-    }
-
-    fn fill_conns(&mut self) -> bool {
-        while let Some(&slot) = self.dirty.front() {
-            // A connection submits at most a receive and a send.
-            if self.ring.room() < 2 {
-                return true;
-            }
-            self.dirty.pop_front();
-            let Some((key, conn)) = self.conns.at(slot) else { continue };
-            conn.dirty = false;
-            if conn.state < State::Failed {
-                let fd = conn.fd();
-                if let Some(entry) = conn.rx.next(fd) {
-                    // SAFETY: the receive buffer, the caller's buffer and the socket are kept by the connection, which
-                    // stays in the table until it is idle (`settle`); `rx` leaves the range alone until `ended`.
-                    unsafe { self.ring.push(entry, Tag::Recv(slot)) };
-                    self.stats.recvs += 1;
-                }
-                if let Some(entry) = conn.tx.next(fd) {
-                    // SAFETY: the message, its vectors, heads and payloads and the socket are kept by the connection,
-                    // which stays in the table until it is idle; `tx` leaves them alone until `ended`.
-                    unsafe { self.ring.push(entry, Tag::Send(slot)) };
-                    self.stats.sends += 1;
-                }
-            }
-            self.settle(key);
-        }
-        false
-    }
-
-    fn fill_operations(&mut self) -> bool {
-        while let Some(&slot) = self.pending.front() {
-            if self.ring.room() == 0 {
-                return true;
-            }
-            self.pending.pop_front();
-            let (_, operation) = self.operations.at(slot).expect("a pending operation is in the table");
-            let file =
-                self.files.get(operation.file).expect("a file with operations in flight is not removed");
-            let entry = operation.entry(&file.fd);
-            // SAFETY: the buffer is kept by the operation, which stays in the table until `operation_ended`; the file
-            // is kept by the count of operations in flight on it.
-            unsafe { self.ring.push(entry, Tag::File(slot)) };
-            self.stats.file_ops += 1;
-        }
-        false
-    }
-
-    fn reap(&mut self) {
-        let mut reaped = mem::take(&mut self.reaped);
-        self.ring.reap(&mut reaped);
-        for (tag, result) in reaped.drain(..) {
-            match tag {
-                Tag::Recv(slot) => self.recv_ended(slot, result),
-                Tag::Send(slot) => self.send_ended(slot, result),
-                Tag::File(slot) => self.operation_ended(slot, result),
-                Tag::Wake => {
-                    self.wake.disarm();
-                    self.stats.wakes += 1;
-                    self.ready.push(Completion::Wake);
-                }
-                Tag::Cancel => {}
-            }
-        }
-        self.reaped = reaped;
-    }
-
-    fn recv_ended(&mut self, slot: u32, result: i32) {
-        let (key, conn) = self.conns.at(slot).expect("a connection stays until its last completion");
-        let id = ConnId(key);
-        let progress = conn.rx.ended(usize::try_from(result).unwrap_or(0));
-        match conn.state {
-            State::Open if result > 0 => {
-                if let Some(buf) = progress.filled {
-                    self.ready.push(Completion::ReceivedInto { conn: id, buf });
-                }
-                if progress.received {
-                    self.ready.push(Completion::Received { conn: id });
-                }
-            }
-            State::Open if result == -libc::EINTR => {}
-            State::Open => {
-                conn.fail();
-                let error = if result == 0 { Errno::ECONNRESET } else { Errno::from_raw(-result) };
-                self.ready.push(Completion::Failed { conn: id, error });
-            }
-            State::Draining => {
-                conn.rx.abandon();
-                // The peer will send no more; that does not keep it from reading.
-                conn.rx.set_paused(result <= 0 && result != -libc::EINTR);
-            }
-            State::Failed | State::Closing => conn.rx.abandon(),
-        }
-        self.touch(key);
-    }
-
-    fn send_ended(&mut self, slot: u32, result: i32) {
-        let (key, conn) = self.conns.at(slot).expect("a connection stays until its last completion");
-        let id = ConnId(key);
-        let emptied = conn.tx.ended(usize::try_from(result).unwrap_or(0));
-        let failed = result < 0 && result != -libc::EINTR;
-        match conn.state {
-            State::Open if failed => {
-                conn.fail();
-                self.ready.push(Completion::Failed { conn: id, error: Errno::from_raw(-result) });
-            }
-            State::Open if emptied => self.ready.push(Completion::Sent { conn: id }),
-            State::Draining if failed || emptied => self.close(id),
-            State::Open | State::Draining => {}
-            State::Failed | State::Closing => conn.tx.abandon(),
-        }
-        self.touch(key);
-    }
-
-    fn operation_ended(&mut self, slot: u32, result: i32) {
-        let (key, operation) = self.operations.at(slot).expect("an operation stays until its completion");
-        match operation.ended(result) {
-            Next::Again => self.pending.push_back(slot),
-            Next::Done(result) => {
-                let operation = self.operations.remove(key).expect("found just above");
-                if let Some(file) = self.files.get_mut(operation.file) {
-                    file.in_flight -= 1;
-                }
-                let token = operation.token;
-                self.ready.push(Completion::File { token, result, buf: operation.into_buf() });
-            }
-        }
-    }
-
-    // ---- the end ----------------------------------------------------------------------------------------------------
-
-    /// Cancels everything and waits until the ring is empty; false when that took too long or the ring failed.
-    fn quiesce(&mut self) -> bool {
-        self.cancels.clear();
-        for key in self.conns.keys() {
-            self.cancels.extend([Tag::Recv(key.slot), Tag::Send(key.slot)]);
-        }
-        self.cancels.extend(self.operations.keys().map(|key| Tag::File(key.slot)));
-        self.cancels.push(Tag::Wake);
-        let until = Instant::now() + DROP_WAIT;
-        loop {
-            let full = self.fill_cancels();
-            if self.ring.in_flight() == 0 {
-                return true;
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            let wait = if full { Wait::No } else { Wait::For(left) };
-            if left.is_zero() || self.ring.enter(wait).is_err() {
-                return false;
-            }
-            self.ring.reap(&mut self.reaped);
-            self.reaped.clear();
-        }
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        if self.quiesce() {
-            // SAFETY: not used after this; nobody else drops it. The ring no longer writes to it.
-            unsafe { ManuallyDrop::drop(&mut self.wake) };
-        } else {
-            // The kernel may still read and write what these hold, so it stays for good, like the waker's counter.
-            mem::forget(mem::take(&mut self.conns));
-            mem::forget(mem::take(&mut self.operations));
-        }
-    }
-}
-
-fn wait_for(until: Option<Instant>) -> Wait {
-    let Some(until) = until else { return Wait::Forever };
-    match until.saturating_duration_since(Instant::now()) {
-        Duration::ZERO => Wait::No,
-        left => Wait::For(left),
     }
 }

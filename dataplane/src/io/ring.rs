@@ -199,6 +199,15 @@ impl Ring {
         }
     }
 
+    /// Waits for a completion, at most for `duration`, without submitting anything.
+    pub(super) fn rest(&mut self, duration: Duration) -> Result<(), Error> {
+        self.enters += 1;
+        match self.enter_raw(0, Wait::For(duration)) {
+            Ok(_) | Err(Errno::ETIME | Errno::EINTR | Errno::EAGAIN | Errno::EBUSY) => Ok(()),
+            Err(errno) => Err(Error::new(ErrorKind::Ring, "enter the io_uring", errno)),
+        }
+    }
+
     fn enter_raw(&self, to_submit: u32, wait: Wait) -> Result<usize, Errno> {
         let submitter = self.ring.submitter();
         // With deferred task-run, completions appear only in a call that asks for them, waiting or not.
@@ -272,6 +281,7 @@ mod tests {
             assert_eq!((out.as_slice(), ring.in_flight()), ([(Tag::File(3), 0)].as_slice(), 0), "{level:?}");
             assert!(ring.enter(Wait::No).unwrap());
             assert!(ring.enter(Wait::For(Duration::from_millis(1))).unwrap());
+            ring.rest(Duration::from_millis(1)).unwrap();
         }
     }
 }

@@ -158,9 +158,14 @@ impl Rx {
         if n == 0 { Progress::default() } else { self.absorb() }
     }
 
-    /// Forgets what was received; the caller's buffer is let go unless the kernel still writes into it.
+    /// Forgets what was received, and lets the caller's buffer go as `release` does.
     pub(super) fn abandon(&mut self) {
         self.start = self.end;
+        self.release();
+    }
+
+    /// Lets the caller's buffer go, unless the kernel still writes into it.
+    pub(super) fn release(&mut self) {
         if self.in_flight != Some(Target::Direct) {
             self.direct = None;
         }
