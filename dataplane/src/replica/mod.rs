@@ -15,6 +15,8 @@ mod shell;
 #[cfg(test)]
 mod data_tests;
 #[cfg(test)]
+mod process_tests;
+#[cfg(test)]
 mod test_engine;
 
 use std::time::Duration;
