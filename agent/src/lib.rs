@@ -1,1 +1,5 @@
-//! The per-node agent.
+//! The per-node agent: supervises engines and replicas, keeps volume records, and answers operators.
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod node;
