@@ -1,5 +1,13 @@
 //! The per-node agent: supervises engines and replicas, keeps volume records, and answers operators.
 #![forbid(unsafe_code)]
 
+// cli
+pub mod complaint;
+pub mod config;
 pub mod error;
 pub mod node;
+pub mod preflight;
+pub mod rpc;
+pub mod runtime_dir;
+pub mod telemetry;
+pub mod units;
