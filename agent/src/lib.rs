@@ -1,7 +1,7 @@
 //! The per-node agent: supervises engines and replicas, keeps volume records, and answers operators.
 #![forbid(unsafe_code)]
 
-// cli
+pub mod cli;
 pub mod complaint;
 pub mod config;
 pub mod error;

@@ -17,6 +17,7 @@ use holdfast_proto::ids::NodeName;
 use holdfast_proto::status::ErrorKind;
 
 pub use flags::AgentFlags;
+pub(crate) use flags::{absolute, parse_listen};
 pub use reload::Reload;
 
 use crate::complaint::Complaint;
