@@ -1,1 +1,4 @@
 //! Pure state machines.
+
+pub mod flush;
+pub mod replica;
