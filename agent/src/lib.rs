@@ -4,10 +4,13 @@
 pub mod cli;
 pub mod complaint;
 pub mod config;
+pub mod core;
 pub mod error;
 pub mod node;
 pub mod preflight;
+pub mod registry;
 pub mod rpc;
 pub mod runtime_dir;
+pub mod store;
 pub mod telemetry;
 pub mod units;

@@ -64,29 +64,7 @@ impl NodeConfig {
     }
 }
 
-/// One change of the inventory.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Change {
-    /// An instance is new or different.
-    InstanceChanged(pb::InstanceInfo),
-    /// The instance of this name is gone.
-    InstanceRemoved(String),
-    /// A volume is new or different.
-    VolumeChanged(pb::VolumeInfo),
-    /// The volume of this name is gone.
-    VolumeRemoved(String),
-}
-
-/// Everything the node knows, at one revision.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Snapshot {
-    /// Grows by one with each [`Change`].
-    pub revision: u64,
-    /// By name.
-    pub instances: Vec<pb::InstanceInfo>,
-    /// By name.
-    pub volumes: Vec<pb::VolumeInfo>,
-}
+pub use crate::core::inventory::{Change, Snapshot};
 
 /// How far a shutdown has come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
