@@ -67,8 +67,12 @@ fn data_dir(dir: &Path) -> Result<bool, Complaint> {
             io::ErrorKind::PermissionDenied => {
                 "run as its owner or as root, or choose another directory with --data-dir"
             }
-            io::ErrorKind::StorageFull => "free some room on its file system, or choose another with --data-dir",
-            io::ErrorKind::ReadOnlyFilesystem => "mount its file system writable, or choose another with --data-dir",
+            io::ErrorKind::StorageFull => {
+                "free some room on its file system, or choose another with --data-dir"
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "mount its file system writable, or choose another with --data-dir"
+            }
             _ => "choose another directory with --data-dir",
         })
     };
@@ -107,10 +111,8 @@ fn executable(bin_dir: &Path) -> Result<(), Complaint> {
     if !found.flags().contains(FsFlags::ST_NOEXEC) {
         return Ok(());
     }
-    let message = format!(
-        "{} is on a file system mounted noexec, and instances are run from there",
-        bin_dir.display()
-    );
+    let message =
+        format!("{} is on a file system mounted noexec, and instances are run from there", bin_dir.display());
     Err(Complaint::failed(message).remedy("name a directory that may hold programs with --bin-dir"))
 }
 
@@ -132,8 +134,7 @@ fn ports(bind: IpAddr, range: &RangeInclusive<u16>) -> Result<(), Complaint> {
             }
         }
     }
-    let message =
-        format!("all {in_use} ports {}-{} of {bind} are in use", range.start(), range.end());
+    let message = format!("all {in_use} ports {}-{} of {bind} are in use", range.start(), range.end());
     Err(Complaint::failed(message).remedy("name a range with free ports with --data-ports"))
 }
 

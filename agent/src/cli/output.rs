@@ -35,7 +35,11 @@ impl Out {
     }
 
     /// One value: JSON over several lines, or the text that `text` makes.
-    pub(super) fn show<T: Serialize>(self, value: &T, text: impl FnOnce() -> String) -> Result<(), Complaint> {
+    pub(super) fn show<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Complaint> {
         match self.format {
             Format::Text => write_out(text().trim_end().as_bytes(), true),
             Format::Json => {
@@ -46,7 +50,11 @@ impl Out {
     }
 
     /// One of many: JSON on a line of its own, or one line of text.
-    pub(super) fn event<T: Serialize>(self, value: &T, text: impl FnOnce() -> String) -> Result<(), Complaint> {
+    pub(super) fn event<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Complaint> {
         match self.format {
             Format::Text => write_out(text().trim_end().as_bytes(), true),
             Format::Json => {
@@ -97,7 +105,10 @@ fn write_out(bytes: &[u8], newline: bool) -> Result<(), Complaint> {
 }
 
 /// A table without lines; wraps its cells to the width of a terminal, and not at all elsewhere.
-pub(super) fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+pub(super) fn table<const N: usize>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(header.to_vec());
@@ -134,7 +145,8 @@ mod tests {
     #[test]
     fn tables_are_plain_columns() {
         let rows = [["a".to_owned(), "1".to_owned()], ["longer".to_owned(), "2".to_owned()]];
-        let lines: Vec<String> = table(["NAME", "N"], rows).lines().map(|line| line.trim_end().to_owned()).collect();
+        let lines: Vec<String> =
+            table(["NAME", "N"], rows).lines().map(|line| line.trim_end().to_owned()).collect();
         assert_eq!(lines, ["NAME    N", "a       1", "longer  2"]);
     }
 

@@ -278,9 +278,10 @@ fn find(snapshot: Snapshot) -> Option<pb::VolumeInfo> {
 
 /// Flags that would have made another volume are not silently ignored.
 fn same_shape(args: &Args, volume: &pb::VolumeInfo) -> Result<(), Complaint> {
-    let size = args.size.filter(|size| *size != volume.size_bytes).map(|size| {
-        format!("its size is {}, not {}", format_size(volume.size_bytes), format_size(size))
-    });
+    let size = args
+        .size
+        .filter(|size| *size != volume.size_bytes)
+        .map(|size| format!("its size is {}, not {}", format_size(volume.size_bytes), format_size(size)));
     let have = volume.replicas.len();
     let replicas = args
         .replicas
@@ -299,9 +300,8 @@ fn same_shape(args: &Args, volume: &pb::VolumeInfo) -> Result<(), Complaint> {
 /// How this program can be called from another terminal in the same directory.
 fn program() -> String {
     let Ok(path) = std::env::current_exe() else { return "holdfast".to_owned() };
-    let on_path = std::env::var_os("PATH").is_some_and(|path_list| {
-        std::env::split_paths(&path_list).any(|dir| dir.join("holdfast") == path)
-    });
+    let on_path = std::env::var_os("PATH")
+        .is_some_and(|path_list| std::env::split_paths(&path_list).any(|dir| dir.join("holdfast") == path));
     if on_path {
         return "holdfast".to_owned();
     }
@@ -313,7 +313,9 @@ fn banner(volume: &pb::VolumeInfo, agent: &str, data_dir: &Path, program: &str) 
     let uri = volume.endpoint.as_deref().unwrap_or_default();
     let victim = volume.replicas.last().and_then(|replica| replica.pid);
     let third = match victim {
-        Some(pid) => format!("kill -9 {pid}; HOLDFAST_AGENT={agent} {program} watch   # a replica dies and comes back"),
+        Some(pid) => {
+            format!("kill -9 {pid}; HOLDFAST_AGENT={agent} {program} watch   # a replica dies and comes back")
+        }
         None => format!("HOLDFAST_AGENT={agent} {program} watch"),
     };
     format!(

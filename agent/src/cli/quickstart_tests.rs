@@ -21,7 +21,8 @@ fn around(dir: &Path, host_name: &str) -> Surroundings {
 }
 
 fn volume(size_bytes: u64, replicas: usize) -> pb::VolumeInfo {
-    let replica = |n: usize| pb::VolumeReplicaInfo { id: format!("r{n}"), pid: Some(40), ..Default::default() };
+    let replica =
+        |n: usize| pb::VolumeReplicaInfo { id: format!("r{n}"), pid: Some(40), ..Default::default() };
     pb::VolumeInfo {
         name: VOLUME.into(),
         size_bytes,

@@ -54,7 +54,13 @@ mod tests {
         fs::write(&path, "of an earlier start").unwrap();
         let file = ReadyFile::prepare(&path).unwrap();
         assert!(!path.exists());
-        file.write(&Ready { agent: "unix:/a", volume: "demo", nbd_uri: "nbd+unix:///demo?socket=/s", pid: 1 }).unwrap();
+        file.write(&Ready {
+            agent: "unix:/a",
+            volume: "demo",
+            nbd_uri: "nbd+unix:///demo?socket=/s",
+            pid: 1,
+        })
+        .unwrap();
         assert_eq!(
             fs::read_to_string(&path).unwrap(),
             "{\"agent\":\"unix:/a\",\"volume\":\"demo\",\"nbd_uri\":\"nbd+unix:///demo?socket=/s\",\"pid\":1}\n"

@@ -15,12 +15,16 @@ Examples:
 
 /// One word, two users: `replica ls` is a person's, `replica --name ...` is the agent's.
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, arg_required_else_help = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    arg_required_else_help = true
+)]
 pub(super) struct Args {
     #[command(subcommand)]
     pub(super) command: Option<Command>,
     #[command(flatten)]
-    pub(super) process: Option<instance_process::Args>,
+    pub(super) process: Option<instance_process::ProcessArgs>,
 }
 
 #[derive(Debug, clap::Subcommand)]

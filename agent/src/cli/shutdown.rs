@@ -36,7 +36,8 @@ pub(super) async fn shutdown(
     match &*progress.borrow() {
         ShutdownProgress::Done(left) if !left.is_empty() => {
             let message = format!("these did not end in time: {}", left.join(", "));
-            Err(Complaint::failed(message).remedy("start it again: it finds them, and ends them at the next Ctrl-C"))
+            Err(Complaint::failed(message)
+                .remedy("start it again: it finds them, and ends them at the next Ctrl-C"))
         }
         ShutdownProgress::Done(_)
         | ShutdownProgress::Running

@@ -48,10 +48,7 @@ fn instances_are_started_by_the_same_words() {
     let engine = parse(&format!("holdfast engine {flags}")).unwrap();
     assert!(matches!(engine.command, Command::Engine(_)));
     let replica = parse(&format!("holdfast replica {flags}")).unwrap();
-    assert!(matches!(
-        replica.command,
-        Command::Replica(replica::Args { command: None, process: Some(_) })
-    ));
+    assert!(matches!(replica.command, Command::Replica(replica::Args { command: None, process: Some(_) })));
     assert!(parse("holdfast replica --name only").is_err());
     assert!(matches!(
         parse("holdfast replica ls").unwrap().command,
@@ -98,7 +95,10 @@ fn every_command_a_person_can_run_has_examples() {
         }
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         assert!(help.contains("Examples:"), "{path} has no examples");
-        assert!(help.contains(path.trim()) || path.trim() == "holdfast", "{path}: its examples do not use it: {help}");
+        assert!(
+            help.contains(path.trim()) || path.trim() == "holdfast",
+            "{path}: its examples do not use it: {help}"
+        );
         command.get_subcommands().for_each(|sub| walk(sub, &path));
     }
     walk(&command(), "");

@@ -79,10 +79,14 @@ Examples:
         purge_data: bool,
     },
     /// List the volumes
-    #[command(after_help = "Examples:\n  holdfast volume ls\n  holdfast volume ls -o json | jq -r '.volumes[].name'")]
+    #[command(
+        after_help = "Examples:\n  holdfast volume ls\n  holdfast volume ls -o json | jq -r '.volumes[].name'"
+    )]
     Ls,
     /// Show one volume and its replicas
-    #[command(after_help = "Examples:\n  holdfast volume show db\n  holdfast volume show db -o json | jq -r .endpoint")]
+    #[command(
+        after_help = "Examples:\n  holdfast volume show db\n  holdfast volume show db -o json | jq -r .endpoint"
+    )]
     Show {
         /// The volume
         name: VolumeName,
@@ -188,7 +192,9 @@ pub(super) async fn run(command: Command, global: &Global, out: &Out) -> Result<
 
 fn no_authentication(address: SocketAddr) -> String {
     let who = if address.ip().is_loopback() { "every user of this machine" } else { "everybody" };
-    format!("note: NBD over TCP has no authentication: {who} who reaches {address} can read and write this volume")
+    format!(
+        "note: NBD over TCP has no authentication: {who} who reaches {address} can read and write this volume"
+    )
 }
 
 fn show(out: &Out, volume: &pb::VolumeInfo) -> Result<(), Complaint> {

@@ -41,7 +41,10 @@ fn describe(event: &pb::WatchEvent) -> String {
             let volumes = all.volumes.iter().map(volume);
             let lines: Vec<String> = volumes.chain(all.instances.iter().map(instance)).collect();
             let here = format!("{revision} {} volumes, {} instances", all.volumes.len(), all.instances.len());
-            std::iter::once(here).chain(lines.into_iter().map(|line| format!("{revision} {line}"))).collect::<Vec<_>>().join("\n")
+            std::iter::once(here)
+                .chain(lines.into_iter().map(|line| format!("{revision} {line}")))
+                .collect::<Vec<_>>()
+                .join("\n")
         }
         Some(Event::InstanceChanged(changed)) => format!("{revision} {}", instance(changed)),
         Some(Event::InstanceRemoved(name)) => format!("{revision} instance {name} is gone"),
@@ -56,7 +59,13 @@ fn describe(event: &pb::WatchEvent) -> String {
 pub(super) fn volume(volume: &pb::VolumeInfo) -> String {
     let replicas: Vec<String> =
         volume.replicas.iter().map(|replica| format!("{} {}", replica.id, mode(replica))).collect();
-    format!("volume {} {}{}: {}", volume.name, volume.state, because(volume.reason.as_deref()), replicas.join(", "))
+    format!(
+        "volume {} {}{}: {}",
+        volume.name,
+        volume.state,
+        because(volume.reason.as_deref()),
+        replicas.join(", ")
+    )
 }
 
 fn instance(instance: &pb::InstanceInfo) -> String {
@@ -88,6 +97,9 @@ mod tests {
         assert_eq!(describe(&changed), "9 replica demo-r1 running pid 7 unclaimed");
         let all = pb::watch_event::Snapshot { instances: vec![instance], volumes: vec![] };
         let snapshot = pb::WatchEvent { revision: 8, event: Some(Event::Snapshot(all)) };
-        assert_eq!(describe(&snapshot), "8 0 volumes, 1 instances\n8 replica demo-r1 running pid 7 unclaimed");
+        assert_eq!(
+            describe(&snapshot),
+            "8 0 volumes, 1 instances\n8 replica demo-r1 running pid 7 unclaimed"
+        );
     }
 }

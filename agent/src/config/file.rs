@@ -32,7 +32,11 @@ pub(super) fn parse(path: &Path, text: &str, problems: &mut Vec<String>) -> Part
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let line = error.span().map_or(1, |span| line_of(text, span.start));
-        problems.push(format!("{}:{line}: {}; remedy: correct the TOML here", path.display(), error.message()));
+        problems.push(format!(
+            "{}:{line}: {}; remedy: correct the TOML here",
+            path.display(),
+            error.message()
+        ));
     }
     if !problems.is_empty() {
         // Half a file would only add problems that are not there.
@@ -115,7 +119,11 @@ fn ip_address(text: &str) -> Result<IpAddr, String> {
 
 /// A file has no current directory.
 fn full_path(text: &str) -> Result<PathBuf, String> {
-    if text.starts_with('/') { Ok(PathBuf::from(text)) } else { Err(format!("{text:?} is not an absolute path")) }
+    if text.starts_with('/') {
+        Ok(PathBuf::from(text))
+    } else {
+        Err(format!("{text:?} is not an absolute path"))
+    }
 }
 
 fn example(key: &str) -> &'static str {

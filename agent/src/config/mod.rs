@@ -170,7 +170,8 @@ impl AgentConfig {
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(|error| {
                     let message = format!("failed to read the configuration {}: {error}", path.display());
-                    Complaint::new(ErrorKind::Invalid, message).remedy("name a readable TOML file with --config")
+                    Complaint::new(ErrorKind::Invalid, message)
+                        .remedy("name a readable TOML file with --config")
                 })?;
                 Some((path.as_path(), text))
             }
@@ -228,8 +229,11 @@ impl Partial {
         }
         let replica = self.replica_timeout.as_ref().map_or(REPLICA_TIMEOUT, |t| t.value);
         let suspend = self.suspend_timeout.as_ref().map_or(SUSPEND_TIMEOUT, |t| t.value);
-        if let Some(origin) =
-            self.suspend_timeout.as_ref().map(|t| &t.origin).or(self.replica_timeout.as_ref().map(|t| &t.origin))
+        if let Some(origin) = self
+            .suspend_timeout
+            .as_ref()
+            .map(|t| &t.origin)
+            .or(self.replica_timeout.as_ref().map(|t| &t.origin))
             && suspend < replica
         {
             problems.push(format!(
@@ -270,7 +274,11 @@ impl Partial {
         let data_dir = or(self.data_dir, || packaged.clone());
         // An agent beside the packaged one has sockets of its own, found again by its data directory.
         let runtime_dir = or(self.runtime_dir, || {
-            if data_dir == packaged { PathBuf::from(RUNTIME_DIR) } else { (around.runtime_dir_for)(&data_dir) }
+            if data_dir == packaged {
+                PathBuf::from(RUNTIME_DIR)
+            } else {
+                (around.runtime_dir_for)(&data_dir)
+            }
         });
         AgentConfig {
             listen: or(self.listen, || PathBuf::from(LISTEN)),

@@ -47,7 +47,10 @@ impl Instances for Service {
         found.map(Response::new).ok_or_else(|| status(no_instance(name)))
     }
 
-    async fn watch(&self, _request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        _request: Request<pb::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let (snapshot, changes) = self.node.subscribe();
         Ok(Response::new(watch::stream(snapshot, changes, self.stopped.clone())))
     }

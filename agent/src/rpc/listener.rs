@@ -46,17 +46,19 @@ impl Listener {
                 "the socket path {} has {length} bytes; the kernel allows {SOCKET_PATH_MAX} (108 with the final zero)",
                 path.display()
             );
-            return Err(Complaint::new(ErrorKind::Invalid, message).remedy("give a shorter one with --listen"));
+            return Err(
+                Complaint::new(ErrorKind::Invalid, message).remedy("give a shorter one with --listen")
+            );
         }
         let failed = |error: io::Error| {
-            Complaint::failed(format!("failed to listen on {}: {error}", path.display())).remedy(
-                match error.kind() {
-                    io::ErrorKind::PermissionDenied => {
-                        "run as root, or name a socket in a directory of yours with --listen unix:PATH"
-                    }
-                    _ => "name another socket with --listen unix:PATH",
-                },
-            )
+            Complaint::failed(format!("failed to listen on {}: {error}", path.display())).remedy(match error
+                .kind()
+            {
+                io::ErrorKind::PermissionDenied => {
+                    "run as root, or name a socket in a directory of yours with --listen unix:PATH"
+                }
+                _ => "name another socket with --listen unix:PATH",
+            })
         };
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed)?;
@@ -208,6 +210,9 @@ mod tests {
     #[test]
     fn a_path_that_is_too_long_says_the_limit() {
         let error = Listener::bind(Path::new(&format!("/tmp/{}", "x".repeat(120)))).unwrap_err().to_string();
-        assert!(error.contains("125 bytes") && error.contains("108") && error.contains("--listen"), "{error}");
+        assert!(
+            error.contains("125 bytes") && error.contains("108") && error.contains("--listen"),
+            "{error}"
+        );
     }
 }

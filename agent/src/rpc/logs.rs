@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::{Stopped, stop_asked};
 use super::status::status;
+use super::{Stopped, stop_asked};
 use crate::error::Error;
 
 /// One message; far below what gRPC allows.

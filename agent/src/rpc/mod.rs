@@ -41,7 +41,8 @@ async fn stop_asked(mut stopped: Stopped) {
 #[derive(Debug)]
 pub struct RpcServer {
     stop: stop_watch::Sender<bool>,
-    task: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    // None once it has ended by itself.
+    task: Option<tokio::task::JoinHandle<Result<(), tonic::transport::Error>>>,
     // Held so that the socket is removed, and its lock released, only after the last answer.
     listener: listener::Guard,
 }
@@ -73,31 +74,36 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
         UnixListenerStream::new(socket),
         stop_asked(stopped),
     ));
-    Ok(RpcServer { stop, task, listener: guard })
+    Ok(RpcServer { stop, task: Some(task), listener: guard })
 }
 
 impl RpcServer {
     /// Takes no more calls, ends all streams, and waits a moment for answers in flight.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        match tokio::time::timeout(LAST_ANSWERS, &mut self.task).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::warn!(%error, "the gRPC server ended badly"),
-            Ok(Err(error)) => tracing::error!(%error, "the gRPC server failed"),
-            Err(_) => {
-                self.task.abort();
-                tracing::debug!("gave up on clients that do not read their answers");
+        if let Some(mut task) = self.task.take() {
+            match tokio::time::timeout(LAST_ANSWERS, &mut task).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => tracing::warn!(%error, "the gRPC server ended badly"),
+                Ok(Err(error)) => tracing::error!(%error, "the gRPC server failed"),
+                Err(_) => {
+                    task.abort();
+                    tracing::debug!("gave up on clients that do not read their answers");
+                }
             }
         }
         drop(self.listener);
     }
-    /// Returns when the server has ended by itself, which it should not.
+    /// Returns when the server has ended by itself, which it should not. Cancel safe.
     pub async fn failed(&mut self) -> String {
-        match (&mut self.task).await {
+        let Some(task) = &mut self.task else { return std::future::pending().await };
+        let why = match task.await {
             Ok(Ok(())) => "it ended".to_owned(),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
-        }
+        };
+        self.task = None;
+        why
     }
 }
 

@@ -32,7 +32,10 @@ impl Node for Service {
         let replicas = self.node.replica_dirs().await;
         Ok(Response::new(pb::ListReplicasReply { revision, replicas }))
     }
-    async fn version(&self, _request: Request<pb::VersionRequest>) -> Result<Response<pb::VersionReply>, Status> {
+    async fn version(
+        &self,
+        _request: Request<pb::VersionRequest>,
+    ) -> Result<Response<pb::VersionReply>, Status> {
         Ok(Response::new(pb::VersionReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance_protocol_min: INSTANCE_PROTOCOL_MIN,
