@@ -158,7 +158,8 @@ impl Tail {
                 let truncated = now.len() < open.position;
                 if truncated {
                     open.file.seek(SeekFrom::Start(0))?;
-                    open.position = 0;
+                    let seen = std::mem::take(&mut open.position);
+                    self.copied(seen)?;
                 }
                 return Ok(truncated);
             }
@@ -171,6 +172,23 @@ impl Tail {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Tail {
+    /// The lines between the last read and a truncation stand in the copy that was made before it, where they stood.
+    fn copied(&mut self, seen: u64) -> io::Result<()> {
+        let mut file = match File::open(numbered(&self.path, 1)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // A shorter file is no copy of what was read: somebody else truncated the log.
+        if file.metadata()?.len() > seen {
+            file.seek(SeekFrom::Start(seen))?;
+            self.files.push_front(Open { file, position: seen });
+        }
+        Ok(())
     }
 }
 
@@ -307,8 +325,11 @@ mod tests {
         fs::rename(log.path(), log.dir.path().join("demo.log.1")).unwrap();
         log.append("three\n");
         expect(&mut stream, "two\nthree\n").await;
-        log.write("demo.log", "4\n");
-        expect(&mut stream, "4\n").await;
+        // Copied, then truncated, as the supervisor does it: what came before the copy is not lost.
+        log.append("four\n");
+        log.write("demo.log.1", "three\nfour\n");
+        log.write("demo.log", "5\n");
+        expect(&mut stream, "four\n5\n").await;
     }
 
     #[tokio::test]
