@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use nix::sys::statvfs::{FsFlags, statvfs};
@@ -59,7 +60,7 @@ fn io_uring<E: Display>(probed: Result<String, E>) -> Result<(), Complaint> {
     }
 }
 
-/// Makes it where it is missing and writes to it. Whether it holds nothing yet.
+/// Makes it (0700: volumes hold other people's data) where it is missing and writes to it. Whether it holds nothing yet.
 fn data_dir(dir: &Path) -> Result<bool, Complaint> {
     let failed = |what: &str, error: &io::Error| {
         let message = format!("failed to {what} {}: {error}", dir.display());
@@ -76,7 +77,14 @@ fn data_dir(dir: &Path) -> Result<bool, Complaint> {
             _ => "choose another directory with --data-dir",
         })
     };
-    fs::create_dir_all(dir).map_err(|error| failed("make the data directory", &error))?;
+    if let Some(parent) = dir.parent() {
+        fs::create_dir_all(parent).map_err(|error| failed("make the data directory", &error))?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+        Err(error) => return Err(failed("make the data directory", &error)),
+    }
     let mut entries = fs::read_dir(dir).map_err(|error| failed("read the data directory", &error))?;
     let fresh = entries.next().is_none();
     tempfile::Builder::new()

@@ -16,7 +16,7 @@ use crate::telemetry::{Sink, Telemetry};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  holdfast agent                                        records in /var/lib/holdfast, socket in /run/holdfast
+  holdfast agent   records in /var/lib/holdfast, socket in /run/holdfast
   holdfast agent --config /etc/holdfast/agent.toml
   holdfast agent --data-dir ./data --listen unix:./agent.sock --node node-1
 

@@ -12,7 +12,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   holdfast instance ls
   holdfast instance logs demo-engine -f
-  holdfast instance stop demo-r2                     an instance that no record claims";
+  holdfast instance stop demo-r2   an instance that no record claims";
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

@@ -31,13 +31,14 @@ use output::{Format, Out};
 
 const ABOUT_CODES: &str = "\
 Exit codes:
-  0 done   1 failed   2 usage   3 not found   4 conflict   5 agent not reachable   6 timed out   7 refused for safety
+  0 done        1 failed                2 usage      3 not found
+  4 conflict    5 agent not reachable   6 timed out  7 refused for safety
 
 Examples:
-  holdfast quickstart                                   a replicated volume in one command, without root
-  holdfast volume create db --size 10GiB --replicas 3   a volume on a running agent
+  holdfast quickstart   a replicated volume in one command, without root
+  holdfast volume create db --size 10GiB --replicas 3
   holdfast volume attach db && holdfast volume wait db --for healthy --timeout 60s
-  holdfast volume show db -o json                       the same for programs";
+  holdfast volume show db -o json  the same for programs";
 
 /// Replicated block volumes that outlive their manager.
 #[derive(Debug, Parser)]

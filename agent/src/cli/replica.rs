@@ -10,7 +10,7 @@ use crate::units::format_size;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  holdfast replica ls                                every replica directory on this node, claimed or not
+  holdfast replica ls   every replica directory on this node, claimed or not
   holdfast replica ls -o json | jq '.replicas[] | select(.claim == \"unclaimed\")'";
 
 /// One word, two users: `replica ls` is a person's, `replica --name ...` is the agent's.

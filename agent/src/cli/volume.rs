@@ -46,7 +46,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   holdfast volume attach db
-  holdfast volume attach db --nbd-tcp 10809          also on 127.0.0.1:10809; NBD over TCP has no authentication")]
+  holdfast volume attach db --nbd-tcp 10809   also on 127.0.0.1:10809; NBD over TCP has no authentication")]
     Attach {
         /// The volume
         name: VolumeName,
@@ -58,7 +58,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   holdfast volume detach db
-  holdfast volume detach db --force                  disconnects the clients")]
+  holdfast volume detach db --force   disconnects the clients")]
     Detach {
         /// The volume
         name: VolumeName,
@@ -69,8 +69,8 @@ Examples:
     /// Forget a detached volume; its data stays on disk unless it is purged
     #[command(after_help = "\
 Examples:
-  holdfast volume delete db                          replica data stays, listed by `holdfast replica ls`
-  holdfast volume delete db --purge-data             replica data goes to the trash, and later away")]
+  holdfast volume delete db   replica data stays, listed by `holdfast replica ls`
+  holdfast volume delete db --purge-data   replica data goes to the trash, and later away")]
     Delete {
         /// The volume
         name: VolumeName,

@@ -12,7 +12,7 @@ use crate::complaint::Complaint;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  holdfast watch                                     one line for each thing that is there, then for each change
+  holdfast watch   one line for each thing that is there, then for each change
   holdfast watch -o json | jq -c 'select(.event == \"volume_changed\") | .volume.state'";
 
 pub(super) async fn run(global: &Global, out: &Out) -> Result<(), Complaint> {

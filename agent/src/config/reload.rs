@@ -15,8 +15,8 @@ pub struct Reload {
 }
 
 impl AgentConfig {
-    /// Compares with a configuration that was read again. Levels and times change at once or, for timeouts of
-    /// engines, when an engine is next configured; places, names and addresses are fixed while the agent runs.
+    /// Compares with a configuration that was read again. What only this process looks at changes at once; what the
+    /// node and its instances were started with needs a restart of the agent, which interrupts no I/O.
     #[must_use]
     pub fn reload(&self, wanted: &Self) -> Reload {
         let mut applied = Vec::new();
@@ -35,9 +35,6 @@ impl AgentConfig {
         let mut live = |key: &str, old: String, new: String| note(Kind::Live, key, old, new);
         live("log_level", old.log_level.as_str().to_owned(), new.log_level.as_str().to_owned());
         live("stop_instances", old.stop_instances.to_string(), new.stop_instances.to_string());
-        live("trash_ttl", time(old.trash_ttl), time(new.trash_ttl));
-        live("replica_timeout", time(old.replica_timeout), time(new.replica_timeout));
-        live("suspend_timeout", time(old.suspend_timeout), time(new.suspend_timeout));
         let mut fixed = |key: &str, old: String, new: String| note(Kind::Fixed, key, old, new);
         fixed("data_dir", old.data_dir.display().to_string(), new.data_dir.display().to_string());
         fixed("listen", old.listen.display().to_string(), new.listen.display().to_string());
@@ -46,15 +43,12 @@ impl AgentConfig {
         fixed("bind", old.bind.to_string(), new.bind.to_string());
         fixed("bin_dir", old.bin_dir.display().to_string(), new.bin_dir.display().to_string());
         fixed("runtime_dir", old.runtime_dir.display().to_string(), new.runtime_dir.display().to_string());
+        fixed("trash_ttl", time(old.trash_ttl), time(new.trash_ttl));
+        fixed("replica_timeout", time(old.replica_timeout), time(new.replica_timeout));
+        fixed("suspend_timeout", time(old.suspend_timeout), time(new.suspend_timeout));
         fixed("log_format", format!("{:?}", old.log_format), format!("{:?}", new.log_format));
-        let config = Self {
-            log_level: new.log_level.clone(),
-            stop_instances: new.stop_instances,
-            trash_ttl: new.trash_ttl,
-            replica_timeout: new.replica_timeout,
-            suspend_timeout: new.suspend_timeout,
-            ..old.clone()
-        };
+        let config =
+            Self { log_level: new.log_level.clone(), stop_instances: new.stop_instances, ..old.clone() };
         Reload { config, applied, needs_restart }
     }
 }
