@@ -4,5 +4,6 @@
 pub mod core;
 pub mod error;
 pub mod node;
+pub mod process;
 pub mod registry;
 pub mod store;
