@@ -27,7 +27,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a part of the conversation came to.
 enum Done {
-    Configured(Result<Role, String>),
+    Configured(Result<Box<Role>, String>),
     Answered(u64),
     Ended,
 }
@@ -113,7 +113,7 @@ impl Task {
                     Ok(Done::Configured(result)) => {
                         configuring = false;
                         match result {
-                            Ok(role) => *serves = Some(role),
+                            Ok(role) => *serves = Some(*role),
                             Err(why) => {
                                 tracing::warn!(instance = %self.record.name, why, "not configured");
                             }
@@ -217,7 +217,7 @@ async fn configure(mut client: Client, uuid: String, role: Role) -> Done {
     if told.is_err() {
         sleep(TRY_AGAIN).await;
     }
-    Done::Configured(told.map(|_| role))
+    Done::Configured(told.map(|_| Box::new(role)))
 }
 
 async fn answer(
