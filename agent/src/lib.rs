@@ -8,6 +8,7 @@ pub mod core;
 pub mod error;
 pub mod node;
 pub mod preflight;
+pub mod process;
 pub mod registry;
 pub mod rpc;
 pub mod runtime_dir;

@@ -1,14 +1,28 @@
 //! The supervisor of one node, and the handle through which everything else talks to it.
+//!
+//! One task ([`supervisor`]) owns the instances: it reconciles on change and on a timer, never on its own writes.
+//! One driver per instance talks to its process. What operators ask for ([`volumes`]) is written into records by the
+//! caller's task and then only awaited: the records are the truth, and a crash between any two steps is repaired by
+//! the next reconcile. Reads come from the inventory and never wait for a disk.
+
+mod info;
+mod roles;
+mod shared;
+mod startup;
+mod supervisor;
+mod volumes;
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::ids::NodeName;
 use holdfast_proto::pb::agent as pb;
 use tokio::sync::{broadcast, watch};
 
+use self::shared::{Command, Shared};
 use crate::error::Error;
 
 /// What a node is started with.
@@ -64,6 +78,7 @@ impl NodeConfig {
     }
 }
 
+pub use self::volumes::IO_MODE_DEFAULT;
 pub use crate::core::inventory::{Change, Snapshot};
 
 /// How far a shutdown has come.
@@ -84,79 +99,113 @@ pub enum ShutdownProgress {
 ///
 /// # Errors
 /// When the directory is held by another agent, or cannot be used.
-pub async fn start(_config: NodeConfig) -> Result<NodeHandle, Error> {
-    Err(Error::failed("start: not built yet"))
+pub async fn start(config: NodeConfig) -> Result<NodeHandle, Error> {
+    let shared = startup::start(config).await?;
+    Ok(NodeHandle { shared })
 }
 
-/// Talks to the supervisor of this node.
+/// Talks to the supervisor of this node. When the last handle is dropped without a shutdown, the supervisor ends and
+/// the instances stay.
 #[derive(Debug, Clone)]
 pub struct NodeHandle {
-    progress: watch::Receiver<ShutdownProgress>,
-    changes: broadcast::Sender<(u64, Change)>,
-}
-
-fn not_yet<T>() -> Result<T, Error> {
-    Err(Error::failed("not built yet"))
+    shared: Arc<Shared>,
 }
 
 impl NodeHandle {
     /// Creates a volume and its replica directories on this node.
-    pub async fn create_volume(&self, _request: pb::CreateVolumeRequest) -> Result<pb::VolumeInfo, Error> {
-        not_yet()
+    ///
+    /// # Errors
+    /// `Invalid` for a bad name, size, count or mode; `Conflict` where the name is taken.
+    pub async fn create_volume(&self, request: pb::CreateVolumeRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { volumes::create(&shared, &request).await }).await
     }
     /// Wants the volume here; returns once I/O can start, or after a few seconds with what it waits for.
-    pub async fn attach_volume(&self, _request: pb::AttachVolumeRequest) -> Result<pb::VolumeInfo, Error> {
-        not_yet()
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` where it is attached otherwise, still detaching, or being deleted.
+    pub async fn attach_volume(&self, request: pb::AttachVolumeRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { volumes::attach(&shared, &request).await }).await
     }
     /// Wants the volume nowhere; returns once it is detached, or after its deadline still `detaching`.
-    pub async fn detach_volume(&self, _request: pb::DetachVolumeRequest) -> Result<pb::VolumeInfo, Error> {
-        not_yet()
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` while clients are connected, unless forced.
+    pub async fn detach_volume(&self, request: pb::DetachVolumeRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { volumes::detach(&shared, &request).await }).await
     }
     /// Forgets a detached volume; its data stays, or goes to the trash where that is asked for.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` while it is attached.
     pub async fn delete_volume(
         &self,
-        _request: pb::DeleteVolumeRequest,
+        request: pb::DeleteVolumeRequest,
     ) -> Result<pb::DeleteVolumeReply, Error> {
-        not_yet()
+        let shared = Arc::clone(&self.shared);
+        detached(async move { volumes::delete(&shared, &request).await }).await
     }
     /// One volume.
-    pub async fn volume(&self, _name: &str) -> Result<pb::VolumeInfo, Error> {
-        not_yet()
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn volume(&self, name: &str) -> Result<pb::VolumeInfo, Error> {
+        self.shared.volume(name).ok_or_else(|| Error::not_found(format!("find volume {name}: there is none")))
     }
     /// Everything, at one revision.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::default()
+        self.shared.snapshot()
     }
-    /// Everything, and each change after exactly that.
+    /// Everything, and each change after exactly that. A receiver that lags must subscribe again.
     #[must_use]
     pub fn subscribe(&self) -> (Snapshot, broadcast::Receiver<(u64, Change)>) {
-        (Snapshot::default(), self.changes.subscribe())
+        self.shared.subscribe()
     }
     /// Stops the process of an instance that no record claims. `uuid` empty: whichever has the name now.
-    pub async fn stop_instance(&self, _name: &str, _uuid: &str) -> Result<pb::InstanceInfo, Error> {
-        not_yet()
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` where the name belongs to another creation by now; `Refused` where it is claimed, its
+    /// claim is unknown, or it has clients.
+    pub async fn stop_instance(&self, name: &str, uuid: &str) -> Result<pb::InstanceInfo, Error> {
+        let (name, uuid) = (name.to_owned(), uuid.to_owned());
+        self.shared.command(|reply| Command::Stop { name, uuid, reply }).await?
     }
-    /// Every replica directory on disk, claimed or not, with the revision.
+    /// Every replica directory on disk, claimed or not.
     pub async fn replica_dirs(&self) -> Vec<pb::ReplicaDirInfo> {
-        Vec::new()
+        info::replica_dirs(&self.shared).await
     }
     /// The node itself.
     pub async fn node_info(&self) -> pb::NodeInfo {
-        pb::NodeInfo::default()
+        info::node_info(&self.shared).await
     }
     /// Where an instance's log is.
-    pub fn log_path(&self, _name: &str) -> Result<PathBuf, Error> {
-        not_yet()
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn log_path(&self, name: &str) -> Result<PathBuf, Error> {
+        self.shared.log_path(name)
     }
     /// Ends the supervisor. With `stop_instances`, engines are drained and stopped first, then replicas; without,
-    /// all instances keep running. [`Self::shutdown_progress`] tells how far it is.
-    pub async fn shutdown(&self, _stop_instances: bool) -> Result<(), Error> {
-        not_yet()
+    /// all instances keep running. [`Self::shutdown_progress`] tells how far it is. A repeat joins the first.
+    ///
+    /// # Errors
+    /// `TimedOut`, naming what did not end in time.
+    pub async fn shutdown(&self, stop_instances: bool) -> Result<(), Error> {
+        self.shared.shutdown(stop_instances).await
     }
     /// How far a shutdown has come.
     #[must_use]
     pub fn shutdown_progress(&self) -> watch::Receiver<ShutdownProgress> {
-        self.progress.clone()
+        self.shared.progress.subscribe()
     }
+}
+
+/// Runs to its end even if the caller goes away: an operation is never half an operation for want of a listener.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(work).await.map_err(|e| Error::failed(format!("finish the operation: {e}")))?
 }

@@ -27,7 +27,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   holdfast quickstart   a 1GiB volume with 3 replicas in ./holdfast-data
   holdfast quickstart --size 10GiB --replicas 2 --data-dir /srv/try
-  holdfast quickstart --ready-file ready.json &   scripts wait for the file, then read nbd_uri from it
+  holdfast quickstart --ready-file ready.json &   scripts wait for the file
 
 Ctrl-C stops everything in order; the next start finds the data again.";
 

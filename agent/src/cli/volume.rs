@@ -46,7 +46,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   holdfast volume attach db
-  holdfast volume attach db --nbd-tcp 10809   also on 127.0.0.1:10809; NBD over TCP has no authentication")]
+  holdfast volume attach db --nbd-tcp 10809   on loopback too (without authentication)")]
     Attach {
         /// The volume
         name: VolumeName,

@@ -65,6 +65,10 @@ pub fn of_instance(
     uuid: InstanceUuid,
     volume_id: VolumeId,
 ) -> Claim {
+    // Nobody knows which creation it is: its spawn record cannot be read.
+    if volume_id == VolumeId::nil() {
+        return Claim::Unknown;
+    }
     match records.lookup(name.volume().as_str()) {
         Lookup::Unknown(_) => Claim::Unknown,
         Lookup::Absent => Claim::Unclaimed,
@@ -124,6 +128,9 @@ mod tests {
             assert_eq!(claim(node("node-a"), InstanceUuid::random(), record.id), Claim::Unclaimed);
             assert_eq!(claim(node("node-a"), *uuid, VolumeId::random()), Claim::Unclaimed);
         }
+        let r1 = "demo.r1".parse().unwrap();
+        let nobody_knows = of_instance(&records, &node("node-a"), &r1, InstanceUuid::nil(), VolumeId::nil());
+        assert_eq!(nobody_knows, Claim::Unknown, "its spawn record cannot be read");
         let stranger = "demo.r3".parse().unwrap();
         let claim = of_instance(&records, &node("node-a"), &stranger, InstanceUuid::random(), record.id);
         assert_eq!(claim, Claim::Unclaimed);

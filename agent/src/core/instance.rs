@@ -184,7 +184,7 @@ impl Instance {
 
     /// Changes the state. Returns whether anything that others can see has changed.
     pub fn handle(&mut self, event: Event, now: Moment) -> bool {
-        let before = (self.state.clone(), self.restarts, self.pid, self.status.clone());
+        let before = self.visible();
         match event {
             Event::Spawning => {
                 if matches!(&self.state, State::Down { error: Some(_), .. }) {
@@ -213,7 +213,21 @@ impl Instance {
                 self.state = State::Unknown(reason);
             }
         }
-        before != (self.state.clone(), self.restarts, self.pid, self.status.clone())
+        before != self.visible()
+    }
+
+    /// What others can see: everything but the counters that grow with each I/O.
+    fn visible(&self) -> (State, u32, Option<i32>, Option<Box<pb::InstanceStatus>>) {
+        let mut status = self.status.clone();
+        if let Some(status) = &mut status {
+            if let Some(engine) = &mut status.engine {
+                (engine.reads, engine.writes) = (0, 0);
+            }
+            if let Some(replica) = &mut status.replica {
+                replica.allocated_bytes = 0;
+            }
+        }
+        (self.state.clone(), self.restarts, self.pid, status)
     }
 
     fn reported(&mut self, status: Box<pb::InstanceStatus>) {
@@ -404,5 +418,11 @@ mod tests {
         assert!(i.handle(says("running"), secs(1)));
         assert!(!i.handle(says("running"), secs(2)));
         assert!(!i.handle(Event::Confirmed, secs(3)), "a running one is confirmed already");
+        let engine = pb::EngineStatus { writes: 1, ..Default::default() };
+        let mut status =
+            pb::InstanceStatus { phase: "running".into(), engine: Some(engine), ..Default::default() };
+        assert!(i.handle(Event::Status(Box::new(status.clone())), secs(4)));
+        status.engine.as_mut().unwrap().writes = 1000;
+        assert!(!i.handle(Event::Status(Box::new(status)), secs(5)), "only a counter");
     }
 }

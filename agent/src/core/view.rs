@@ -219,8 +219,10 @@ impl Viewer<'_> {
     }
 }
 
-/// Whether an instance is one that only a person may end.
-#[must_use]
+/// Whether ending this unclaimed instance hurts nobody.
+///
+/// # Errors
+/// Whom it would hurt, or why it cannot be ended.
 pub fn may_be_stopped(name: &InstanceName, instance: &Instance) -> Result<(), String> {
     match instance.state() {
         State::Unknown(reason) => Err(format!("{name}: {reason}")),

@@ -1,7 +1,7 @@
 //! Deleting data on an intent, in steps that each can be repeated.
 //!
-//! 1. The exact list of moves is persisted in `<data>/trash/<volume-id>@<generation>.json`. 2. Each listed path is
-//! renamed into the trash. 3. After the trash time to live, what the list names is unlinked, then the list itself.
+//! First the exact list of moves is persisted in `<data>/trash/<volume-id>@<generation>.json`; then each listed path
+//! is renamed into the trash; after the trash time to live, what the list names is unlinked, then the list itself.
 //! What no list names is never touched, whatever it is called.
 
 use std::path::{Path, PathBuf};
@@ -92,6 +92,15 @@ impl Trash {
         atomic::sync_dir(&self.replicas)?;
         atomic::sync_dir(&self.trash)?;
         Ok(list)
+    }
+
+    /// Where the data that this intent moved waits.
+    #[must_use]
+    pub fn moved(&self, volume: VolumeId, generation: Generation) -> Vec<PathBuf> {
+        match atomic::read_json::<TrashList>(&self.list_path(volume, generation), TRASH_SCHEMA) {
+            Read::Found(list) => list.moves.into_iter().map(|step| step.to).collect(),
+            Read::Absent | Read::Unreadable(_) => Vec::new(),
+        }
     }
 
     fn plan(&self, volume: VolumeId, at_unix_s: u64) -> Result<TrashList, Error> {
