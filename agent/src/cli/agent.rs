@@ -29,7 +29,7 @@ SIGHUP reads it again. SIGTERM ends the agent; instances keep serving unless --s
 
 impl From<Error> for Complaint {
     fn from(error: Error) -> Self {
-        Self::new(error.kind(), error.to_string())
+        Self::new(error.kind(), format!("failed to {error}"))
     }
 }
 

@@ -109,7 +109,10 @@ pub(super) fn told(what: &str, status: &Status) -> Complaint {
         .remedy("start it again; what it had accepted is in its records");
     }
     let kind = ErrorKind::from_code(status.code());
-    let complaint = Complaint::new(kind, format!("failed to {what}: {text}"));
+    // The agent's own messages begin with what it was doing; the transport's do not.
+    let same = what.split(' ').next() == text.split(' ').next();
+    let message = if same { format!("failed to {text}") } else { format!("failed to {what}: {text}") };
+    let complaint = Complaint::new(kind, message);
     match status.code() {
         Code::Unimplemented => {
             complaint.remedy("the agent is older than this program: compare `holdfast version`")
@@ -206,5 +209,7 @@ mod tests {
             assert_eq!(complaint.kind.exit_code(), code, "{status:?}");
             assert!(complaint.message.starts_with("failed to create volume x: "), "{complaint}");
         }
+        let complaint = told("create volume x", &Status::already_exists("create volume x: it is there"));
+        assert_eq!(complaint.message, "failed to create volume x: it is there");
     }
 }

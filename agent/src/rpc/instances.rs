@@ -72,5 +72,5 @@ impl Instances for Service {
 
 fn no_instance(name: &str) -> Error {
     let shown: String = name.chars().take(80).collect();
-    Error::not_found(format!("there is no instance {shown:?}; `holdfast instance ls` lists all"))
+    Error::not_found(format!("show instance {shown}: there is none; `holdfast instance ls` lists all"))
 }

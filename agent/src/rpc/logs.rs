@@ -56,7 +56,7 @@ async fn run(path: &Path, tail_lines: u32, follow: bool, chunks: &Chunks) -> Res
     let start = path.to_owned();
     let mut tail = blocking(path, move || Tail::open(start, tail_lines)).await?;
     if tail.files.is_empty() && !follow {
-        return Err(Error::not_found(format!("there is no log yet at {}", path.display())));
+        return Err(Error::not_found(format!("read {}: there is no log yet", path.display())));
     }
     let mut ticks = tokio::time::interval(POLL);
     loop {
