@@ -1,1 +1,2 @@
 //! See the crate description.
+#![forbid(unsafe_code)]
