@@ -1,1 +1,7 @@
-//! Pure state machines.
+//! The pure core: state machines that take events and the time and return actions. No socket, file, task, clock or
+//! log is here, so that all of it runs under simulation.
+
+pub mod engine;
+pub mod range_lock;
+pub mod region_map;
+pub mod start;
