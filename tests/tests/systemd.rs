@@ -90,9 +90,17 @@ fn unit_verifies() {
 #[test]
 fn verification_notices_faults() {
     let misspelt = with_built_binary().replace("OOMPolicy=", "OOMPolice=");
-    assert!(complaints(&misspelt).iter().any(|line| line.contains("OOMPolice")), "{:?}", complaints(&misspelt));
+    assert!(
+        complaints(&misspelt).iter().any(|line| line.contains("OOMPolice")),
+        "{:?}",
+        complaints(&misspelt)
+    );
     let missing = unit_text().replace("/usr/bin/holdfast", "/nonexistent/holdfast");
-    assert!(complaints(&missing).iter().any(|line| line.contains("/nonexistent")), "{:?}", complaints(&missing));
+    assert!(
+        complaints(&missing).iter().any(|line| line.contains("/nonexistent")),
+        "{:?}",
+        complaints(&missing)
+    );
 }
 
 /// Each of these keeps instances alive and reachable without the agent; the unit's comments say how.

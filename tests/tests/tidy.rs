@@ -265,8 +265,14 @@ fn core_is_pure() {
 #[test]
 fn imports_run_one_way() {
     let sources = rust_sources();
-    let dataplane_shell =
-        ["crate::io", "crate::frontend", "crate::engine", "crate::replica", "crate::control", "crate::metrics"];
+    let dataplane_shell = [
+        "crate::io",
+        "crate::frontend",
+        "crate::engine",
+        "crate::replica",
+        "crate::control",
+        "crate::metrics",
+    ];
     let agent_shell =
         ["crate::process", "crate::registry", "crate::store", "crate::rpc", "crate::cli", "crate::telemetry"];
     for (prefix, rules) in [
