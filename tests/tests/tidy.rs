@@ -294,9 +294,11 @@ fn imports_run_one_way() {
 
 #[test]
 fn unsafe_stays_in_its_corner() {
+    // A counting allocator, which shows that the hot loop allocates nothing, is an unsafe trait's implementation.
+    let allowed = ["dataplane/src/io/", "dataplane/src/io.rs", "dataplane/tests/no_alloc_"];
     let broken: Vec<String> = naming(&rust_sources(), "", &["unsafe"])
         .into_iter()
-        .filter(|place| !place.starts_with("dataplane/src/io/") && !place.starts_with("dataplane/src/io.rs"))
+        .filter(|place| !allowed.iter().any(|corner| place.starts_with(corner)))
         .collect();
     assert_none("unsafe is for dataplane/src/io alone", &broken);
 }

@@ -1,6 +1,9 @@
 //! qemu's own replication: three `qemu-nbd` on loopback TCP, each with a file of its own through the page cache, and a
 //! `qemu-storage-daemon` that makes a quorum of them and exports it on a unix socket. The same shape as Holdfast's: one
 //! process that replicates, one process per copy, TCP between them, writes volatile until a flush.
+//!
+//! With `read-pattern=fifo` only the first child sends data, and still the others work: qemu's NBD server asks for the
+//! block status before it reads, and the quorum asks all of its children for it.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
