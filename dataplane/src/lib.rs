@@ -2,9 +2,12 @@
 //!
 //! `core` decides and is pure; `wire` and `layout` turn bytes into types; `io` is the only place with unsafe code.
 //! The binary's `engine` and `replica` subcommands call [`engine::run`] and [`replica::run`].
+#![deny(unsafe_code)]
 
 pub mod bytes_codec;
 pub mod core;
+pub mod frontend;
+pub mod io;
 pub mod layout;
 pub mod units;
 pub mod wire;
