@@ -97,6 +97,10 @@ fn rate_text(rate: f64, unit: Unit) -> String {
     }
 }
 
+fn us_text(us: f64) -> String {
+    if us < 10.0 { format!("{us:.1}") } else { format!("{us:.0}") }
+}
+
 /// `engine 9.1, replica 3.0 3.1 3.0`: the median of each process; then their sum.
 fn cpu_text(samples: &[&Sample]) -> (String, String) {
     let Some(first) = samples.first() else { return (String::new(), String::new()) };
@@ -158,8 +162,8 @@ pub fn case_table(samples: &[Sample], case: &Case, legs: &[Leg]) -> Table {
             right(rate_text(middle, case.unit)),
             right(format!("{} - {}", rate_text(low, case.unit), rate_text(high, case.unit))),
             right(format!("{:.0} %", share * 100.0)),
-            right(format!("{:.0}", middle_of(|sample| sample.p50_us))),
-            right(format!("{:.0}", middle_of(|sample| sample.p99_us))),
+            right(us_text(middle_of(|sample| sample.p50_us))),
+            right(us_text(middle_of(|sample| sample.p99_us))),
             Cell::new(cpu),
             right(sum),
             right(format!("{:.1}", middle_of(|sample| sample.fio_cpu_us_per_io))),
