@@ -1,0 +1,550 @@
+//! One agent, its data directory, its ports, and everything it spawned.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::block::BlockClient;
+use crate::cli::{self, CliOutput};
+use crate::image;
+use crate::logs;
+use crate::mounts::SmallDisk;
+use crate::ports::PortBlock;
+use crate::process::{Process, Running, Signal, holdfast, kill, processes_of, signal};
+use crate::view::{Instance, Volume};
+use crate::wait::{SECOND, check, eventually, eventually_or};
+
+/// Long enough for a debug build on two busy cores, for a replica timeout (8 s), and for one full back-off (30 s).
+pub const HEALTHY_WITHIN: Duration = Duration::from_secs(90);
+/// An agent or an instance that starts, stops or notices something.
+pub const SOON: Duration = Duration::from_secs(40);
+
+/// How `holdfast agent` is started.
+#[derive(Debug, Clone, Default)]
+pub struct AgentOptions {
+    /// Further arguments.
+    pub extra: Vec<String>,
+}
+
+/// How `holdfast quickstart` is started.
+#[derive(Debug, Clone)]
+pub struct QuickstartOptions {
+    /// `--replicas`.
+    pub replicas: u32,
+    /// `--size`.
+    pub size: String,
+    /// Further arguments.
+    pub extra: Vec<String>,
+}
+
+impl Default for QuickstartOptions {
+    fn default() -> Self {
+        Self { replicas: 3, size: "128MiB".to_owned(), extra: Vec::new() }
+    }
+}
+impl QuickstartOptions {
+    /// Three replicas of this size.
+    #[must_use]
+    pub fn sized(size: &str) -> Self {
+        Self { size: size.to_owned(), ..Self::default() }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Launch {
+    Agent(AgentOptions),
+    Quickstart(QuickstartOptions),
+}
+
+/// A running agent and what belongs to it. Dropping it ends everything that names its directory, and fails the test
+/// when a log holds an ERROR that was not announced with [`Cluster::allow_errors`].
+#[derive(Debug)]
+pub struct Cluster {
+    // Declared before the directory that they are mounted in, and therefore dropped before it.
+    disks: Vec<SmallDisk>,
+    dir: TempDir,
+    ports: PortBlock,
+    launch: Launch,
+    binary: PathBuf,
+    child: Option<Child>,
+    starts: u32,
+    allowed: Vec<String>,
+}
+
+impl Cluster {
+    fn prepare(launch: Launch) -> Self {
+        // Short, because socket paths below it may not pass 108 bytes.
+        let dir = tempfile::Builder::new().prefix("hf").tempdir().expect("a temporary directory");
+        std::fs::create_dir(dir.path().join("run")).expect("an empty directory takes another");
+        let (ports, binary) = (PortBlock::take(), holdfast());
+        Self { disks: Vec::new(), dir, ports, launch, binary, child: None, starts: 0, allowed: Vec::new() }
+    }
+    /// `holdfast agent`, ready to be asked.
+    #[must_use]
+    pub fn agent(options: AgentOptions) -> Self {
+        let mut this = Self::prepare(Launch::Agent(options));
+        this.start();
+        this
+    }
+    /// `holdfast quickstart`, its volume ready for I/O.
+    #[must_use]
+    pub fn quickstart(options: QuickstartOptions) -> Self {
+        let mut this = Self::prepare(Launch::Quickstart(options));
+        this.start();
+        this
+    }
+    /// An agent with one volume, `demo`, attached and healthy.
+    #[must_use]
+    pub fn with_volume(size: &str, replicas: u32) -> Self {
+        let this = Self::agent(AgentOptions::default());
+        this.create_attached("demo", size, replicas);
+        this
+    }
+
+    /// The test's own directory; everything of this cluster is below it.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.dir.path()
+    }
+    /// `--data-dir`.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.root().join("data")
+    }
+    /// `--runtime-dir`, or what quickstart derives its own from.
+    #[must_use]
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.root().join("run")
+    }
+    /// The file that quickstart writes when I/O can start.
+    #[must_use]
+    pub fn ready_file(&self) -> PathBuf {
+        self.root().join("ready.json")
+    }
+    /// This cluster's ports.
+    #[must_use]
+    pub fn ports(&self) -> &PortBlock {
+        &self.ports
+    }
+    /// The agent's address.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match &self.launch {
+            Launch::Agent(_) => format!("unix:{}", self.root().join("agent.sock").display()),
+            Launch::Quickstart(_) => {
+                self.ready()["agent"].as_str().expect("the ready file names the agent").to_owned()
+            }
+        }
+    }
+    /// The agent's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        let address = self.address();
+        PathBuf::from(address.strip_prefix("unix:").unwrap_or(&address))
+    }
+    /// The content of the ready file.
+    ///
+    /// # Panics
+    /// When it is not there, or no JSON.
+    #[must_use]
+    pub fn ready(&self) -> Value {
+        let path = self.ready_file();
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+        serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{} is no JSON: {e}", path.display()))
+    }
+    /// Log lines of level ERROR that hold this text are part of the test.
+    pub fn allow_errors(&mut self, text: &str) {
+        self.allowed.push(text.to_owned());
+    }
+    /// From the next start on, the agent is run from this binary.
+    pub fn use_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+    /// From the next start on, these arguments are added.
+    pub fn add_arguments(&mut self, arguments: &[&str]) {
+        let extra = match &mut self.launch {
+            Launch::Agent(options) => &mut options.extra,
+            Launch::Quickstart(options) => &mut options.extra,
+        };
+        extra.extend(arguments.iter().map(|a| (*a).to_owned()));
+    }
+    /// Keeps a mount until the cluster is gone.
+    pub fn keep_disk(&mut self, disk: SmallDisk) {
+        self.disks.push(disk);
+    }
+    /// The mounts kept, in order.
+    #[must_use]
+    pub fn disks(&self) -> &[SmallDisk] {
+        &self.disks
+    }
+}
+
+/// The agent's own process.
+impl Cluster {
+    fn arguments(&self) -> Vec<String> {
+        let path = |p: PathBuf| p.to_string_lossy().into_owned();
+        let mut args: Vec<String> = Vec::new();
+        let mut add = |list: &[&str]| args.extend(list.iter().map(|a| (*a).to_owned()));
+        let (data, ports) = (path(self.data_dir()), self.ports.data_ports());
+        match &self.launch {
+            Launch::Agent(options) => {
+                let listen = format!("unix:{}", self.root().join("agent.sock").display());
+                let run = path(self.runtime_dir());
+                add(&["agent", "--data-dir", &data, "--listen", &listen, "--runtime-dir", &run]);
+                add(&["--node", "node-a", "--data-ports", &ports]);
+                args.extend(options.extra.iter().cloned());
+            }
+            Launch::Quickstart(options) => {
+                let (ready, replicas) = (path(self.ready_file()), options.replicas.to_string());
+                add(&["quickstart", "--data-dir", &data, "--replicas", &replicas, "--size", &options.size]);
+                add(&["--ready-file", &ready, "--data-ports", &ports]);
+                args.extend(options.extra.iter().cloned());
+            }
+        }
+        args
+    }
+
+    /// The command that [`Self::start`] runs, for tests that run a second one.
+    #[must_use]
+    pub fn command(&self) -> std::process::Command {
+        let mut command = cli::command(&self.binary);
+        command.args(self.arguments()).env("XDG_RUNTIME_DIR", self.runtime_dir()).current_dir(self.root());
+        command
+    }
+
+    /// Starts the agent, and waits until it can be asked (quickstart: until I/O can start).
+    ///
+    /// # Panics
+    /// When it ends instead, or is not ready in time.
+    pub fn start(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    /// Starts the agent without waiting for anything.
+    ///
+    /// # Panics
+    /// When one is running already, or it cannot be started.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "the agent runs already");
+        self.starts += 1;
+        // Each start writes its ready file anew; one of an earlier start must not be taken for it.
+        if let Err(e) = std::fs::remove_file(self.ready_file()) {
+            assert!(e.kind() == std::io::ErrorKind::NotFound, "cannot remove the ready file: {e}");
+        }
+        let file = |name: String| File::create(self.root().join(name)).expect("a log file can be created");
+        let mut command = self.command();
+        command
+            .stdin(Stdio::null())
+            .stdout(file(format!("agent-{}.stdout", self.starts)))
+            .stderr(file(format!("agent-{}.log", self.starts)));
+        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {}: {e}", self.binary.display()));
+        self.child = Some(child);
+    }
+
+    /// Waits until the agent can be asked (quickstart: until I/O can start).
+    ///
+    /// # Panics
+    /// When it ends instead, or is not ready in time.
+    pub fn wait_ready(&mut self) {
+        let pid = self.agent_pid();
+        eventually(HEALTHY_WITHIN, "the agent is ready", || {
+            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok()).flatten() {
+                panic!("the agent ended with {status} instead of becoming ready: {}", self.agent_said());
+            }
+            match &self.launch {
+                Launch::Agent(_) => {
+                    let said = self.cli(&["node", "show", "-o", "json"]);
+                    check(said.0.code == Some(0), || said.said())
+                }
+                Launch::Quickstart(_) => {
+                    check(self.ready_file().exists(), || "no ready file".to_owned())?;
+                    let told = self.ready()["pid"].as_i64();
+                    check(told == Some(i64::from(pid)), || {
+                        format!("ready file of process {told:?}, not {pid}")
+                    })
+                }
+            }
+        });
+    }
+
+    /// What the agent wrote to its outputs since it was last started.
+    #[must_use]
+    pub fn agent_said(&self) -> String {
+        let read = |suffix: &str| {
+            let path = self.root().join(format!("agent-{}.{suffix}", self.starts));
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        format!("{}{}", read("stdout"), read("log"))
+    }
+
+    /// The agent's process.
+    ///
+    /// # Panics
+    /// When it was not started.
+    #[must_use]
+    pub fn agent_pid(&self) -> i32 {
+        let child = self.child.as_ref().expect("the agent was started");
+        i32::try_from(child.id()).expect("process numbers are small")
+    }
+
+    /// `kill -9` of the agent alone.
+    ///
+    /// # Panics
+    /// When it was not started.
+    pub fn kill_agent(&mut self) {
+        let mut child = self.child.take().expect("the agent was started");
+        child.kill().expect("a child that was not waited for can be killed");
+        child.wait().expect("a child can be waited for");
+    }
+
+    /// Sends `how` to the agent and waits for its end.
+    ///
+    /// # Panics
+    /// When it has not ended in time.
+    pub fn end_agent(&mut self, how: Signal) -> ExitStatus {
+        signal(self.agent_pid(), how);
+        self.wait_agent_end()
+    }
+
+    /// Waits for the agent's end.
+    ///
+    /// # Panics
+    /// When it has not ended in time.
+    pub fn wait_agent_end(&mut self) -> ExitStatus {
+        let child = self.child.as_mut().expect("the agent was started");
+        let status = eventually(HEALTHY_WITHIN, "the agent ends", || {
+            child.try_wait().expect("a child can be waited for").ok_or_else(|| "it runs".to_owned())
+        });
+        self.child = None;
+        status
+    }
+}
+
+/// Questions and orders, by the command line.
+impl Cluster {
+    /// `holdfast ARGS` against this agent, started.
+    #[must_use]
+    pub fn cli_start(&self, args: &[&str]) -> Running {
+        let mut command = cli::command(&holdfast());
+        command.env("HOLDFAST_AGENT", self.address()).current_dir(self.root()).args(args);
+        Running::start(command)
+    }
+    /// `holdfast ARGS` against this agent.
+    #[must_use]
+    pub fn cli(&self, args: &[&str]) -> CliOutput {
+        CliOutput(self.cli_start(args).finish(cli::DEADLINE))
+    }
+    /// `holdfast ARGS`, which must exit with 0.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> CliOutput {
+        self.cli(args).expect_code(0)
+    }
+    /// `holdfast ARGS -o json`.
+    ///
+    /// # Panics
+    /// When it does not exit with 0, or says no JSON.
+    #[track_caller]
+    #[must_use]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = args.to_vec();
+        all.extend(["-o", "json"]);
+        self.cli(&all).json()
+    }
+    /// `volume show NAME`.
+    #[track_caller]
+    #[must_use]
+    pub fn volume(&self, name: &str) -> Volume {
+        Volume(self.json(&["volume", "show", name]))
+    }
+    /// `instance ls`.
+    ///
+    /// # Panics
+    /// When the list is missing.
+    #[track_caller]
+    #[must_use]
+    pub fn instances(&self) -> Vec<Instance> {
+        let listed = self.json(&["instance", "ls"]);
+        listed["instances"].as_array().expect("a list of instances").iter().cloned().map(Instance).collect()
+    }
+    /// The instance with this name.
+    ///
+    /// # Panics
+    /// When it is not listed.
+    #[track_caller]
+    #[must_use]
+    pub fn instance(&self, name: &str) -> Instance {
+        let all = self.instances();
+        all.iter()
+            .find(|i| i.name() == name)
+            .cloned()
+            .unwrap_or_else(|| panic!("no instance {name}: {all:?}"))
+    }
+
+    /// Creates a volume, attaches it, and waits until it is healthy.
+    #[track_caller]
+    pub fn create_attached(&self, name: &str, size: &str, replicas: u32) -> Volume {
+        self.ok(&["volume", "create", name, "--size", size, "--replicas", &replicas.to_string()]);
+        self.ok(&["volume", "attach", name]);
+        self.wait_healthy(name)
+    }
+    /// Detaches a volume, and waits until it is.
+    #[track_caller]
+    pub fn detach(&self, name: &str) {
+        self.ok(&["volume", "detach", name]);
+        self.wait_state(name, "detached");
+    }
+    /// Waits until a probe of `volume show` succeeds.
+    #[track_caller]
+    pub fn wait_volume(
+        &self,
+        name: &str,
+        what: &str,
+        mut probe: impl FnMut(&Volume) -> Result<(), String>,
+    ) -> Volume {
+        eventually(HEALTHY_WITHIN, what, || {
+            let said = self.cli(&["volume", "show", name, "-o", "json"]);
+            check(said.0.code == Some(0), || said.said())?;
+            let volume = Volume(said.json());
+            probe(&volume).map_err(|why| format!("{why}: {}", volume.0))?;
+            Ok(volume)
+        })
+    }
+    /// Waits for a state.
+    #[track_caller]
+    pub fn wait_state(&self, name: &str, state: &str) -> Volume {
+        self.wait_volume(name, &format!("{name} is {state}"), |v| {
+            check(v.state() == state, || format!("it is {}", v.state()))
+        })
+    }
+    /// Waits until all replicas are members and I/O can start.
+    #[track_caller]
+    pub fn wait_healthy(&self, name: &str) -> Volume {
+        self.wait_volume(name, &format!("{name} is healthy"), |v| {
+            let whole = v.members() == v.replicas().len() && v.endpoint().is_some();
+            check(v.state() == "healthy" && whole, || format!("it is {}", v.state()))
+        })
+    }
+    /// Waits until one replica has this mode.
+    #[track_caller]
+    pub fn wait_mode(&self, name: &str, replica: &str, mode: &str) -> Volume {
+        self.wait_volume(name, &format!("{replica} of {name} is {mode}"), |v| {
+            check(v.replica(replica).mode() == mode, || format!("it is {}", v.replica(replica).mode()))
+        })
+    }
+    /// The NBD URI of an attached volume.
+    #[track_caller]
+    #[must_use]
+    pub fn uri(&self, name: &str) -> String {
+        self.volume(name).endpoint().expect("an attached volume has an endpoint")
+    }
+    /// A client of an attached volume.
+    #[track_caller]
+    #[must_use]
+    pub fn connect(&self, name: &str) -> BlockClient {
+        let uri = self.uri(name);
+        BlockClient::connect(&uri).unwrap_or_else(|e| panic!("cannot connect to {uri}: {e}"))
+    }
+}
+
+/// What must hold.
+impl Cluster {
+    /// Flushes the volume and requires that all replicas hold the same bytes at once: nothing else is writing.
+    #[track_caller]
+    pub fn assert_images_equal(&self, name: &str) {
+        self.connect(name).flush().unwrap_or_else(|e| panic!("cannot flush {name}: {e}"));
+        if let Err(difference) = image::equal(&self.volume(name).images()) {
+            panic!("after a flush, idle: {difference}");
+        }
+    }
+    /// The same, for a volume whose members are still being made equal in the background.
+    #[track_caller]
+    pub fn wait_images_equal(&self, name: &str) {
+        self.connect(name).flush().unwrap_or_else(|e| panic!("cannot flush {name}: {e}"));
+        let images = self.volume(name).images();
+        eventually(HEALTHY_WITHIN, "the images are equal", || image::equal(&images));
+    }
+    /// The processes of this cluster's instances, found by what runs, not by what the agent says.
+    #[must_use]
+    pub fn instance_processes(&self) -> Vec<Process> {
+        let is_instance = |p: &Process| p.command.get(1).is_some_and(|a| a == "engine" || a == "replica");
+        processes_of(self.root()).into_iter().filter(is_instance).collect()
+    }
+    /// Requires that exactly the processes that the agent lists run, and no second copy of any.
+    #[track_caller]
+    pub fn assert_no_second_copy(&self) {
+        let mut listed: Vec<i32> = self.instances().iter().filter_map(Instance::pid).collect();
+        listed.sort_unstable();
+        let running = self.instance_processes();
+        let mut found: Vec<i32> = running.iter().map(|p| p.pid).collect();
+        found.sort_unstable();
+        assert_eq!(listed, found, "listed and running instances differ; running: {running:#?}");
+    }
+    /// Waits until nothing of this cluster's instances runs.
+    #[track_caller]
+    pub fn wait_no_instances(&self) {
+        eventually(SOON, "no instance runs", || {
+            let left = self.instance_processes();
+            check(left.is_empty(), || format!("{left:?}"))
+        });
+    }
+
+    /// Ends everything that names this cluster's directory, instances first seen or not.
+    fn end_everything(&mut self) -> Result<(), String> {
+        if let Some(mut child) = self.child.take() {
+            // Either may fail only where it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        eventually_or(20 * SECOND, || {
+            let left = processes_of(self.dir.path());
+            for process in &left {
+                kill(process.pid);
+            }
+            check(left.is_empty(), || format!("processes that kill -9 does not end: {left:?}"))
+        })
+    }
+
+    fn dump(&self) {
+        eprintln!("==== {}", self.root().display());
+        for process in processes_of(self.root()) {
+            eprintln!("running: {} {}", process.pid, process.command.join(" "));
+        }
+        if self.child.is_some() && (matches!(self.launch, Launch::Agent(_)) || self.ready_file().exists()) {
+            for args in [["volume", "ls"], ["instance", "ls"]] {
+                let mut command = cli::command(&self.binary);
+                command.env("HOLDFAST_AGENT", self.address()).args(args).args(["-o", "json"]);
+                if let Ok(said) = command.output() {
+                    eprintln!("{}: {}", args.join(" "), String::from_utf8_lossy(&said.stdout));
+                }
+            }
+        }
+        logs::dump(self.root());
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        if failed {
+            self.dump();
+        }
+        let ended = self.end_everything();
+        let errors = logs::errors(self.root(), &self.allowed);
+        if std::env::var_os("HOLDFAST_TEST_KEEP").is_some() {
+            eprintln!("kept: {}", self.root().display());
+            self.dir.disable_cleanup(true);
+        }
+        if !failed {
+            ended.unwrap_or_else(|left| panic!("{left}"));
+            assert!(errors.is_empty(), "ERROR lines that the test did not announce:\n{}", errors.join("\n"));
+        }
+    }
+}
