@@ -21,7 +21,6 @@ impl CliOutput {
     /// # Panics
     /// When it did not.
     #[track_caller]
-    #[must_use]
     pub fn expect_code(self, code: i32) -> Self {
         assert!(self.0.code == Some(code), "expected exit code {code}: {}", self.0);
         self

@@ -28,6 +28,16 @@ pub const SOON: Duration = Duration::from_secs(40);
 pub struct AgentOptions {
     /// Further arguments.
     pub extra: Vec<String>,
+    /// `--data-ports`; none: this cluster's own block.
+    pub data_ports: Option<String>,
+}
+
+impl AgentOptions {
+    /// With these further arguments.
+    #[must_use]
+    pub fn with(extra: &[&str]) -> Self {
+        Self { extra: extra.iter().map(|a| (*a).to_owned()).collect(), data_ports: None }
+    }
 }
 
 /// How `holdfast quickstart` is started.
@@ -86,9 +96,14 @@ impl Cluster {
     /// `holdfast agent`, ready to be asked.
     #[must_use]
     pub fn agent(options: AgentOptions) -> Self {
-        let mut this = Self::prepare(Launch::Agent(options));
+        let mut this = Self::agent_not_started(options);
         this.start();
         this
+    }
+    /// `holdfast agent`, for a test that starts it itself.
+    #[must_use]
+    pub fn agent_not_started(options: AgentOptions) -> Self {
+        Self::prepare(Launch::Agent(options))
     }
     /// `holdfast quickstart`, its volume ready for I/O.
     #[must_use]
@@ -195,7 +210,7 @@ impl Cluster {
                 let listen = format!("unix:{}", self.root().join("agent.sock").display());
                 let run = path(self.runtime_dir());
                 add(&["agent", "--data-dir", &data, "--listen", &listen, "--runtime-dir", &run]);
-                add(&["--node", "node-a", "--data-ports", &ports]);
+                add(&["--node", "node-a", "--data-ports", options.data_ports.as_ref().unwrap_or(&ports)]);
                 args.extend(options.extra.iter().cloned());
             }
             Launch::Quickstart(options) => {
@@ -251,10 +266,24 @@ impl Cluster {
     /// # Panics
     /// When it ends instead, or is not ready in time.
     pub fn wait_ready(&mut self) {
+        if let Err(said) = self.ready_or_ended() {
+            panic!("the agent ended instead of becoming ready: {said}");
+        }
+    }
+
+    /// Waits until the agent can be asked (quickstart: until I/O can start), or has ended.
+    ///
+    /// # Errors
+    /// What it said, where it has ended.
+    ///
+    /// # Panics
+    /// When neither happens in time.
+    pub fn ready_or_ended(&mut self) -> Result<(), String> {
         let pid = self.agent_pid();
-        eventually(HEALTHY_WITHIN, "the agent is ready", || {
-            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok()).flatten() {
-                panic!("the agent ended with {status} instead of becoming ready: {}", self.agent_said());
+        let ended = eventually(HEALTHY_WITHIN, "the agent is ready", || {
+            let child = self.child.as_mut().expect("the agent was started");
+            if let Some(status) = child.try_wait().expect("a child can be waited for") {
+                return Ok(Some(format!("{status}: {}", self.agent_said())));
             }
             match &self.launch {
                 Launch::Agent(_) => {
@@ -269,7 +298,15 @@ impl Cluster {
                     })
                 }
             }
+            .map(|()| None)
         });
+        match ended {
+            None => Ok(()),
+            Some(said) => {
+                self.child = None;
+                Err(said)
+            }
+        }
     }
 
     /// What the agent wrote to its outputs since it was last started.
@@ -474,7 +511,8 @@ impl Cluster {
     /// The processes of this cluster's instances, found by what runs, not by what the agent says.
     #[must_use]
     pub fn instance_processes(&self) -> Vec<Process> {
-        let is_instance = |p: &Process| p.command.get(1).is_some_and(|a| a == "engine" || a == "replica");
+        // The agent names an instance's creation on its command line; nothing else has that argument.
+        let is_instance = |p: &Process| p.has_argument("--instance-dir");
         processes_of(self.root()).into_iter().filter(is_instance).collect()
     }
     /// Requires that exactly the processes that the agent lists run, and no second copy of any.

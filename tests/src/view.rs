@@ -121,11 +121,6 @@ impl Replica {
     pub fn mode(&self) -> String {
         self.0["mode"].as_str().unwrap_or_default().to_owned()
     }
-    /// Why, where the mode needs a reason.
-    #[must_use]
-    pub fn reason(&self) -> String {
-        self.0["reason"].as_str().unwrap_or_default().to_owned()
-    }
     /// Its process.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
@@ -159,10 +154,10 @@ impl Instance {
     pub fn kind(&self) -> String {
         text(&self.0, "kind")
     }
-    /// The volume it serves.
+    /// The volume it serves; empty where that is null.
     #[must_use]
     pub fn volume(&self) -> String {
-        text(&self.0, "volume")
+        self.0["volume"].as_str().unwrap_or_default().to_owned()
     }
     /// `pending`, `running`, ...
     #[must_use]
