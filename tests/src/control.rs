@@ -90,6 +90,43 @@ impl Control {
         self.runtime.block_on(client.list(request)).map(tonic::Response::into_inner)
     }
 
+    /// The health of a service, or of the whole agent (empty): whether it serves.
+    ///
+    /// # Errors
+    /// What the agent answered.
+    pub fn serves(&self, service: &str) -> Result<bool, Status> {
+        use tonic_health::pb::health_check_response::ServingStatus;
+        let mut client = tonic_health::pb::health_client::HealthClient::new(self.channel.clone());
+        let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
+        let reply = self.runtime.block_on(client.check(request))?.into_inner();
+        Ok(reply.status() == ServingStatus::Serving)
+    }
+
+    /// The services that reflection lists.
+    ///
+    /// # Errors
+    /// What the agent answered.
+    pub fn reflected_services(&self) -> Result<Vec<String>, Status> {
+        use tonic_reflection::pb::v1::ServerReflectionRequest;
+        use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+        use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+        use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+        let mut client = ServerReflectionClient::new(self.channel.clone());
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        self.runtime.block_on(async {
+            let stream = client.server_reflection_info(tokio_stream::once(request)).await?;
+            match stream.into_inner().message().await?.and_then(|m| m.message_response) {
+                Some(MessageResponse::ListServicesResponse(list)) => {
+                    Ok(list.service.into_iter().map(|s| s.name).collect())
+                }
+                other => Err(Status::internal(format!("not a list of services: {other:?}"))),
+            }
+        })
+    }
+
     /// Subscribes to the agent's changes.
     ///
     /// # Errors
@@ -116,7 +153,7 @@ impl Watch<'_> {
     ///
     /// # Panics
     /// When none comes in time, or the stream breaks.
-    pub fn next(&mut self) -> Option<WatchEvent> {
+    pub fn next_event(&mut self) -> Option<WatchEvent> {
         self.runtime.block_on(async {
             tokio::time::timeout(DEADLINE, self.stream.message())
                 .await

@@ -29,7 +29,7 @@ impl Rng {
         Self(seed ^ 0x9e37_79b9_7f4a_7c15 | 1)
     }
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -40,7 +40,7 @@ impl Rng {
     /// # Panics
     /// When `limit` is 0.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        self.word() % limit
     }
     /// A number below `limit`, as an index.
     ///
@@ -64,7 +64,7 @@ impl Rng {
     /// Random bytes into all of `out`.
     pub fn fill(&mut self, out: &mut [u8]) {
         for chunk in out.chunks_mut(8) {
-            let word = self.next().to_le_bytes();
+            let word = self.word().to_le_bytes();
             chunk.copy_from_slice(&word[..chunk.len()]);
         }
     }

@@ -377,3 +377,32 @@ fn instances_have_a_session_of_their_own_and_no_inherited_descriptors() {
     }
     assert!(agent.exists());
 }
+
+#[test]
+fn an_instance_that_nobody_confirms_opens_no_data_and_ends_by_itself() {
+    let root = tempfile::Builder::new().prefix("hf").tempdir().unwrap();
+    let (dir, socket) = (root.path().join("demo.engine"), root.path().join("c.sock"));
+    std::fs::create_dir(&dir).unwrap();
+    let start = || {
+        let mut command = cli::command(&process::holdfast());
+        command.args(["engine", "--name", "demo.engine", "--uuid", "00000000-0000-4000-8000-00000000000a"]);
+        command.arg("--instance-dir").arg(&dir).arg("--control").arg(&socket);
+        process::Running::start(command)
+    };
+    let first = start();
+    let hello = eventually(30 * SECOND, "its control socket answers", || {
+        let control = Control::connect(&socket).map_err(|e| e.to_string())?;
+        control.hello(1, 1).map_err(|e| e.to_string())
+    });
+    assert_eq!((hello.pid, hello.confirmed, hello.configured), (first.pid(), false, false));
+    // The lock, not a pid, proves life: a second one in the same directory ends at once, and the first goes on.
+    let second = start().finish(20 * SECOND);
+    assert_ne!(second.code, Some(0), "{second}");
+    assert!(
+        Control::connect(&socket).unwrap().hello(1, 1).is_ok(),
+        "the second one took the first one's socket"
+    );
+    let ended = first.finish(UNCONFIRMED);
+    let left: Vec<_> = std::fs::read_dir(root.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.len() <= 2, "it made something: {left:?}; {ended}");
+}

@@ -162,7 +162,7 @@ fn overlap(mut client: BlockClient, mut rng: Rng, end: Instant) -> u64 {
                 1 => Command::Trim { offset, len },
                 _ => Command::Write {
                     offset,
-                    data: vec![rng.next().to_le_bytes()[0]; len],
+                    data: vec![rng.word().to_le_bytes()[0]; len],
                     fua: rng.one_in(50),
                 },
             };
@@ -183,7 +183,7 @@ fn overlapping_writes_leave_all_replicas_equal() {
     let mut rng = Rng::announced("overlapping_writes_leave_all_replicas_equal");
     let end = Instant::now() + 5 * SECOND;
     // Two connections, because order within one is the easy half.
-    let clients = [(cluster.connect("demo"), rng.next()), (cluster.connect("demo"), rng.next())];
+    let clients = [(cluster.connect("demo"), rng.word()), (cluster.connect("demo"), rng.word())];
     let threads =
         clients.map(|(client, seed)| std::thread::spawn(move || overlap(client, Rng::seeded(seed), end)));
     let answered: u64 = threads.map(|t| t.join().unwrap()).iter().sum();
@@ -197,7 +197,7 @@ fn overlapping_writes_stay_equal_through_a_killed_replica() {
     let cluster = Cluster::quickstart(QuickstartOptions::sized("64MiB"));
     let mut rng = Rng::announced("overlapping_writes_stay_equal_through_a_killed_replica");
     let end = Instant::now() + 6 * SECOND;
-    let (client, seed) = (cluster.connect("demo"), Rng::seeded(rng.next()));
+    let (client, seed) = (cluster.connect("demo"), Rng::seeded(rng.word()));
     let load = std::thread::spawn(move || overlap(client, seed, end));
     let pid = cluster.volume("demo").replica("r2").pid().unwrap();
     kill(pid);

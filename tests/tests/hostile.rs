@@ -326,10 +326,9 @@ fn a_data_connection_that_turns_hostile_is_dropped_and_the_engine_comes_back() {
     let outside =
         Header { offset: 1 << 40, extent: 4096, sequence: 1, ..Header::request(Kind::Read, 9, generation) };
     stream.write_all(&outside.encode()).unwrap();
-    match receive_frame(&mut stream) {
-        Ok(Some((header, _))) => assert_ne!(header.status, Status::Ok, "{header:?}"),
-        // The engine may have taken its connection back meanwhile; that is its right.
-        Ok(None) | Err(_) => {}
+    // Where there is no answer, the engine has taken its connection back meanwhile: that is its right.
+    if let Ok(Some((header, _))) = receive_frame(&mut stream) {
+        assert_ne!(header.status, Status::Ok, "{header:?}");
     }
     drop(stream);
     scene.still_well();

@@ -14,7 +14,7 @@ fn snapshot_and_changes_add_up_to_what_list_says() {
     let cluster = Cluster::with_volume("64MiB", 2);
     let control = Control::connect(&cluster.socket()).unwrap();
     let mut watch = control.watch().unwrap();
-    let first = watch.next().expect("a watch begins with a snapshot");
+    let first = watch.next_event().expect("a watch begins with a snapshot");
     let mut revision = first.revision;
     let Some(Event::Snapshot(snapshot)) = first.event else { panic!("a snapshot first: {first:?}") };
     let mut seen: BTreeMap<String, InstanceInfo> =
@@ -32,7 +32,7 @@ fn snapshot_and_changes_add_up_to_what_list_says() {
     let until = control.instances().unwrap();
     let mut pids_of_r1 = Vec::new();
     while revision < until.revision {
-        let event = watch.next().expect("a subscriber that keeps up is not dropped");
+        let event = watch.next_event().expect("a subscriber that keeps up is not dropped");
         assert_eq!(event.revision, revision + 1, "nothing lost, nothing repeated");
         revision = event.revision;
         match event.event.expect("an event says what happened") {
@@ -63,7 +63,7 @@ fn a_subscriber_that_falls_behind_is_told_to_begin_again() {
     let cluster = Cluster::agent(AgentOptions::default());
     let control = Control::connect(&cluster.socket()).unwrap();
     let mut watch = control.watch().unwrap();
-    let first = watch.next().expect("a snapshot");
+    let first = watch.next_event().expect("a snapshot");
     let mut revision = first.revision;
     // More changes than any queue keeps, unread.
     for round in 0..40 {
@@ -83,13 +83,25 @@ fn a_subscriber_that_falls_behind_is_told_to_begin_again() {
             // Everything was kept for it: that is allowed, and nothing was lost.
             return;
         }
-        let Some(event) = watch.next() else { panic!("the stream ended without a resync") };
+        let Some(event) = watch.next_event() else { panic!("the stream ended without a resync") };
         if let Some(Event::Resync(resync)) = event.event {
             assert!(!resync.reason.is_empty());
-            assert!(watch.next().is_none(), "a resync is the last event");
+            assert!(watch.next_event().is_none(), "a resync is the last event");
             return;
         }
         assert_eq!(event.revision, revision + 1, "a gap without a resync");
         revision = event.revision;
+    }
+}
+
+#[test]
+fn health_and_reflection_answer() {
+    let cluster = Cluster::agent(AgentOptions::default());
+    let control = Control::connect(&cluster.socket()).unwrap();
+    assert!(control.serves("").unwrap(), "the agent as a whole");
+    let services = control.reflected_services().unwrap();
+    for wanted in ["holdfast.agent.v1.Instances", "holdfast.agent.v1.Volumes", "holdfast.agent.v1.Node"] {
+        assert!(services.iter().any(|s| s == wanted), "{wanted} is not in {services:?}");
+        assert!(control.serves(wanted).unwrap(), "{wanted} does not serve");
     }
 }
