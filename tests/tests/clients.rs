@@ -157,9 +157,9 @@ fn nbdinfo_shows_size_limits_and_capabilities() {
     assert_eq!(export["is_read_only"], Value::Bool(false));
     let contexts = export["contexts"].as_array().unwrap();
     assert!(contexts.iter().any(|c| c == "base:allocation"), "{info}");
-    assert_eq!(export["block_minimum"].as_u64(), Some(1), "{info}");
-    assert_eq!(export["block_preferred"].as_u64(), Some(4096));
-    assert_eq!(export["block_maximum"].as_u64(), Some(32 * MIB));
+    assert_eq!(export["block_size_minimum"].as_u64(), Some(1), "{info}");
+    assert_eq!(export["block_size_preferred"].as_u64(), Some(4096));
+    assert_eq!(export["block_size_maximum"].as_u64(), Some(32 * MIB));
     let list = tools::ok("nbdinfo", &["--list", "--json", &cluster.uri("demo")]).stdout;
     assert!(list.contains("\"demo\""), "{list}");
 }
