@@ -16,6 +16,7 @@ pub mod logs;
 pub mod mounts;
 pub mod ports;
 pub mod process;
+pub mod questions;
 pub mod records;
 pub mod rng;
 pub mod tools;

@@ -1,4 +1,5 @@
 //! Instances outlive their agent: killed, told to end, upgraded or confused, it never costs a client an I/O.
+#![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 use std::time::Duration;

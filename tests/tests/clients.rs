@@ -1,4 +1,5 @@
 //! Real NBD clients against a real volume of three replicas: fio, libnbd, qemu.
+#![forbid(unsafe_code)]
 
 use std::path::Path;
 

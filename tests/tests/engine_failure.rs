@@ -1,4 +1,5 @@
 //! The engine dies, or is replaced by a newer one: what was acknowledged and flushed is there, and members end equal.
+#![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;

@@ -1,5 +1,6 @@
 //! Garbage, truncated and hostile bytes at every port and socket: nothing ends, nothing grows without bound, the peer
 //! is told and dropped, and the good client goes on.
+#![forbid(unsafe_code)]
 
 use std::io::Write as _;
 

@@ -3,6 +3,7 @@
 //!
 //! `golden/instance-v1.txt` is the contract as it was first recorded. A field or method that is added may be added to
 //! the file too; a line that has to be removed or changed is a break, and the fix is in the protocol.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 

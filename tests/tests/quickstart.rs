@@ -1,4 +1,5 @@
 //! `holdfast quickstart`: one command, without root, and its data again next time.
+#![forbid(unsafe_code)]
 
 use holdfast_tests::process::{Signal, kill, signal};
 use holdfast_tests::tools::qemu_io;

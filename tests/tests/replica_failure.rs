@@ -1,4 +1,5 @@
 //! A replica fails: the client does not notice, and the replica becomes a member again by itself.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 

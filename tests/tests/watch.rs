@@ -1,4 +1,5 @@
 //! The agent's gRPC face: a snapshot with a revision, then each change, in order, once.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 
