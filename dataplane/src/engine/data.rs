@@ -306,7 +306,7 @@ impl Data {
                         self.next_session += 1;
                         self.links.add(Link::new(replica, session, conn));
                         tracing::info!(%replica, "connected");
-                        self.core.connected(replica, session, *welcome, boot, self.now);
+                        self.core.connected(replica, session, attempt.generation, *welcome, boot, self.now);
                     }
                     Err(e) => {
                         let why = ConnectFailure::Unreachable(e.to_string());

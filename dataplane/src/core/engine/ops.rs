@@ -362,7 +362,8 @@ impl Engine {
         let head = !op.offset.is_multiple_of(BLOCK_BYTES);
         let end = op.offset + op.len;
         let same_block = op.offset / BLOCK_BYTES == (end - 1) / BLOCK_BYTES;
-        let tail = !end.is_multiple_of(BLOCK_BYTES) && !(head && same_block);
+        let whole_tail = end.is_multiple_of(BLOCK_BYTES) || (head && same_block);
+        let tail = !whole_tail;
         op.edges = if head { EDGE_HEAD } else { 0 } | if tail { EDGE_TAIL } else { 0 };
         self.spread_out(id, Stage::Edges, bit(slot));
     }
