@@ -41,7 +41,9 @@ pub(super) enum Answer {
     /// A flush is to follow first.
     Flush,
     /// Runs, of which the first so many bytes lie before the request.
-    Extents { skip: u64 },
+    Extents {
+        skip: u64,
+    },
 }
 
 #[derive(Debug)]

@@ -44,12 +44,7 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn whereabouts(&self, replica: ReplicaId) -> Whereabouts {
-        Whereabouts {
-            replica,
-            known: self.address.is_some(),
-            local: self.local,
-            absent: self.absent.clone(),
-        }
+        Whereabouts { replica, known: self.address.is_some(), local: self.local, absent: self.absent.clone() }
     }
 }
 
@@ -139,11 +134,7 @@ fn bounded(field: &'static str, found: u32, max: usize) -> Result<usize, Error> 
         .ok_or_else(|| Error::invalid(field, format!("at most {max}"), found))
 }
 
-fn parse<T: std::str::FromStr>(
-    field: &'static str,
-    expected: &'static str,
-    text: &str,
-) -> Result<T, Error> {
+fn parse<T: std::str::FromStr>(field: &'static str, expected: &'static str, text: &str) -> Result<T, Error> {
     text.parse().map_err(|_| Error::invalid(field, expected, text))
 }
 

@@ -1,6 +1,6 @@
 //! The control thread's part: the agent's calls, and what the data thread asks for and reports.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ struct Shared {
     ended: watch::Sender<Option<Ending>>,
     /// Whether the data thread has ended.
     gone: watch::Sender<bool>,
+    /// It was told to end.
+    stopping: Cell<bool>,
 }
 
 /// What there is once the data thread runs.
@@ -62,6 +64,7 @@ impl EngineRole {
             facts: RefCell::default(),
             ended: watch::Sender::new(None),
             gone: watch::Sender::new(false),
+            stopping: Cell::new(false),
         }))
     }
 }
@@ -100,11 +103,7 @@ impl Role for EngineRole {
 impl Shared {
     // ---- the agent's calls ------------------------------------------------------------------------------------------
 
-    async fn begin(
-        shared: &Rc<Self>,
-        config: &pb::EngineConfig,
-        endpoints: Endpoints,
-    ) -> Result<(), Error> {
+    async fn begin(shared: &Rc<Self>, config: &pb::EngineConfig, endpoints: Endpoints) -> Result<(), Error> {
         let settings = Rc::new(Settings::new(config, shared.instance.args.uuid)?);
         let core = Engine::new(settings.core.clone(), settings.record_version, settings.status.clone());
         let whereabouts = endpoints.iter().map(|(id, endpoint)| endpoint.whereabouts(*id)).collect();
@@ -188,6 +187,7 @@ impl Shared {
             let mut running = self.running.borrow_mut();
             let Some(running) = running.as_mut() else { return };
             running.listeners = None;
+            self.stopping.set(true);
             running.data.tell(Command::Stop);
         }
         let mut gone = self.gone.subscribe();
@@ -208,8 +208,9 @@ impl Shared {
             }
         }
         shared.gone.send_replace(true);
-        // Where it was told to end, the end of the process is under way, and the first word on it counts.
-        shared.instance.end(Err(Error::failed("run the data thread")(why)));
+        if !shared.stopping.get() {
+            shared.instance.end(Err(Error::failed("run the data thread")(why)));
+        }
     }
 
     fn heard(shared: &Rc<Self>, event: Event) {

@@ -296,7 +296,7 @@ impl Data {
         match command {
             Command::Locate(replica) => self.locate(replica),
             Command::Connected { attempt, socket, welcome, boot } => {
-                if !self.is_current(attempt) {
+                if !self.is_last(attempt) {
                     return;
                 }
                 let replica = attempt.replica;
@@ -306,7 +306,8 @@ impl Data {
                         self.next_session += 1;
                         self.links.add(Link::new(replica, session, conn));
                         tracing::info!(%replica, "connected");
-                        self.core.connected(replica, session, attempt.generation, *welcome, boot, self.now);
+                        let promised = attempt.generation;
+                        self.core.connected(replica, session, promised, *welcome, boot, self.now);
                     }
                     Err(e) => {
                         let why = ConnectFailure::Unreachable(e.to_string());
@@ -315,7 +316,7 @@ impl Data {
                 }
             }
             Command::ConnectFailed { attempt, why } => {
-                if self.is_current(attempt) {
+                if self.is_last(attempt) && attempt.generation == self.core.generation() {
                     self.core.connect_failed(attempt.replica, why, self.now);
                 }
             }
@@ -335,9 +336,9 @@ impl Data {
         self.act();
     }
 
-    /// Whether this is the last try to reach that replica, and for the generation that counts now.
-    fn is_current(&self, attempt: Attempt) -> bool {
-        attempt.generation == self.core.generation() && self.attempts.contains(&attempt)
+    /// Whether this is the last try to reach that replica.
+    fn is_last(&self, attempt: Attempt) -> bool {
+        self.attempts.contains(&attempt)
     }
 
     // ---- actions ----------------------------------------------------------------------------------------------------

@@ -219,13 +219,7 @@ impl Frontends {
     // ---- from the core to a client ----------------------------------------------------------------------------------
 
     /// An operation for a client has ended. Where a flush is still to follow, it begins.
-    pub(super) fn complete(
-        &mut self,
-        part: Part,
-        buf: Option<Buf>,
-        outcome: Outcome,
-        x: &mut Context<'_>,
-    ) {
+    pub(super) fn complete(&mut self, part: Part, buf: Option<Buf>, outcome: Outcome, x: &mut Context<'_>) {
         let at = part.client;
         match (outcome, part.answer, buf) {
             (Outcome::Failed(failure), _, _) => {

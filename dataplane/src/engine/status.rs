@@ -2,7 +2,7 @@
 
 use holdfast_proto::pb::instance as pb;
 
-use crate::core::engine::{EngineState, Ending, ReplicaMode, Report};
+use crate::core::engine::{Ending, EngineState, ReplicaMode, Report};
 
 /// What the control thread knows beside the report.
 #[derive(Debug, Default)]
@@ -88,11 +88,15 @@ pub(super) fn describe(ending: &Ending) -> String {
         Ending::Clean => "drained and flushed on every member".to_owned(),
         Ending::Unclean(why) => why.clone(),
         Ending::Fenced { by } => {
-            format!("an engine of generation {by} has taken the volume over; this one serves nothing any more")
+            format!(
+                "an engine of generation {by} has taken the volume over; this one serves nothing any more"
+            )
         }
-        Ending::CacheLost => "every member lost its cache with writes in it that were acknowledged and not flushed; \
+        Ending::CacheLost => {
+            "every member lost its cache with writes in it that were acknowledged and not flushed; \
              what was flushed is safe"
-            .to_owned(),
+                .to_owned()
+        }
         Ending::RecordMissing => "the volume has no record any more".to_owned(),
     }
 }
@@ -163,6 +167,9 @@ mod tests {
         let facts = Facts { report: Some(waiting), ..Facts::default() };
         let mut status = pb::InstanceStatus::default();
         facts.show(&mut status);
-        assert_eq!((status.phase.as_str(), status.reason.as_str()), ("starting", "waiting for {r2}: it would decide"));
+        assert_eq!(
+            (status.phase.as_str(), status.reason.as_str()),
+            ("starting", "waiting for {r2}: it would decide")
+        );
     }
 }
