@@ -393,7 +393,8 @@ impl Replica {
             incarnation: update.incarnation,
             revision: update.revision,
             syncing: !member && (update.syncing || meta.syncing),
-            cache_lost: meta.cache_lost && !synced,
+            // After a repair, what was lost with the cache has been copied from a member that kept it.
+            cache_lost: meta.cache_lost && !synced && !(member && update.repaired),
             failed: if synced { String::new() } else { meta.failed.clone() },
             ..meta.clone()
         })

@@ -112,15 +112,19 @@ fn wait(missing: ReplicaSet, why: String) -> Decision {
     Decision::Wait { missing, why }
 }
 
-/// Members that may serve: not one whose disk failed a flush and not one still being filled, unless there is no
-/// other (then consumers were told of the failure, and every copy is as good).
+/// Members that may serve. In this order of preference: those that hold all they acknowledged; those whose node lost
+/// its cache with writes that no flush covered (where all did, that is a power loss: one is as good as another); those
+/// whose disk failed a flush or that are still being filled (consumers were told). A member that is left out is filled
+/// again: a flush must not be acknowledged by one that lacks what was written before it.
 fn usable(present: ReplicaSet, fenced: &[(ReplicaId, &Welcome)]) -> ReplicaSet {
-    let good: ReplicaSet = fenced
-        .iter()
-        .filter(|(id, w)| present.contains(*id) && w.failed.is_empty() && !w.syncing)
-        .map(|(id, _)| *id)
-        .collect();
-    if good.is_empty() { present } else { good }
+    let pick = |wanted: &dyn Fn(&Welcome) -> bool| -> ReplicaSet {
+        fenced.iter().filter(|(id, w)| present.contains(*id) && wanted(w)).map(|(id, _)| *id).collect()
+    };
+    let sound = |w: &Welcome| w.failed.is_empty() && !w.syncing;
+    [pick(&|w| sound(w) && !w.cache_lost), pick(&sound)]
+        .into_iter()
+        .find(|set| !set.is_empty())
+        .unwrap_or(present)
 }
 
 #[cfg(test)]
@@ -237,6 +241,15 @@ pub(crate) mod tests {
         let bad = Welcome { failed: "fsync".to_owned(), ..welcome(v) };
         assert_eq!(members(&run(&record, Attached, &[(1, bad.clone()), (2, welcome(v))])), Some(set(&[2])));
         assert_eq!(members(&run(&record, Attached, &[(1, bad.clone()), (2, bad)])), Some(set(&[1, 2])));
+    }
+
+    #[test]
+    fn a_member_whose_node_lost_its_cache_is_filled_again() {
+        let v = view(1, 1, &[1, 2], false);
+        let record = status(&[1, 2], v);
+        let lost = Welcome { cache_lost: true, ..welcome(v) };
+        assert_eq!(members(&run(&record, Attached, &[(1, lost.clone()), (2, welcome(v))])), Some(set(&[2])));
+        assert_eq!(members(&run(&record, Attached, &[(1, lost.clone()), (2, lost)])), Some(set(&[1, 2])));
     }
 
     #[test]

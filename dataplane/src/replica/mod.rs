@@ -1,6 +1,6 @@
 //! The replica process: one full copy of a volume, behind a data port that only the volume's key opens.
 //!
-//! The control thread ([`shell`]) holds the directory, the promises and the handshakes; the data thread ([`data`]) the
+//! The control thread (`shell`) holds the directory, the promises and the handshakes; the data thread (`data`) the
 //! engine's connection and the image. What the replica may promise is decided in [`crate::core::replica`].
 
 mod complete;
@@ -14,6 +14,8 @@ mod shell;
 
 #[cfg(test)]
 mod data_tests;
+#[cfg(test)]
+mod process_tests;
 #[cfg(test)]
 mod test_engine;
 

@@ -284,16 +284,13 @@ impl Data {
         let Some(mut buf) = self.driver.pool().alloc(len) else { return Step::Blocked };
         if self.io_mode == IoMode::Buffered {
             let out = buf.get_mut().expect("a new buffer is unshared");
-            match self.driver.read_cached(self.file, offset, out) {
-                Ok(true) => {
-                    match what {
-                        What::Digest => self.reply_digest(conn, header, buf.as_slice()),
-                        _ => self.reply_bytes(conn, header, &buf),
-                    }
-                    return Step::Done;
+            // Otherwise it takes the disk, or there is an error that the ring will see as well.
+            if self.driver.read_cached(self.file, offset, out) == Ok(true) {
+                match what {
+                    What::Digest => self.reply_digest(conn, header, buf.as_slice()),
+                    _ => self.reply_bytes(conn, header, &buf),
                 }
-                // It takes the disk, or an error that the ring will see as well.
-                Ok(false) | Err(_) => {}
+                return Step::Done;
             }
         }
         let token = self.ops.insert(Op { conn, header: *header, what });

@@ -111,11 +111,25 @@ impl Fill {
 }
 
 impl Engine {
-    /// Who is copied from: a member that kept its cache, where there is one; the same for a whole repair.
+    /// Who is copied from: the same member for a whole repair. One that is away for a moment is waited for.
     pub(super) fn source(&self) -> Option<usize> {
-        slots(self.members & self.required() & self.live).min_by_key(|slot| {
-            (self.peers[*slot].welcome.as_ref().is_some_and(|welcome| welcome.cache_lost), *slot)
-        })
+        slots(self.members & self.required())
+            .find(|slot| !self.peers[*slot].lost)
+            .filter(|slot| self.live & bit(*slot) != 0)
+    }
+
+    /// The members are equal in this region. After the last one they are told so: a member whose node lost its cache
+    /// is as good as the others from here on.
+    pub(super) fn mark_repaired(&mut self, region: u64) {
+        if !self.unrepaired.contains(region) {
+            return;
+        }
+        self.unrepaired.remove(region);
+        if self.unrepaired.is_empty() && self.proposal.is_none() {
+            for slot in slots(self.members & self.live) {
+                self.send_view(slot, self.view, false);
+            }
+        }
     }
 
     /// Begins what can be begun now.
@@ -253,7 +267,7 @@ impl Engine {
             self.fill.repair.asking = None;
             self.fill.repair.known_to = known;
             for region in holes {
-                self.unrepaired.remove(region);
+                self.mark_repaired(region);
             }
         } else if let Some(target) = self.fill.target.as_mut().filter(|t| t.walk.asking == Some(id)) {
             target.walk.asking = None;
@@ -291,7 +305,6 @@ impl Engine {
         // Its mark was cleared with the view; what it said before no longer holds.
         if let Some(welcome) = &mut self.peers[slot].welcome {
             welcome.syncing = false;
-            welcome.cache_lost = false;
             welcome.failed = String::new();
         }
     }

@@ -186,6 +186,10 @@ impl Ops {
     fn live(&self) -> impl Iterator<Item = u32> + '_ {
         self.table.iter().zip(0u32..).filter(|(op, _)| op.live).map(|(_, id)| id)
     }
+    /// Whether this replica has answered a write whose client has no answer yet: the answer counts on it.
+    pub(super) fn answered_by(&self, slot: usize) -> bool {
+        self.any(|op| op.mutates() && op.ok & bit(slot) != 0)
+    }
     pub(super) fn any(&self, wanted: impl Fn(&Op) -> bool) -> bool {
         self.table.iter().any(|op| op.live && wanted(op))
     }
@@ -358,7 +362,8 @@ impl Engine {
         let head = !op.offset.is_multiple_of(BLOCK_BYTES);
         let end = op.offset + op.len;
         let same_block = op.offset / BLOCK_BYTES == (end - 1) / BLOCK_BYTES;
-        let tail = !end.is_multiple_of(BLOCK_BYTES) && !(head && same_block);
+        let whole_tail = end.is_multiple_of(BLOCK_BYTES) || (head && same_block);
+        let tail = !whole_tail;
         op.edges = if head { EDGE_HEAD } else { 0 } | if tail { EDGE_TAIL } else { 0 };
         self.spread_out(id, Stage::Edges, bit(slot));
     }
@@ -746,8 +751,23 @@ impl Engine {
         self.run_ready(now);
     }
 
-    /// Reads asked of a member that is away now are asked of another.
+    /// What was asked of a replica whose connection is gone: reads are asked of another member; and what waited for
+    /// its former requests to end need not any more, since it ends them before it takes another connection.
     pub(super) fn ask_others(&mut self, slot: usize, now: Now) {
+        let draining: Vec<_> = self
+            .ops
+            .live()
+            .filter(|id| {
+                self.ops.get(*id).stage == Stage::Drain && self.ops.get(*id).pending & bit(slot) != 0
+            })
+            .collect();
+        for id in draining {
+            let op = self.ops.get_mut(id);
+            op.pending &= !bit(slot);
+            if op.pending == 0 {
+                self.begin_again(id, now);
+            }
+        }
         if self.members & self.required() & self.live & !bit(slot) == 0 {
             return;
         }
@@ -844,7 +864,7 @@ impl Engine {
         if self.ops.get(id).failed != 0 {
             return self.own_failed(id, now);
         }
-        self.unrepaired.remove(self.ops.get(id).offset / REGION_BYTES);
+        self.mark_repaired(self.ops.get(id).offset / REGION_BYTES);
         self.end_own(id, now);
     }
 
@@ -864,7 +884,7 @@ impl Engine {
     /// A member could not take part in a repair: it leaves, and the repair is done with the others.
     fn own_failed(&mut self, id: u32, now: Now) {
         let op = self.ops.get_mut(id);
-        let (failed, status) = (op.failed, op.status);
+        let (failed, status) = (std::mem::take(&mut op.failed), op.status);
         op.attempt = op.attempt.wrapping_add(1);
         let region = op.offset / REGION_BYTES;
         for slot in slots(failed) {

@@ -49,6 +49,8 @@ pub(super) struct Peer {
     sequence: u64,
     /// It failed while a member: it is to leave as soon as a view without it can be committed.
     pub(super) failed: Option<String>,
+    /// It lost what it had acknowledged: it cannot stay a member, however well it answers now.
+    pub(super) lost: bool,
     /// The last thing that went wrong with it.
     pub(super) reason: String,
 }
@@ -68,6 +70,7 @@ impl Peer {
             quiet_since: Duration::ZERO,
             sequence: 0,
             failed: None,
+            lost: false,
             reason: String::new(),
         }
     }
@@ -170,14 +173,16 @@ impl Engine {
     /// node's page cache; unless the node restarted.
     fn member_returned(&mut self, slot: usize, former_boot: BootId, now: Now) {
         let peer = &self.peers[slot];
-        let rebooted = peer.boot != former_boot && self.writes_done != self.writes_flushed;
+        let unflushed = self.writes_done != self.writes_flushed || self.ops.answered_by(slot);
+        let rebooted = peer.lost || (peer.boot != former_boot && unflushed);
         let broken = peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty());
         let others = self.required() & !bit(slot);
         let alone = slots(others).all(|other| self.peers[other].failed.is_some());
         // The last member stays although a flush failed on it: consumers were told, and no copy is better.
         if rebooted || (broken && !alone) {
             let reason = if rebooted { "its node restarted before a flush" } else { "a flush failed on it" };
-            if rebooted && alone {
+            self.peers[slot].lost = rebooted;
+            if slots(self.required()).all(|member| self.peers[member].lost) {
                 // Consumers believe in writes that are in no cache any more.
                 self.end(Ending::CacheLost, now);
                 return;

@@ -11,7 +11,7 @@ use super::*;
 use crate::core::start::tests::{set, status, view};
 use crate::units::{BLOCK_BYTES, REGION_BYTES};
 use crate::wire::handshake::Welcome;
-use crate::wire::header::{FLAG_HOLE, FLAG_SPARSE, Kind, Status};
+use crate::wire::header::{FLAG_FUA, FLAG_HOLE, FLAG_SPARSE, Kind, Status};
 use crate::wire::payload::encode_extents;
 
 const REGIONS: u64 = 3;
@@ -39,6 +39,10 @@ impl Random {
 #[derive(Clone)]
 struct Disk {
     data: BTreeMap<u64, u64>,
+    /// As the last flush left it.
+    stable: BTreeMap<u64, u64>,
+    boot: u128,
+    cache_lost: bool,
     promised: (Generation, InstanceUuid),
     view: View,
     syncing: bool,
@@ -82,6 +86,11 @@ struct World {
     clients: BTreeMap<(u32, u32), ClientOp>,
     busy: BTreeSet<u64>,
     possible: Vec<BTreeSet<u64>>,
+    /// What a block may be if the caches are lost: all that it may have been since the last flush was asked for.
+    durable: Vec<BTreeSet<u64>>,
+    /// What was asked for since a flush that is on its way, per flush.
+    since: BTreeMap<(u32, u32), Vec<BTreeSet<u64>>>,
+    reboots: bool,
     next_stamp: u64,
     next_session: u64,
     serving: bool,
@@ -92,6 +101,7 @@ struct World {
     answered: u64,
     registry_up: bool,
     load: bool,
+    trace: bool,
 }
 
 fn engine_of(number: u128, record: &(u64, VolumeStatus)) -> Engine {
@@ -108,6 +118,9 @@ impl World {
         record.1.clean = true;
         let disk = Disk {
             data: BTreeMap::new(),
+            stable: BTreeMap::new(),
+            boot: 1,
+            cache_lost: false,
             promised: (Generation(0), InstanceUuid::nil()),
             view: first,
             syncing: false,
@@ -132,6 +145,9 @@ impl World {
             clients: BTreeMap::new(),
             busy: BTreeSet::new(),
             possible: (0..BLOCKS).map(|_| BTreeSet::from([0])).collect(),
+            durable: (0..BLOCKS).map(|_| BTreeSet::from([0])).collect(),
+            since: BTreeMap::new(),
+            reboots: false,
             next_stamp: 1,
             next_session: 1,
             serving: false,
@@ -141,6 +157,7 @@ impl World {
             answered: 0,
             registry_up: true,
             load: true,
+            trace: std::env::var_os("HOLDFAST_TRACE").is_some(),
         };
         world.begin();
         world
@@ -158,10 +175,14 @@ impl World {
 
     /// The engine's process is killed; another begins from the record.
     fn restart_engine(&mut self) {
+        if self.trace {
+            eprintln!("{:?} ENGINE RESTART", self.now);
+        }
         for op in std::mem::take(&mut self.clients).into_values() {
             self.unknown(&op);
         }
         self.busy.clear();
+        self.since.clear();
         self.buffers.clear();
         self.serving = false;
         self.ended = None;
@@ -218,6 +239,9 @@ impl World {
 
     fn actions(&mut self) {
         while let Some(action) = self.engine.poll_action() {
+            if self.trace {
+                eprintln!("{:?} {action:?}", self.now);
+            }
             match action {
                 Action::Connect { replica, generation, .. } => {
                     self.connects.push_back((replica.0 as usize - 1, generation));
@@ -239,7 +263,10 @@ impl World {
                 Action::CompareAndSwap { ask, expected_version, status } => {
                     self.asks.push_back((ask, expected_version, *status));
                 }
-                Action::Serve => self.serving = true,
+                Action::Serve => {
+                    self.serving = true;
+                    self.opened();
+                }
                 Action::End(ending) => {
                     self.serving = false;
                     self.ended = Some(ending);
@@ -279,8 +306,11 @@ impl World {
                     *possible = BTreeSet::from([value]);
                 }
             }
-            (Request::Write { .. }, _) => {
+            (Request::Write { fua }, _) => {
                 for block in blocks.clone() {
+                    if *fua {
+                        self.durable[block as usize] = BTreeSet::from([client.stamp]);
+                    }
                     self.possible[block as usize] = BTreeSet::from([client.stamp]);
                 }
             }
@@ -289,11 +319,55 @@ impl World {
                     self.possible[block as usize] = BTreeSet::from([0]);
                 }
             }
-            (Request::Flush | Request::Extents, _) => {}
+            (Request::Flush, _) => {
+                if let Some(since) = self.since.remove(&(op.slot, op.serial)) {
+                    self.durable = since;
+                }
+            }
+            (Request::Extents, _) => {}
         }
         for block in blocks {
             self.busy.remove(&block);
         }
+    }
+
+    /// Where every member of the first view lost its cache, what was not flushed may be gone.
+    fn opened(&mut self) {
+        let members = self.engine.members;
+        if slots(members).all(|slot| self.disks[slot].cache_lost) {
+            for (possible, durable) in self.possible.iter_mut().zip(&self.durable) {
+                possible.extend(durable);
+            }
+        }
+    }
+
+    /// A value that the block may have from now on.
+    fn may_be(&mut self, block: u64, value: u64) {
+        self.durable[block as usize].insert(value);
+        for since in self.since.values_mut() {
+            since[block as usize].insert(value);
+        }
+    }
+
+    /// The node restarts: of what was not flushed, each block is there or not.
+    fn reboot(&mut self, slot: usize) {
+        if self.trace {
+            eprintln!("{:?} REBOOT {}", self.now, slot + 1);
+        }
+        self.reset(slot);
+        let random = &mut self.random;
+        let disk = &mut self.disks[slot];
+        for block in 0..BLOCKS {
+            if random.one_in(2) {
+                match disk.stable.get(&block) {
+                    Some(value) => disk.data.insert(block, *value),
+                    None => disk.data.remove(&block),
+                };
+            }
+        }
+        disk.stable = disk.data.clone();
+        disk.boot += 1;
+        disk.cache_lost = true;
     }
 
     fn unknown(&mut self, op: &ClientOp) {
@@ -333,6 +407,27 @@ impl World {
         self.next_stamp += 1;
         let stamp = self.next_stamp;
         let client = ClientOp { request, offset, blocks, stamp };
+        for block in offset..offset + blocks {
+            match request {
+                Request::Write { .. } => self.may_be(block, stamp),
+                Request::Trim | Request::WriteZeroes { .. } => self.may_be(block, 0),
+                Request::Read | Request::Flush | Request::Extents => {}
+            }
+        }
+        if request == Request::Flush {
+            // Writes that are on their way may or may not be covered.
+            let mut since = self.possible.clone();
+            for other in self.clients.values() {
+                for block in other.offset..other.offset + other.blocks {
+                    match other.request {
+                        Request::Write { .. } => since[block as usize].insert(other.stamp),
+                        Request::Trim | Request::WriteZeroes { .. } => since[block as usize].insert(0),
+                        Request::Read | Request::Flush | Request::Extents => false,
+                    };
+                }
+            }
+            self.since.insert((op.slot, op.serial), since);
+        }
         self.busy.extend(offset..offset + blocks);
         self.clients.insert((op.slot, op.serial), client);
         self.buffers.insert(op.slot, vec![stamp; blocks as usize]);
@@ -355,10 +450,18 @@ impl World {
         match h.kind {
             Kind::Write | Kind::Trim | Kind::WriteZeroes => {
                 for (i, block) in blocks.enumerate() {
+                    let fua = h.flags & FLAG_FUA != 0;
                     match frame.payload.get(i) {
-                        Some(value) => disk.data.insert(block, *value),
-                        None => disk.data.remove(&block),
-                    };
+                        Some(value) => {
+                            disk.data.insert(block, *value);
+                            if fua {
+                                disk.stable.insert(block, *value);
+                            }
+                        }
+                        None => {
+                            disk.data.remove(&block);
+                        }
+                    }
                 }
                 if bad {
                     reply.header.status = Status::NoSpace;
@@ -379,6 +482,8 @@ impl World {
                 } else if bad {
                     disk.failed = "fsync".to_owned();
                     reply.header.status = Status::Failed;
+                } else {
+                    disk.stable = disk.data.clone();
                 }
             }
             Kind::Ping => {}
@@ -391,6 +496,9 @@ impl World {
                 // What it is filled with is written anew, so that a flush covers it.
                 if update.syncing {
                     disk.failed = String::new();
+                }
+                if update.repaired || update.syncing {
+                    disk.cache_lost = false;
                 }
                 disk.syncing = update.syncing;
             }
@@ -460,11 +568,12 @@ impl World {
             incarnation: Incarnation::nil(),
             revision: disk.revision,
             syncing: disk.syncing,
-            cache_lost: false,
+            cache_lost: disk.cache_lost,
             failed: disk.failed.clone(),
             flush_sequence: 0,
         };
-        self.engine.connected(id, session, generation, welcome, BootId::nil(), self.now);
+        let boot = BootId(uuid::Uuid::from_u128(disk.boot));
+        self.engine.connected(id, session, generation, welcome, boot, self.now);
         self.actions();
     }
 
@@ -520,10 +629,12 @@ impl World {
             13 => self.restart_engine(),
             14 => self.registry_up = false,
             15..=18 => self.registry_up = true,
+            19..=20 if self.reboots => self.reboot(slot),
             _ => {}
         }
         if let Some(ending) = &self.ended {
-            assert!(!matches!(ending, Ending::CacheLost | Ending::RecordMissing), "{ending:?}");
+            let lost = matches!(ending, Ending::CacheLost) && !self.reboots;
+            assert!(!lost && !matches!(ending, Ending::RecordMissing), "{ending:?}");
             self.restart_engine();
         }
     }
@@ -572,8 +683,19 @@ impl World {
     }
 }
 
-fn run(seed: u64, replicas: u32, bad_disks: bool) -> u64 {
-    let mut world = World::new(seed, replicas, bad_disks);
+/// Resets, killed replicas and engines, a registry that is away or whose answers are lost; and beside these:
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Faults {
+    Common,
+    /// Disks that refuse writes and flushes.
+    BadDisks,
+    /// Nodes that restart and lose what was not flushed.
+    Reboots,
+}
+
+fn run(seed: u64, replicas: u32, faults: Faults) -> u64 {
+    let mut world = World::new(seed, replicas, faults == Faults::BadDisks);
+    world.reboots = faults == Faults::Reboots;
     for _ in 0..8_000 {
         world.step();
     }
@@ -581,13 +703,13 @@ fn run(seed: u64, replicas: u32, bad_disks: bool) -> u64 {
     world.answered
 }
 
-fn runs(replicas: u32, bad_disks: bool, seeds: u64) {
+fn runs(replicas: u32, faults: Faults, seeds: u64) {
     let number = |name| std::env::var(name).ok().and_then(|n| n.parse().ok());
     let only: Option<u64> = number("HOLDFAST_SEED");
     let seeds = number("HOLDFAST_SEEDS").unwrap_or(seeds);
     let mut answered = 0;
     for seed in only.map_or(0..seeds, |seed| seed..seed + 1) {
-        let result = std::panic::catch_unwind(|| run(seed, replicas, bad_disks));
+        let result = std::panic::catch_unwind(|| run(seed, replicas, faults));
         match result {
             Ok(count) => answered += count,
             Err(panic) => {
@@ -601,32 +723,47 @@ fn runs(replicas: u32, bad_disks: bool, seeds: u64) {
 
 #[test]
 fn one_replica_under_faults() {
-    runs(1, false, 60);
+    runs(1, Faults::Common, 60);
 }
 
 #[test]
 fn two_replicas_under_faults() {
-    runs(2, false, 100);
+    runs(2, Faults::Common, 100);
 }
 
 #[test]
 fn three_replicas_under_faults() {
-    runs(3, false, 120);
+    runs(3, Faults::Common, 120);
 }
 
 #[test]
 fn three_replicas_with_bad_disks() {
-    runs(3, true, 120);
+    runs(3, Faults::BadDisks, 120);
 }
 
 #[test]
 fn five_replicas_under_faults() {
-    runs(5, false, 40);
+    runs(5, Faults::Common, 40);
 }
 
 #[test]
 fn two_replicas_with_bad_disks() {
-    runs(2, true, 80);
+    runs(2, Faults::BadDisks, 80);
+}
+
+#[test]
+fn one_replica_with_reboots() {
+    runs(1, Faults::Reboots, 80);
+}
+
+#[test]
+fn two_replicas_with_reboots() {
+    runs(2, Faults::Reboots, 120);
+}
+
+#[test]
+fn three_replicas_with_reboots() {
+    runs(3, Faults::Reboots, 120);
 }
 
 #[test]

@@ -360,6 +360,7 @@ impl Engine {
             incarnation: self.registry.status.incarnation,
             revision: self.registry.version,
             syncing,
+            repaired: !syncing && self.phase == Phase::Serving && self.unrepaired.is_empty(),
         };
         let epoch = if syncing { 0 } else { view.epoch.0 };
         let header = Header::request(Kind::PersistView, Tag::View { epoch }.encode(), 0);
@@ -433,6 +434,7 @@ impl Engine {
         for slot in 0..self.peers.len() {
             if self.members & bit(slot) == 0 {
                 self.peers[slot].failed = None;
+                self.peers[slot].lost = false;
             }
         }
         self.view_committed(now);
@@ -444,6 +446,10 @@ impl Engine {
     /// The first view counts: clients may come.
     fn opened(&mut self, _now: Now) {
         self.phase = Phase::Serving;
+        if !self.registry.was_clean {
+            // The engine before may have left what no flush has covered.
+            self.writes_done += 1;
+        }
         if !self.registry.was_clean && self.members.count_ones() > 1 {
             self.unrepaired = RegionMap::full(self.config.volume_bytes);
             self.fill.repair_all();

@@ -1,0 +1,163 @@
+//! Who owns an instance or a replica directory: claimed, unclaimed, or unknown.
+//!
+//! Only a complete answer says unclaimed. A record that cannot be read leaves everything under its name unknown.
+
+use std::fmt;
+
+use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId, VolumeId};
+use holdfast_proto::record::VolumeRecord;
+
+use super::instance::{InstanceName, Kind};
+use super::records::{Lookup, Records};
+
+/// The three answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Claim {
+    /// A record owns it.
+    Claimed,
+    /// A complete, readable answer has no owner for it.
+    Unclaimed,
+    /// There is no such answer.
+    Unknown,
+}
+
+impl Claim {
+    /// As the inventory says it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Claimed => "claimed",
+            Self::Unclaimed => "unclaimed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether `record` places an instance of this name on `node`, whatever its creation.
+fn places(record: &VolumeRecord, node: &NodeName, name: &InstanceName) -> bool {
+    match name.kind() {
+        Kind::Engine => {
+            let here = |attach: &holdfast_proto::record::AttachSpec| attach.node == *node;
+            // A detached volume's engine is still the record's own until it has ended.
+            record.spec.attach.as_ref().is_none_or(here)
+        }
+        Kind::Replica(id) => record.spec.replicas.iter().any(|r| r.id == id && r.node == *node),
+    }
+}
+
+/// Whether the creation `uuid` of `name` is the one that `record` means. A record that names none means any.
+#[must_use]
+pub fn is_creation_of(record: &VolumeRecord, name: &InstanceName, uuid: InstanceUuid) -> bool {
+    record.status.instance_uuids.get(&name.to_string()).is_none_or(|wanted| *wanted == uuid)
+}
+
+/// Who owns an instance.
+#[must_use]
+pub fn of_instance(
+    records: &Records,
+    node: &NodeName,
+    name: &InstanceName,
+    uuid: InstanceUuid,
+    volume_id: VolumeId,
+) -> Claim {
+    // Nobody knows which creation it is: its spawn record cannot be read.
+    if volume_id == VolumeId::nil() {
+        return Claim::Unknown;
+    }
+    match records.lookup(name.volume().as_str()) {
+        Lookup::Unknown(_) => Claim::Unknown,
+        Lookup::Absent => Claim::Unclaimed,
+        Lookup::Found(record) => {
+            let owned =
+                record.id == volume_id && places(record, node, name) && is_creation_of(record, name, uuid);
+            if owned { Claim::Claimed } else { Claim::Unclaimed }
+        }
+    }
+}
+
+/// Who owns a replica directory whose label names this volume and replica.
+#[must_use]
+pub fn of_directory(
+    records: &Records,
+    node: &NodeName,
+    volume_name: &str,
+    volume_id: VolumeId,
+    replica: ReplicaId,
+) -> Claim {
+    if let Some(record) = records.by_id(volume_id) {
+        let listed = record.spec.replicas.iter().any(|r| r.id == replica && r.node == *node);
+        return if listed { Claim::Claimed } else { Claim::Unclaimed };
+    }
+    match records.lookup(volume_name) {
+        Lookup::Unknown(_) => Claim::Unknown,
+        // The name belongs to nobody, or to another volume.
+        Lookup::Absent | Lookup::Found(_) => Claim::Unclaimed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::records::RecordState;
+    use crate::core::testing::{attached, record};
+    use std::collections::BTreeMap;
+
+    fn known(record: &VolumeRecord) -> Records {
+        let state = RecordState::Readable(Box::new(record.clone()));
+        Records::Known(BTreeMap::from([(record.name.to_string(), state)]))
+    }
+
+    fn node(name: &str) -> NodeName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn a_record_claims_its_own_creations_on_their_nodes() {
+        let record = attached("demo", "node-a", 2);
+        let records = known(&record);
+        for (name, uuid) in &record.status.instance_uuids {
+            let name = name.parse().unwrap();
+            let claim = |on: NodeName, uuid, id| of_instance(&records, &on, &name, uuid, id);
+            assert_eq!(claim(node("node-a"), *uuid, record.id), Claim::Claimed, "{name}");
+            assert_eq!(claim(node("node-b"), *uuid, record.id), Claim::Unclaimed, "{name}");
+            assert_eq!(claim(node("node-a"), InstanceUuid::random(), record.id), Claim::Unclaimed);
+            assert_eq!(claim(node("node-a"), *uuid, VolumeId::random()), Claim::Unclaimed);
+        }
+        let r1 = "demo.r1".parse().unwrap();
+        let nobody_knows = of_instance(&records, &node("node-a"), &r1, InstanceUuid::nil(), VolumeId::nil());
+        assert_eq!(nobody_knows, Claim::Unknown, "its spawn record cannot be read");
+        let stranger = "demo.r3".parse().unwrap();
+        let claim = of_instance(&records, &node("node-a"), &stranger, InstanceUuid::random(), record.id);
+        assert_eq!(claim, Claim::Unclaimed);
+    }
+
+    #[test]
+    fn o4_not_found_is_an_answer_and_an_error_is_not() {
+        let name: InstanceName = "demo.r1".parse().unwrap();
+        let (uuid, id, a) = (InstanceUuid::random(), VolumeId::random(), node("node-a"));
+        let nobody = Records::Known(BTreeMap::new());
+        assert_eq!(of_instance(&nobody, &a, &name, uuid, id), Claim::Unclaimed);
+        let away = Records::Unavailable("disk".into());
+        assert_eq!(of_instance(&away, &a, &name, uuid, id), Claim::Unknown);
+        let damaged = RecordState::Unreadable("damaged".into());
+        let damaged = Records::Known(BTreeMap::from([("demo".into(), damaged)]));
+        assert_eq!(of_instance(&damaged, &a, &name, uuid, id), Claim::Unknown);
+        assert_eq!(of_directory(&damaged, &a, "demo", id, ReplicaId(1)), Claim::Unknown);
+        assert_eq!(of_directory(&away, &a, "demo", id, ReplicaId(1)), Claim::Unknown);
+        assert_eq!(of_directory(&nobody, &a, "demo", id, ReplicaId(1)), Claim::Unclaimed);
+    }
+
+    #[test]
+    fn a_name_given_again_does_not_claim_the_old_volumes_data() {
+        let (old, new) = (record("demo", "node-a", 1), record("demo", "node-a", 1));
+        let (records, a) = (known(&new), node("node-a"));
+        assert_eq!(of_directory(&records, &a, "demo", old.id, ReplicaId(1)), Claim::Unclaimed);
+        assert_eq!(of_directory(&records, &a, "demo", new.id, ReplicaId(1)), Claim::Claimed);
+        assert_eq!(of_directory(&records, &a, "demo", new.id, ReplicaId(2)), Claim::Unclaimed);
+    }
+}

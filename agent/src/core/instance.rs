@@ -1,0 +1,428 @@
+//! One instance as its agent sees it: its name, and the states it goes through.
+//!
+//! Events come in through [`Instance::handle`]; the state is read through getters. A restart is decided by the
+//! reconciler: a process that ends only moves to `Down`, with the moment from which it may be started again.
+
+use std::fmt;
+use std::str::FromStr;
+
+use holdfast_proto::ids::{InstanceUuid, InvalidId, ReplicaId, VolumeId, VolumeName};
+use holdfast_proto::pb::instance as pb;
+use serde::{Deserialize, Serialize};
+
+use super::Moment;
+use super::backoff::Backoff;
+
+/// What an instance does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Keeps one copy.
+    Replica(ReplicaId),
+    /// Serves the volume.
+    Engine,
+}
+
+impl Kind {
+    /// `engine` or `replica`: the binary's subcommand, and what people read.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Replica(_) => "replica",
+            Self::Engine => "engine",
+        }
+    }
+}
+
+/// `<volume>.r<N>` or `<volume>.engine`. Volume names have no dots, so the name says all.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InstanceName {
+    volume: VolumeName,
+    kind: Kind,
+}
+
+impl InstanceName {
+    /// The engine of a volume.
+    #[must_use]
+    pub fn engine(volume: &VolumeName) -> Self {
+        Self { volume: volume.clone(), kind: Kind::Engine }
+    }
+    /// A replica of a volume.
+    #[must_use]
+    pub fn replica(volume: &VolumeName, id: ReplicaId) -> Self {
+        Self { volume: volume.clone(), kind: Kind::Replica(id) }
+    }
+    /// The volume's name.
+    #[must_use]
+    pub fn volume(&self) -> &VolumeName {
+        &self.volume
+    }
+    /// What it does.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+}
+
+impl fmt::Display for InstanceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Engine => write!(f, "{}.engine", self.volume),
+            Kind::Replica(id) => write!(f, "{}.{id}", self.volume),
+        }
+    }
+}
+
+/// Why a text is not an instance's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidName {
+    /// One of its halves is wrong.
+    #[error(transparent)]
+    Half(#[from] InvalidId),
+    /// It has no halves.
+    #[error("instance name {0:?} is not valid: expected VOLUME.engine or VOLUME.rN")]
+    Shape(String),
+}
+
+impl FromStr for InstanceName {
+    type Err = InvalidName;
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let Some((volume, kind)) = text.split_once('.') else {
+            return Err(InvalidName::Shape(text.chars().take(80).collect()));
+        };
+        let kind = match kind {
+            "engine" => Kind::Engine,
+            replica => Kind::Replica(replica.parse()?),
+        };
+        Ok(Self { volume: volume.parse()?, kind })
+    }
+}
+impl TryFrom<String> for InstanceName {
+    type Error = InvalidName;
+    fn try_from(text: String) -> Result<Self, InvalidName> {
+        text.parse()
+    }
+}
+impl From<InstanceName> for String {
+    fn from(name: InstanceName) -> Self {
+        name.to_string()
+    }
+}
+
+/// Where an instance is in its life. Only `Down` proves that no process exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Its process exists (or is about to) and opens no data yet.
+    Pending,
+    /// Confirmed; it is opening what it serves.
+    Starting,
+    /// It says that it serves.
+    Running,
+    /// It was told to end.
+    Stopping,
+    /// No process exists: the lock is free, or the process was reaped.
+    Down {
+        /// Why, where it was not asked for.
+        error: Option<String>,
+        /// From when on it may be started again.
+        retry_at: Moment,
+    },
+    /// A process may exist and cannot be asked: left alone until it can.
+    Unknown(String),
+}
+
+/// What happens to an instance.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A process is about to be started.
+    Spawning,
+    /// Its process has this number.
+    Process(i32),
+    /// It answered, was verified, and is confirmed.
+    Confirmed,
+    /// Its own account of itself.
+    Status(Box<pb::InstanceStatus>),
+    /// It was told to end.
+    StopAsked,
+    /// Its process has ended, or could not be started.
+    Ended(String),
+    /// It holds its lock, but what answers is not it, or nothing does.
+    Lost(String),
+}
+
+/// One instance.
+#[derive(Debug, Clone)]
+pub struct Instance {
+    uuid: InstanceUuid,
+    volume_id: VolumeId,
+    state: State,
+    /// When the process was started, or found running.
+    since: Moment,
+    pid: Option<i32>,
+    restarts: u32,
+    backoff: Backoff,
+    status: Option<Box<pb::InstanceStatus>>,
+    stop_asked: bool,
+}
+
+impl Instance {
+    /// One that nobody has looked at yet, or that is proven not to run.
+    #[must_use]
+    pub fn new(uuid: InstanceUuid, volume_id: VolumeId, restarts: u32, state: State, now: Moment) -> Self {
+        Self {
+            uuid,
+            volume_id,
+            state,
+            since: now,
+            pid: None,
+            restarts,
+            backoff: Backoff::default(),
+            status: None,
+            stop_asked: false,
+        }
+    }
+
+    /// Changes the state. Returns whether anything that others can see has changed.
+    pub fn handle(&mut self, event: Event, now: Moment) -> bool {
+        let before = self.visible();
+        match event {
+            Event::Spawning => {
+                if matches!(&self.state, State::Down { error: Some(_), .. }) {
+                    self.restarts = self.restarts.saturating_add(1);
+                }
+                self.since = now;
+                self.stop_asked = false;
+                self.status = None;
+                self.pid = None;
+                self.state = State::Pending;
+            }
+            Event::Process(pid) => self.pid = Some(pid),
+            Event::Confirmed => {
+                if matches!(self.state, State::Pending | State::Unknown(_)) {
+                    self.state = if self.stop_asked { State::Stopping } else { State::Starting };
+                }
+            }
+            Event::Status(status) => self.reported(status),
+            Event::StopAsked => {
+                self.stop_asked = true;
+                self.state = State::Stopping;
+            }
+            Event::Ended(reason) => self.ended(reason, now),
+            Event::Lost(reason) => {
+                self.status = None;
+                self.state = State::Unknown(reason);
+            }
+        }
+        before != self.visible()
+    }
+
+    /// What others can see: everything but the counters that grow with each I/O.
+    fn visible(&self) -> (State, u32, Option<i32>, Option<Box<pb::InstanceStatus>>) {
+        let mut status = self.status.clone();
+        if let Some(status) = &mut status {
+            if let Some(engine) = &mut status.engine {
+                (engine.reads, engine.writes) = (0, 0);
+            }
+            if let Some(replica) = &mut status.replica {
+                replica.allocated_bytes = 0;
+            }
+        }
+        (self.state.clone(), self.restarts, self.pid, status)
+    }
+
+    fn reported(&mut self, status: Box<pb::InstanceStatus>) {
+        let alive =
+            matches!(self.state, State::Pending | State::Starting | State::Running | State::Unknown(_));
+        if alive && !self.stop_asked {
+            self.state = match status.phase.as_str() {
+                "pending" => State::Pending,
+                "running" => State::Running,
+                "stopping" => State::Stopping,
+                _ => State::Starting,
+            };
+        }
+        self.status = Some(status);
+    }
+
+    fn ended(&mut self, reason: String, now: Moment) {
+        self.status = None;
+        self.pid = None;
+        self.state = if self.stop_asked {
+            self.backoff = Backoff::default();
+            State::Down { error: None, retry_at: now }
+        } else {
+            State::Down { error: Some(reason), retry_at: self.backoff.failed(self.since, now) }
+        };
+        self.stop_asked = false;
+    }
+
+    /// Its creation.
+    #[must_use]
+    pub fn uuid(&self) -> InstanceUuid {
+        self.uuid
+    }
+    /// The volume it belongs to.
+    #[must_use]
+    pub fn volume_id(&self) -> VolumeId {
+        self.volume_id
+    }
+    /// Where it is in its life.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+    /// When the process was started, or found running.
+    #[must_use]
+    pub fn since(&self) -> Moment {
+        self.since
+    }
+    /// The number of its process, where one exists.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+    /// How often it was started again after an unasked end.
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        self.restarts
+    }
+    /// Whether it is proven that no process of it exists.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        matches!(self.state, State::Down { .. })
+    }
+    /// Whether it may be told something: a process exists, answers, and is not ending.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(self.state, State::Pending | State::Starting | State::Running)
+    }
+    /// What an engine says of its volume.
+    #[must_use]
+    pub fn engine_status(&self) -> Option<&pb::EngineStatus> {
+        self.status.as_ref()?.engine.as_ref()
+    }
+    /// What a replica says of its data.
+    #[must_use]
+    pub fn replica_status(&self) -> Option<&pb::ReplicaStatus> {
+        self.status.as_ref()?.replica.as_ref()
+    }
+    /// Where a replica's data port listens.
+    #[must_use]
+    pub fn address(&self) -> Option<&str> {
+        self.replica_status().map(|status| status.address.as_str()).filter(|address| !address.is_empty())
+    }
+    /// Why a replica says that it has no usable data.
+    #[must_use]
+    pub fn data_problem(&self) -> Option<String> {
+        let mode = self.replica_status()?.mode.as_str();
+        let told = self.status.as_ref().map_or("", |status| status.reason.as_str());
+        matches!(mode, "absent" | "faulted")
+            .then(|| if told.is_empty() { format!("its data is {mode}") } else { told.to_owned() })
+    }
+    /// The state in the words of the inventory.
+    #[must_use]
+    pub fn state_name(&self) -> &'static str {
+        match &self.state {
+            State::Pending => "pending",
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Stopping => "stopping",
+            State::Down { error: None, .. } => "stopped",
+            State::Down { error: Some(_), .. } | State::Unknown(_) => "error",
+        }
+    }
+    /// Why it is in that state, where there is something to say.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        match &self.state {
+            State::Down { error, .. } => error.clone(),
+            State::Unknown(reason) => Some(reason.clone()),
+            State::Pending | State::Starting | State::Running | State::Stopping => {
+                self.status.as_ref().map(|s| s.reason.clone()).filter(|reason| !reason.is_empty())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const fn secs(s: u64) -> Moment {
+        Duration::from_secs(s)
+    }
+
+    fn down() -> Instance {
+        let state = State::Down { error: None, retry_at: secs(0) };
+        Instance::new(InstanceUuid::random(), VolumeId::random(), 0, state, secs(0))
+    }
+
+    fn says(phase: &str) -> Event {
+        Event::Status(Box::new(pb::InstanceStatus { phase: phase.into(), ..Default::default() }))
+    }
+
+    #[test]
+    fn names_say_volume_and_kind() {
+        for text in ["demo.engine", "demo.r1", "a-b.r12"] {
+            assert_eq!(text.parse::<InstanceName>().unwrap().to_string(), text);
+        }
+        for bad in ["", "demo", "demo.", ".r1", "demo.r0", "demo.r1.x", "../x.r1", "demo.Engine"] {
+            assert!(bad.parse::<InstanceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn from_nothing_to_running_and_back() {
+        let mut i = down();
+        assert_eq!(i.state_name(), "stopped");
+        for (event, name) in [
+            (Event::Spawning, "pending"),
+            (Event::Confirmed, "starting"),
+            (says("running"), "running"),
+            (Event::StopAsked, "stopping"),
+            (says("running"), "stopping"),
+            (Event::Ended("exit code 0".into()), "stopped"),
+        ] {
+            i.handle(event, secs(1));
+            assert_eq!(i.state_name(), name);
+        }
+        assert_eq!((i.restarts(), i.reason()), (0, None));
+    }
+
+    #[test]
+    fn an_unasked_end_is_an_error_with_a_reason_and_a_restart_counts() {
+        let mut i = down();
+        i.handle(Event::Spawning, secs(0));
+        i.handle(Event::Ended("killed by signal 9".into()), secs(5));
+        assert_eq!(i.state(), &State::Down { error: Some("killed by signal 9".into()), retry_at: secs(6) });
+        assert_eq!((i.state_name(), i.reason().as_deref()), ("error", Some("killed by signal 9")));
+        i.handle(Event::Spawning, secs(6));
+        assert_eq!((i.restarts(), i.state_name()), (1, "pending"));
+    }
+
+    #[test]
+    fn one_that_cannot_be_asked_is_neither_up_nor_down() {
+        let mut i = down();
+        i.handle(Event::Spawning, secs(0));
+        i.handle(Event::Lost("does not answer".into()), secs(1));
+        assert!(!i.is_down() && !i.is_up());
+        i.handle(Event::Confirmed, secs(2));
+        assert!(i.is_up());
+    }
+
+    #[test]
+    fn a_repeated_report_changes_nothing() {
+        let mut i = down();
+        i.handle(Event::Spawning, secs(0));
+        assert!(i.handle(says("running"), secs(1)));
+        assert!(!i.handle(says("running"), secs(2)));
+        assert!(!i.handle(Event::Confirmed, secs(3)), "a running one is confirmed already");
+        let engine = pb::EngineStatus { writes: 1, ..Default::default() };
+        let mut status =
+            pb::InstanceStatus { phase: "running".into(), engine: Some(engine), ..Default::default() };
+        assert!(i.handle(Event::Status(Box::new(status.clone())), secs(4)));
+        status.engine.as_mut().unwrap().writes = 1000;
+        assert!(!i.handle(Event::Status(Box::new(status)), secs(5)), "only a counter");
+    }
+}

@@ -1,0 +1,15 @@
+//! What decides: pure functions and small state machines over records and observations. No socket, file, task or
+//! clock is named here; `now` is an argument, as the time since some fixed moment on a monotonic clock.
+
+pub mod backoff;
+pub mod claims;
+pub mod instance;
+pub mod inventory;
+pub mod reconcile;
+pub mod records;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod view;
+
+/// A moment on a monotonic clock that only the shell reads.
+pub type Moment = std::time::Duration;

@@ -1,0 +1,390 @@
+//! From records and observations to ordered actions, as a pure function: the same input gives the same plan.
+//!
+//! It starts what a record wants here, and stops or removes only on a positive statement in a record (detached,
+//! attached elsewhere, deleting). An instance without a record is unclaimed and keeps running; one whose record
+//! cannot be read is unknown and keeps running; one that cannot be asked is left alone until it can.
+//!
+//! Within a volume, starting goes from the replicas to the engine, ending from the engine to the replicas: an
+//! engine finds its replicas and drains into them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use holdfast_proto::ids::{Generation, InstanceUuid, NodeName, VolumeId, VolumeName};
+use holdfast_proto::pb::instance as pb;
+use holdfast_proto::record::{Intent, VolumeRecord};
+
+use super::Moment;
+use super::claims::is_creation_of;
+use super::instance::{Instance, InstanceName, State};
+use super::records::Records;
+
+/// An engine does not wait longer than this for a replica that is starting: it attaches degraded instead (a guess,
+/// well below the five seconds within which an attach must have started).
+pub const ADDRESS_WAIT: Duration = Duration::from_secs(3);
+
+/// What a plan is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct World<'a> {
+    /// This node.
+    pub node: &'a NodeName,
+    /// When.
+    pub now: Moment,
+    /// What the registry said.
+    pub records: &'a Records,
+    /// What runs, or did.
+    pub instances: &'a BTreeMap<InstanceName, Instance>,
+    /// The replicas of this node whose directory cannot be used, and why.
+    pub absent: &'a BTreeMap<InstanceName, String>,
+}
+
+/// One step. Steps of one volume are done in order; when one fails, the rest of that volume's wait for the next plan.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Start a process. `uuid` none: the record names no creation, mint one.
+    Spawn {
+        /// Which.
+        name: InstanceName,
+        /// The volume it belongs to.
+        volume_id: VolumeId,
+        /// Its creation.
+        uuid: Option<InstanceUuid>,
+    },
+    /// Tell an engine where its replicas are; a repeat of what it knows is not sent.
+    ConfigureEngine {
+        /// Which.
+        name: InstanceName,
+        /// All replicas of the volume.
+        replicas: Vec<pb::ReplicaEndpoint>,
+    },
+    /// Tell a replica what it serves; a repeat of what it knows is not sent.
+    ConfigureReplica {
+        /// Which.
+        name: InstanceName,
+    },
+    /// End a process; engines drain first, unless a newer engine has taken over.
+    Stop {
+        /// Which.
+        name: InstanceName,
+        /// Exactly this creation.
+        uuid: InstanceUuid,
+        /// Whether it finishes what it has begun.
+        drain: bool,
+    },
+    /// Forget an instance that is proven not to run.
+    Retire {
+        /// Which.
+        name: InstanceName,
+    },
+    /// Move the volume's data on this node to the trash.
+    Trash {
+        /// Whose.
+        volume_id: VolumeId,
+        /// By which intent.
+        generation: Generation,
+    },
+    /// Remove the record: everything it asked for is done.
+    DeleteRecord {
+        /// Its name.
+        name: VolumeName,
+        /// Its identity.
+        id: VolumeId,
+        /// As it was read.
+        version: u64,
+        /// Whether the volume's key goes too.
+        purge: bool,
+    },
+}
+
+/// What to do now.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// In order, with the name of the volume that each is about.
+    pub actions: Vec<(VolumeName, Action)>,
+    /// What keeps a volume from becoming what its record says, by name.
+    pub blocked: BTreeMap<String, String>,
+    /// When time alone changes the plan.
+    pub next_at: Option<Moment>,
+}
+
+/// Makes the plan.
+#[must_use]
+pub fn plan(world: World<'_>) -> Plan {
+    let mut planner = Planner { world, plan: Plan::default() };
+    for record in world.records.readable() {
+        planner.volume(record);
+    }
+    planner.plan
+}
+
+/// Checks that a purge is meant for exactly this volume in exactly this generation.
+///
+/// # Errors
+/// Why it is ignored.
+pub fn check_purge(intent: &str, record: &VolumeRecord) -> Result<Generation, String> {
+    let expected = purge_intent(record);
+    if intent == expected {
+        Ok(record.status.generation)
+    } else {
+        Err(format!("intent-ignored: expected purge={expected}, found purge={intent}; the data stays"))
+    }
+}
+
+/// The purge intent for a volume as it is.
+#[must_use]
+pub fn purge_intent(record: &VolumeRecord) -> String {
+    format!("{}@{}", record.id, record.status.generation)
+}
+
+/// The local replicas of a volume.
+pub fn local_replicas<'a>(
+    record: &'a VolumeRecord,
+    node: &'a NodeName,
+) -> impl Iterator<Item = InstanceName> + 'a {
+    let here = record.spec.replicas.iter().filter(move |r| r.node == *node);
+    here.map(|r| InstanceName::replica(&record.name, r.id))
+}
+
+/// Who has the name that an instance of a volume would have.
+enum Slot<'a> {
+    /// Nobody.
+    Empty,
+    /// The creation that the record means.
+    Ours(&'a Instance),
+    /// Another creation, which does not run.
+    Left,
+    /// Another creation, which runs or may run.
+    Taken(&'a Instance),
+}
+
+struct Planner<'a> {
+    world: World<'a>,
+    plan: Plan,
+}
+
+impl<'a> Planner<'a> {
+    fn volume(&mut self, record: &'a VolumeRecord) {
+        match &record.spec.intent {
+            Intent::Keep if record.spec.attach.is_some() => self.attached(record),
+            Intent::Keep => {
+                self.detached(record);
+            }
+            Intent::Delete => self.deleting(record, None),
+            Intent::Purge(intent) => match check_purge(intent, record) {
+                Ok(generation) => self.deleting(record, Some(generation)),
+                Err(reason) => self.block(record, reason),
+            },
+        }
+    }
+
+    fn attached(&mut self, record: &'a VolumeRecord) {
+        for name in local_replicas(record, self.world.node) {
+            if self.world.absent.contains_key(&name) && !self.is_up(record, &name) {
+                continue;
+            }
+            self.ensure(record, &name, Action::ConfigureReplica { name: name.clone() });
+        }
+        let engine = InstanceName::engine(&record.name);
+        let here = record.spec.attach.as_ref().is_some_and(|attach| attach.node == *self.world.node);
+        if !here {
+            self.stop_engine(record);
+            return;
+        }
+        if let Slot::Ours(running) = self.slot(record, &engine)
+            && running.is_up()
+            && running.engine_status().is_some_and(|status| status.fenced)
+        {
+            // It serves nothing any more; the record says that one is to serve here.
+            self.stop(record, &engine, running.uuid(), false);
+            return;
+        }
+        let (replicas, waiting) = self.endpoints(record);
+        if !waiting || self.is_up(record, &engine) {
+            let configure = Action::ConfigureEngine { name: engine.clone(), replicas };
+            self.ensure(record, &engine, configure);
+        }
+    }
+
+    /// Starts what does not run, configures what does.
+    fn ensure(&mut self, record: &'a VolumeRecord, name: &InstanceName, configure: Action) {
+        let uuid = record.status.instance_uuids.get(&name.to_string()).copied();
+        let spawn = |uuid| Action::Spawn { name: name.clone(), volume_id: record.id, uuid };
+        match self.slot(record, name) {
+            Slot::Empty | Slot::Left => self.act(record, spawn(uuid)),
+            Slot::Ours(instance) => match instance.state() {
+                State::Down { retry_at, .. } if *retry_at > self.world.now => self.wake_at(*retry_at),
+                State::Down { .. } => {
+                    let uuid = uuid.or(Some(instance.uuid()));
+                    self.act(record, spawn(uuid));
+                }
+                State::Pending | State::Starting | State::Running => self.act(record, configure),
+                // Its end is the next event.
+                State::Stopping => {}
+                State::Unknown(reason) => self.block(record, format!("{name}: {reason}")),
+            },
+            Slot::Taken(other) => {
+                let reason = format!("{name}: its name is taken by the instance {}", other.uuid());
+                self.block(record, reason);
+            }
+        }
+    }
+
+    /// Where each replica is, and whether one that may still say so is worth waiting for.
+    fn endpoints(&mut self, record: &'a VolumeRecord) -> (Vec<pb::ReplicaEndpoint>, bool) {
+        let mut waiting = false;
+        let mut endpoints = Vec::new();
+        for spec in &record.spec.replicas {
+            let mut endpoint = pb::ReplicaEndpoint { id: spec.id.0, ..Default::default() };
+            endpoint.local = spec.node == *self.world.node;
+            if endpoint.local {
+                let name = InstanceName::replica(&record.name, spec.id);
+                waiting |= self.locate(record, &name, &mut endpoint);
+            }
+            endpoints.push(endpoint);
+        }
+        (endpoints, waiting)
+    }
+
+    /// Fills in what is known of a local replica. Returns whether it is on its way.
+    fn locate(
+        &mut self,
+        record: &'a VolumeRecord,
+        name: &InstanceName,
+        endpoint: &mut pb::ReplicaEndpoint,
+    ) -> bool {
+        if let Some(reason) = self.world.absent.get(name)
+            && !self.is_up(record, name)
+        {
+            endpoint.absent = true;
+            endpoint.reason.clone_from(reason);
+            return false;
+        }
+        let Slot::Ours(instance) = self.slot(record, name) else {
+            // Started by this very plan, or kept from it by whoever has the name.
+            return !matches!(self.slot(record, name), Slot::Taken(_));
+        };
+        if let Some(problem) = instance.data_problem() {
+            endpoint.absent = true;
+            endpoint.reason = problem;
+            return false;
+        }
+        if let Some(address) = instance.address() {
+            address.clone_into(&mut endpoint.address);
+            return false;
+        }
+        endpoint.reason = instance.reason().unwrap_or_else(|| instance.state_name().to_owned());
+        match instance.state() {
+            State::Down { error: Some(_), .. } | State::Unknown(_) => false,
+            State::Down { error: None, .. } => true,
+            State::Pending | State::Starting | State::Running | State::Stopping => {
+                let until = instance.since() + ADDRESS_WAIT;
+                if until > self.world.now {
+                    self.wake_at(until);
+                }
+                until > self.world.now
+            }
+        }
+    }
+
+    /// Ends the engine, then the replicas. Returns whether all have ended.
+    fn detached(&mut self, record: &'a VolumeRecord) -> bool {
+        if !self.stop_engine(record) {
+            return false;
+        }
+        // The engine may be draining on a node that this one cannot see; `clean` is its positive statement.
+        let elsewhere = record.spec.replicas.iter().any(|r| r.node != *self.world.node);
+        if elsewhere && !record.status.clean {
+            return false;
+        }
+        let mut ended = true;
+        for name in local_replicas(record, self.world.node) {
+            ended &= self.end(record, &name, false);
+        }
+        ended
+    }
+
+    fn stop_engine(&mut self, record: &'a VolumeRecord) -> bool {
+        self.end(record, &InstanceName::engine(&record.name), true)
+    }
+
+    /// Ends an instance of this volume if it runs. Returns whether it is proven that none does.
+    fn end(&mut self, record: &'a VolumeRecord, name: &InstanceName, drain: bool) -> bool {
+        match self.slot(record, name) {
+            Slot::Empty | Slot::Left => true,
+            Slot::Taken(other) if other.volume_id() != record.id => true,
+            Slot::Taken(other) => {
+                let uuid = other.uuid();
+                self.block(record, format!("{name}: {uuid} runs, which the record does not know"));
+                false
+            }
+            Slot::Ours(instance) => match instance.state() {
+                State::Down { .. } => true,
+                State::Stopping => false,
+                State::Pending | State::Starting | State::Running => {
+                    self.stop(record, name, instance.uuid(), drain);
+                    false
+                }
+                State::Unknown(reason) => {
+                    self.block(record, format!("{name}: {reason}"));
+                    false
+                }
+            },
+        }
+    }
+
+    fn deleting(&mut self, record: &'a VolumeRecord, purge: Option<Generation>) {
+        if !self.detached(record) {
+            return;
+        }
+        if let Some(generation) = purge {
+            self.act(record, Action::Trash { volume_id: record.id, generation });
+        }
+        let names = local_replicas(record, self.world.node);
+        for name in names.chain([InstanceName::engine(&record.name)]) {
+            let left = self.world.instances.get(&name);
+            if left.is_some_and(|i| i.volume_id() == record.id && i.is_down()) {
+                self.act(record, Action::Retire { name });
+            }
+        }
+        // With replicas on other nodes, their agents still need the record to do the same.
+        if record.spec.replicas.iter().all(|r| r.node == *self.world.node) {
+            let (name, id) = (record.name.clone(), record.id);
+            let purge = purge.is_some();
+            self.act(record, Action::DeleteRecord { name, id, version: record.version, purge });
+        }
+    }
+
+    fn slot(&self, record: &VolumeRecord, name: &InstanceName) -> Slot<'a> {
+        match self.world.instances.get(name) {
+            None => Slot::Empty,
+            Some(instance)
+                if instance.volume_id() == record.id && is_creation_of(record, name, instance.uuid()) =>
+            {
+                Slot::Ours(instance)
+            }
+            Some(instance) if instance.is_down() => Slot::Left,
+            Some(instance) => Slot::Taken(instance),
+        }
+    }
+
+    fn is_up(&self, record: &VolumeRecord, name: &InstanceName) -> bool {
+        matches!(self.slot(record, name), Slot::Ours(instance) if instance.is_up())
+    }
+
+    fn stop(&mut self, record: &VolumeRecord, name: &InstanceName, uuid: InstanceUuid, drain: bool) {
+        self.act(record, Action::Stop { name: name.clone(), uuid, drain });
+    }
+    fn act(&mut self, record: &VolumeRecord, action: Action) {
+        self.plan.actions.push((record.name.clone(), action));
+    }
+    fn block(&mut self, record: &VolumeRecord, reason: String) {
+        self.plan.blocked.entry(record.name.to_string()).or_insert(reason);
+    }
+    fn wake_at(&mut self, at: Moment) {
+        self.plan.next_at = Some(self.plan.next_at.map_or(at, |next| next.min(at)));
+    }
+}
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

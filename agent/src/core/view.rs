@@ -1,0 +1,269 @@
+//! Volumes and instances as operators see them: derived from records and observations each time, stored nowhere.
+
+use holdfast_proto::ids::{NodeName, ReplicaId};
+use holdfast_proto::pb::agent as pb;
+use holdfast_proto::pb::instance as ipb;
+use holdfast_proto::record::{Intent, VolumeRecord};
+
+use super::claims;
+use super::instance::{Instance, InstanceName, Kind, State};
+use super::reconcile::{Plan, World};
+
+/// What an engine says when it begins; also said for one that cannot say anything.
+const ATTACHING: &str = "attaching";
+
+/// Makes the views of one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Viewer<'a> {
+    /// What is known.
+    pub world: World<'a>,
+    /// What keeps volumes from what their records say.
+    pub plan: &'a Plan,
+}
+
+impl Viewer<'_> {
+    /// Every volume whose record is there, readable or not.
+    pub fn volumes(&self, data_dir: impl Fn(&VolumeRecord, ReplicaId) -> String) -> Vec<pb::VolumeInfo> {
+        let readable = self.world.records.readable().map(|record| self.volume(record, &data_dir));
+        let unreadable = self.world.records.unreadable().map(|(name, reason)| self.unreadable(name, reason));
+        readable.chain(unreadable).collect()
+    }
+
+    /// A volume nobody can say anything about, but that its record is there.
+    fn unreadable(&self, name: &str, reason: &str) -> pb::VolumeInfo {
+        let engine = format!("{name}.engine").parse().ok();
+        let running = engine.and_then(|engine: InstanceName| self.world.instances.get(&engine));
+        let state = running.and_then(Instance::engine_status).map_or("faulted", |s| known_state(&s.state));
+        pb::VolumeInfo {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            reason: Some(format!("its record cannot be read: {reason}")),
+            ..Default::default()
+        }
+    }
+
+    fn volume(
+        &self,
+        record: &VolumeRecord,
+        data_dir: &impl Fn(&VolumeRecord, ReplicaId) -> String,
+    ) -> pb::VolumeInfo {
+        let engine_name = InstanceName::engine(&record.name);
+        let engine = self.instance(record, &engine_name);
+        let told = engine.and_then(Instance::engine_status);
+        let (state, reason) = self.state(record, engine, told);
+        let mut info = pb::VolumeInfo {
+            id: record.id.to_string(),
+            name: record.name.to_string(),
+            size_bytes: record.spec.size_bytes,
+            state: state.to_owned(),
+            generation: record.status.generation.0,
+            epoch: record.status.view.epoch.0,
+            reason: reason.filter(|reason| !reason.is_empty()),
+            engine: engine.filter(|e| !e.is_down()).map(|e| pb::EngineInfo {
+                instance: engine_name.to_string(),
+                uuid: e.uuid().to_string(),
+                pid: e.pid(),
+                node: self.world.node.to_string(),
+            }),
+            ..Default::default()
+        };
+        if let Some(told) = told {
+            // An engine knows of changes before the record follows.
+            info.generation = info.generation.max(told.generation);
+            if (told.generation, told.epoch) >= (record.status.view.generation.0, record.status.view.epoch.0)
+            {
+                info.epoch = told.epoch;
+            }
+            info.endpoint = nbd_unix(&record.name, &told.nbd_socket);
+            info.endpoint_tcp =
+                (!told.nbd_tcp.is_empty()).then(|| format!("nbd://{}/{}", told.nbd_tcp, record.name));
+            info.clients = told.clients;
+            info.unrepaired_bytes = told.unrepaired_bytes;
+        }
+        info.replicas = (record.spec.replicas.iter())
+            .map(|spec| self.replica(record, spec.id, &spec.node, told, data_dir(record, spec.id)))
+            .collect();
+        info
+    }
+
+    /// The state of a volume, and why.
+    fn state(
+        &self,
+        record: &VolumeRecord,
+        engine: Option<&Instance>,
+        told: Option<&ipb::EngineStatus>,
+    ) -> (&'static str, Option<String>) {
+        let blocked = self.plan.blocked.get(record.name.as_str()).cloned();
+        let deleting = !matches!(record.spec.intent, Intent::Keep);
+        let Some(attach) = record.spec.attach.as_ref().filter(|_| !deleting) else {
+            let ended = self.all_ended(record);
+            let reason = blocked.or_else(|| deleting.then(|| "it is being deleted".to_owned()));
+            return (if ended { "detached" } else { "detaching" }, reason);
+        };
+        if attach.node != *self.world.node {
+            return (ATTACHING, Some(format!("its engine belongs on node {}", attach.node)));
+        }
+        if let Some(reason) = self.no_copy_left(record) {
+            return ("faulted", Some(reason));
+        }
+        match (told, engine) {
+            (Some(told), Some(engine)) => {
+                let waiting = Some(told.waiting_for.clone()).filter(|w| !w.is_empty());
+                (known_state(&told.state), waiting.or_else(|| engine.reason()).or(blocked))
+            }
+            (_, Some(engine)) => (ATTACHING, engine.reason().or(blocked)),
+            (_, None) => (ATTACHING, blocked),
+        }
+    }
+
+    /// Why not one copy of the volume can be used, where that is known of every one.
+    fn no_copy_left(&self, record: &VolumeRecord) -> Option<String> {
+        let mut first = None;
+        for spec in &record.spec.replicas {
+            let name = InstanceName::replica(&record.name, spec.id);
+            let running = self.instance(record, &name).is_some_and(Instance::is_up);
+            let reason = self.world.absent.get(&name).filter(|_| !running)?;
+            first.get_or_insert_with(|| reason.clone());
+        }
+        first.map(|reason| format!("every replica is absent; the first: {reason}"))
+    }
+
+    fn all_ended(&self, record: &VolumeRecord) -> bool {
+        let replicas = record.spec.replicas.iter().map(|r| InstanceName::replica(&record.name, r.id));
+        replicas
+            .chain([InstanceName::engine(&record.name)])
+            .all(|name| self.instance(record, &name).is_none_or(Instance::is_down))
+    }
+
+    fn replica(
+        &self,
+        record: &VolumeRecord,
+        id: ReplicaId,
+        node: &NodeName,
+        told: Option<&ipb::EngineStatus>,
+        data_dir: String,
+    ) -> pb::VolumeReplicaInfo {
+        let name = InstanceName::replica(&record.name, id);
+        let instance = self.instance(record, &name);
+        let running = instance.filter(|i| !i.is_down());
+        let seen = told.and_then(|told| told.replicas.iter().find(|r| r.id == id.0));
+        let (mode, reason) = self.mode(record, id, instance, seen);
+        pb::VolumeReplicaInfo {
+            id: id.to_string(),
+            node: node.to_string(),
+            mode: mode.to_owned(),
+            instance: instance.map(|_| name.to_string()),
+            pid: running.and_then(Instance::pid),
+            address: running.and_then(Instance::address).map(str::to_owned),
+            data_dir,
+            progress: seen
+                .filter(|r| r.total_bytes > 0)
+                .map(|r| pb::Progress { done_bytes: r.done_bytes, total_bytes: r.total_bytes }),
+            reason: reason.filter(|reason| !reason.is_empty()),
+        }
+    }
+
+    fn mode(
+        &self,
+        record: &VolumeRecord,
+        id: ReplicaId,
+        instance: Option<&Instance>,
+        seen: Option<&ipb::ReplicaState>,
+    ) -> (&'static str, Option<String>) {
+        let name = InstanceName::replica(&record.name, id);
+        let running = instance.is_some_and(Instance::is_up);
+        if let Some(reason) = self.world.absent.get(&name).filter(|_| !running) {
+            return ("absent", Some(reason.clone()));
+        }
+        let own_reason = || instance.and_then(|i| i.data_problem().or_else(|| i.reason()));
+        if let Some(seen) = seen {
+            let reason = Some(seen.reason.clone()).filter(|r| !r.is_empty()).or_else(own_reason);
+            return (known_mode(&seen.mode), reason);
+        }
+        if record.spec.attach.is_some() {
+            let reason = own_reason().unwrap_or_else(|| "the engine has not reported".to_owned());
+            return ("suspect", Some(reason));
+        }
+        // At rest: what the newest view says it will be.
+        if record.status.view.members.contains(id) {
+            ("member", own_reason())
+        } else {
+            ("catching_up", Some("not a member of the newest view; it catches up once attached".into()))
+        }
+    }
+
+    /// The instance of this volume under `name`; one of another volume is not it.
+    fn instance(&self, record: &VolumeRecord, name: &InstanceName) -> Option<&Instance> {
+        self.world.instances.get(name).filter(|instance| instance.volume_id() == record.id)
+    }
+
+    /// One instance.
+    #[must_use]
+    pub fn instance_info(&self, name: &InstanceName, instance: &Instance) -> pb::InstanceInfo {
+        let world = self.world;
+        let claim =
+            claims::of_instance(world.records, world.node, name, instance.uuid(), instance.volume_id());
+        pb::InstanceInfo {
+            name: name.to_string(),
+            uuid: instance.uuid().to_string(),
+            kind: name.kind().as_str().to_owned(),
+            volume: name.volume().to_string(),
+            state: instance.state_name().to_owned(),
+            pid: instance.pid(),
+            restarts: instance.restarts(),
+            claim: claim.as_str().to_owned(),
+            orphan: None,
+            reason: instance.reason(),
+            ..Default::default()
+        }
+    }
+}
+
+/// Whether ending this unclaimed instance hurts nobody.
+///
+/// # Errors
+/// Whom it would hurt, or why it cannot be ended.
+pub fn may_be_stopped(name: &InstanceName, instance: &Instance) -> Result<(), String> {
+    match instance.state() {
+        State::Unknown(reason) => Err(format!("{name}: {reason}")),
+        State::Down { .. } => Err(format!("{name} does not run")),
+        State::Pending | State::Starting | State::Running | State::Stopping => {
+            match (name.kind(), instance.engine_status()) {
+                (Kind::Engine, Some(told)) if told.clients > 0 => {
+                    Err(format!("{name} serves {} clients", told.clients))
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+fn known_state(told: &str) -> &'static str {
+    const STATES: [&str; 6] = ["healthy", "degraded", "suspended", "faulted", ATTACHING, "detaching"];
+    STATES.into_iter().find(|known| *known == told).unwrap_or(ATTACHING)
+}
+
+fn known_mode(told: &str) -> &'static str {
+    const MODES: [&str; 6] = ["member", "suspect", "catching_up", "rebuilding", "faulted", "absent"];
+    MODES.into_iter().find(|known| *known == told).unwrap_or("suspect")
+}
+
+/// `nbd+unix:///NAME?socket=PATH`, with what a URI cannot hold escaped.
+fn nbd_unix(name: &holdfast_proto::ids::VolumeName, socket: &str) -> Option<String> {
+    if socket.is_empty() {
+        return None;
+    }
+    let mut path = String::new();
+    for byte in socket.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~:@,+".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    Some(format!("nbd+unix:///{name}?socket={path}"))
+}
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod tests;

@@ -1,0 +1,174 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+use crate::core::instance::Event;
+use crate::core::reconcile;
+use crate::core::records::{RecordState, Records};
+use crate::core::testing::{attached, record};
+use holdfast_proto::ids::{InstanceUuid, VolumeId};
+
+const NOW: Duration = Duration::from_secs(10);
+
+struct Scene {
+    node: NodeName,
+    records: Records,
+    instances: BTreeMap<InstanceName, Instance>,
+    absent: BTreeMap<InstanceName, String>,
+}
+
+impl Scene {
+    fn new(record: &VolumeRecord) -> Self {
+        let state = RecordState::Readable(Box::new(record.clone()));
+        Self {
+            node: "node-a".parse().unwrap(),
+            records: Records::Known(BTreeMap::from([(record.name.to_string(), state)])),
+            instances: BTreeMap::new(),
+            absent: BTreeMap::new(),
+        }
+    }
+    fn world(&self) -> World<'_> {
+        World {
+            node: &self.node,
+            now: NOW,
+            records: &self.records,
+            instances: &self.instances,
+            absent: &self.absent,
+        }
+    }
+    fn show(&self) -> pb::VolumeInfo {
+        let plan = reconcile::plan(self.world());
+        let viewer = Viewer { world: self.world(), plan: &plan };
+        viewer.volumes(|_, id| format!("/data/{id}")).remove(0)
+    }
+    fn run(&mut self, record: &VolumeRecord, name: &str, status: ipb::InstanceStatus) {
+        let name: InstanceName = name.parse().unwrap();
+        let uuid = record.status.instance_uuids[&name.to_string()];
+        let mut instance = Instance::new(uuid, record.id, 0, State::Pending, NOW);
+        instance.handle(Event::Process(42), NOW);
+        instance.handle(Event::Status(Box::new(status)), NOW);
+        self.instances.insert(name, instance);
+    }
+}
+
+fn engine(state: &str, modes: &[&str]) -> ipb::InstanceStatus {
+    let replicas = modes.iter().zip(1..).map(|(mode, id)| ipb::ReplicaState {
+        id,
+        mode: (*mode).to_owned(),
+        ..Default::default()
+    });
+    ipb::InstanceStatus {
+        phase: "running".into(),
+        engine: Some(ipb::EngineStatus {
+            state: state.into(),
+            generation: 3,
+            epoch: 5,
+            nbd_socket: "/run/hold fast/demo.sock".into(),
+            replicas: replicas.collect(),
+            clients: 1,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_new_volume_is_detached_with_its_members() {
+    let record = record("demo", "node-a", 2);
+    let shown = Scene::new(&record).show();
+    assert_eq!((shown.state.as_str(), shown.endpoint, shown.engine), ("detached", None, None));
+    assert!(shown.replicas.iter().all(|r| r.mode == "member" && r.pid.is_none()));
+    assert_eq!(shown.replicas[1].data_dir, "/data/r2");
+}
+
+#[test]
+fn the_engine_says_what_its_volume_is() {
+    let record = attached("demo", "node-a", 3);
+    let mut scene = Scene::new(&record);
+    assert_eq!(scene.show().state, "attaching");
+    assert!(scene.show().replicas.iter().all(|r| r.mode == "suspect"), "nobody knows yet");
+    for state in ["healthy", "degraded", "suspended", "faulted", "attaching", "detaching"] {
+        scene.run(&record, "demo.engine", engine(state, &["member", "catching_up", "rebuilding"]));
+        let shown = scene.show();
+        assert_eq!(shown.state, state);
+        assert_eq!((shown.generation, shown.epoch), (3, 5));
+        assert_eq!(shown.engine.unwrap().pid, Some(42));
+        assert_eq!(shown.endpoint.unwrap(), "nbd+unix:///demo?socket=/run/hold%20fast/demo.sock");
+        let modes: Vec<_> = shown.replicas.iter().map(|r| r.mode.as_str()).collect();
+        assert_eq!(modes, ["member", "catching_up", "rebuilding"]);
+    }
+    scene.run(&record, "demo.engine", engine("a state of a later version", &[]));
+    assert_eq!(scene.show().state, "attaching");
+}
+
+#[test]
+fn an_engine_that_ended_is_attaching_again() {
+    let record = attached("demo", "node-a", 1);
+    let mut scene = Scene::new(&record);
+    scene.run(&record, "demo.engine", engine("healthy", &["member"]));
+    let name = InstanceName::engine(&record.name);
+    scene.instances.get_mut(&name).unwrap().handle(Event::Ended("killed by signal 9".into()), NOW);
+    let shown = scene.show();
+    assert_eq!(shown.state, "attaching");
+    assert!(shown.reason.unwrap().contains("signal 9"));
+    assert_eq!((shown.engine, shown.endpoint), (None, None));
+    assert_eq!(shown.replicas[0].mode, "suspect");
+}
+
+#[test]
+fn a_missing_directory_is_absent_and_all_missing_is_faulted() {
+    let record = attached("demo", "node-a", 2);
+    let mut scene = Scene::new(&record);
+    scene.run(&record, "demo.engine", engine("degraded", &["member", "absent"]));
+    scene.absent.insert("demo.r2".parse().unwrap(), "is the disk mounted?".into());
+    let shown = scene.show();
+    assert_eq!((shown.state.as_str(), shown.replicas[1].mode.as_str()), ("degraded", "absent"));
+    assert!(shown.replicas[1].reason.as_ref().unwrap().contains("mounted"));
+    scene.absent.insert("demo.r1".parse().unwrap(), "is the disk mounted?".into());
+    assert_eq!(scene.show().state, "faulted");
+}
+
+#[test]
+fn a_volume_is_detached_only_when_everything_has_ended() {
+    let mut record = attached("demo", "node-a", 1);
+    let mut scene = Scene::new(&record);
+    scene.run(&record, "demo.engine", engine("healthy", &["member"]));
+    record.spec.attach = None;
+    scene.records = Scene::new(&record).records;
+    assert_eq!(scene.show().state, "detaching");
+    let name = InstanceName::engine(&record.name);
+    scene.instances.get_mut(&name).unwrap().handle(Event::Lost("silent".into()), NOW);
+    assert_eq!(scene.show().state, "detaching", "nobody knows whether it has ended");
+    scene.instances.get_mut(&name).unwrap().handle(Event::Ended("exit code 0".into()), NOW);
+    assert_eq!(scene.show().state, "detached");
+}
+
+#[test]
+fn a_volume_whose_record_is_damaged_is_still_listed() {
+    let mut scene = Scene::new(&record("demo", "node-a", 1));
+    let damaged = RecordState::Unreadable("line 3".into());
+    scene.records = Records::Known(BTreeMap::from([("demo".into(), damaged)]));
+    let shown = scene.show();
+    assert_eq!((shown.name.as_str(), shown.state.as_str()), ("demo", "faulted"));
+    assert!(shown.reason.unwrap().contains("line 3"));
+}
+
+#[test]
+fn an_instance_says_its_state_claim_and_reason() {
+    let record = attached("demo", "node-a", 1);
+    let mut scene = Scene::new(&record);
+    scene.run(&record, "demo.engine", engine("healthy", &["member"]));
+    let stranger: InstanceName = "ghost.r1".parse().unwrap();
+    let lost = State::Unknown("silent".into());
+    let ghost = Instance::new(InstanceUuid::random(), VolumeId::random(), 4, lost, NOW);
+    scene.instances.insert(stranger.clone(), ghost);
+    let plan = Plan::default();
+    let viewer = Viewer { world: scene.world(), plan: &plan };
+    let info = |name: &InstanceName| viewer.instance_info(name, &scene.instances[name]);
+    let engine = info(&InstanceName::engine(&record.name));
+    assert_eq!((engine.kind.as_str(), engine.state.as_str()), ("engine", "running"));
+    assert_eq!((engine.claim.as_str(), engine.pid), ("claimed", Some(42)));
+    let ghost = info(&stranger);
+    assert_eq!((ghost.claim.as_str(), ghost.state.as_str()), ("unclaimed", "error"));
+    assert_eq!((ghost.reason.as_deref(), ghost.restarts), (Some("silent"), 4));
+}

@@ -1,0 +1,211 @@
+//! The supervisor of one node, and the handle through which everything else talks to it.
+//!
+//! One task ([`supervisor`]) owns the instances: it reconciles on change and on a timer, never on its own writes.
+//! One driver per instance talks to its process. What operators ask for ([`volumes`]) is written into records by the
+//! caller's task and then only awaited: the records are the truth, and a crash between any two steps is repaired by
+//! the next reconcile. Reads come from the inventory and never wait for a disk.
+
+mod info;
+mod roles;
+mod shared;
+mod startup;
+mod supervisor;
+mod volumes;
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_proto::ids::NodeName;
+use holdfast_proto::pb::agent as pb;
+use tokio::sync::{broadcast, watch};
+
+use self::shared::{Command, Shared};
+use crate::error::Error;
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Its name in volume records.
+    pub node: NodeName,
+    /// Where records, instances and replicas are kept.
+    pub data_dir: PathBuf,
+    /// A short directory for sockets.
+    pub runtime_dir: PathBuf,
+    /// Where the instances' binary is copied to; none: `bin` in the data directory.
+    pub bin_dir: Option<PathBuf>,
+    /// The binary that instances run; none: this process's own.
+    pub binary: Option<PathBuf>,
+    /// The address that replicas listen on.
+    pub bind: IpAddr,
+    /// The ports that replicas choose from.
+    pub data_ports: RangeInclusive<u16>,
+    /// Where this agent listens, for messages and `node show`.
+    pub listen_display: String,
+    /// How long a replica may be silent.
+    pub replica_timeout: Duration,
+    /// How long I/O is held before it fails.
+    pub suspend_timeout: Duration,
+    /// How long deleted data stays in the trash.
+    pub trash_ttl: Duration,
+    /// Below this many members I/O is suspended.
+    pub min_in_sync: u32,
+    /// Regions in flight while a replica is filled.
+    pub rebuild_inflight_max: u32,
+}
+
+impl NodeConfig {
+    /// The defaults for everything but where the node lives.
+    #[must_use]
+    pub fn new(node: NodeName, data_dir: PathBuf, runtime_dir: PathBuf) -> Self {
+        Self {
+            node,
+            data_dir,
+            runtime_dir,
+            bin_dir: None,
+            binary: None,
+            bind: IpAddr::from([127, 0, 0, 1]),
+            data_ports: 20000..=29999,
+            listen_display: String::new(),
+            replica_timeout: Duration::from_secs(8),
+            suspend_timeout: Duration::from_secs(300),
+            trash_ttl: Duration::from_secs(24 * 3600),
+            min_in_sync: 1,
+            rebuild_inflight_max: 4,
+        }
+    }
+}
+
+pub use self::volumes::IO_MODE_DEFAULT;
+pub use crate::core::inventory::{Change, Snapshot};
+
+/// How far a shutdown has come.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ShutdownProgress {
+    /// Not asked for.
+    #[default]
+    Running,
+    /// These engines are still finishing: draining, flushing, writing the clean mark.
+    Engines(Vec<String>),
+    /// These replicas are still ending.
+    Replicas(Vec<String>),
+    /// Over; what did not end in time, if anything.
+    Done(Vec<String>),
+}
+
+/// Starts the node: takes the data directory's lock, adopts what runs, and supervises from then on.
+///
+/// # Errors
+/// When the directory is held by another agent, or cannot be used.
+pub async fn start(config: NodeConfig) -> Result<NodeHandle, Error> {
+    let shared = startup::start(config).await?;
+    Ok(NodeHandle { shared })
+}
+
+/// Talks to the supervisor of this node. When the last handle is dropped without a shutdown, the supervisor ends and
+/// the instances stay.
+#[derive(Debug, Clone)]
+pub struct NodeHandle {
+    shared: Arc<Shared>,
+}
+
+impl NodeHandle {
+    /// Creates a volume and its replica directories on this node.
+    ///
+    /// # Errors
+    /// `Invalid` for a bad name, size, count or mode; `Conflict` where the name is taken.
+    pub async fn create_volume(&self, request: pb::CreateVolumeRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { volumes::create(&shared, &request).await }).await
+    }
+    /// Wants the volume here; returns once I/O can start, or after a few seconds with what it waits for.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` where it is attached otherwise, still detaching, or being deleted.
+    pub async fn attach_volume(&self, request: pb::AttachVolumeRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { volumes::attach(&shared, &request).await }).await
+    }
+    /// Wants the volume nowhere; returns once it is detached, or after its deadline still `detaching`.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` while clients are connected, unless forced.
+    pub async fn detach_volume(&self, request: pb::DetachVolumeRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { volumes::detach(&shared, &request).await }).await
+    }
+    /// Forgets a detached volume; its data stays, or goes to the trash where that is asked for.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` while it is attached.
+    pub async fn delete_volume(
+        &self,
+        request: pb::DeleteVolumeRequest,
+    ) -> Result<pb::DeleteVolumeReply, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { volumes::delete(&shared, &request).await }).await
+    }
+    /// One volume.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn volume(&self, name: &str) -> Result<pb::VolumeInfo, Error> {
+        self.shared.volume(name).ok_or_else(|| Error::not_found(format!("find volume {name}: there is none")))
+    }
+    /// Everything, at one revision.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.snapshot()
+    }
+    /// Everything, and each change after exactly that. A receiver that lags must subscribe again.
+    #[must_use]
+    pub fn subscribe(&self) -> (Snapshot, broadcast::Receiver<(u64, Change)>) {
+        self.shared.subscribe()
+    }
+    /// Stops the process of an instance that no record claims. `uuid` empty: whichever has the name now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` where the name belongs to another creation by now; `Refused` where it is claimed, its
+    /// claim is unknown, or it has clients.
+    pub async fn stop_instance(&self, name: &str, uuid: &str) -> Result<pb::InstanceInfo, Error> {
+        let (name, uuid) = (name.to_owned(), uuid.to_owned());
+        self.shared.command(|reply| Command::Stop { name, uuid, reply }).await?
+    }
+    /// Every replica directory on disk, claimed or not.
+    pub async fn replica_dirs(&self) -> Vec<pb::ReplicaDirInfo> {
+        info::replica_dirs(&self.shared).await
+    }
+    /// The node itself.
+    pub async fn node_info(&self) -> pb::NodeInfo {
+        info::node_info(&self.shared).await
+    }
+    /// Where an instance's log is.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn log_path(&self, name: &str) -> Result<PathBuf, Error> {
+        self.shared.log_path(name)
+    }
+    /// Ends the supervisor. With `stop_instances`, engines are drained and stopped first, then replicas; without,
+    /// all instances keep running. [`Self::shutdown_progress`] tells how far it is. A repeat joins the first.
+    ///
+    /// # Errors
+    /// `TimedOut`, naming what did not end in time.
+    pub async fn shutdown(&self, stop_instances: bool) -> Result<(), Error> {
+        self.shared.shutdown(stop_instances).await
+    }
+    /// How far a shutdown has come.
+    #[must_use]
+    pub fn shutdown_progress(&self) -> watch::Receiver<ShutdownProgress> {
+        self.shared.progress.subscribe()
+    }
+}
+
+/// Runs to its end even if the caller goes away: an operation is never half an operation for want of a listener.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(work).await.map_err(|e| Error::failed(format!("finish the operation: {e}")))?
+}

@@ -1,0 +1,253 @@
+//! What the supervisor and the callers of its handle share: the inventory, the homes on disk, and a way to ask.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use holdfast_proto::ids::BootId;
+use holdfast_proto::pb::agent as pb;
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::{Change, NodeConfig, ShutdownProgress, Snapshot};
+use crate::core::Moment;
+use crate::core::instance::InstanceName;
+use crate::core::inventory::Inventory;
+use crate::core::records::Records;
+use crate::error::Error;
+use crate::registry::Registry;
+use crate::store::DataDir;
+use crate::store::instances::InstanceStore;
+use crate::store::trash::Trash;
+
+/// A subscriber this far behind is told to start again: thousands of volumes changing at once, and seconds of them.
+const CHANGES_KEPT: usize = 4096;
+/// Callers waiting for the supervisor; more wait before they are let in.
+const COMMANDS_MAX: usize = 64;
+
+/// What a caller wants of the supervisor.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Reconcile now; answered when the inventory shows it.
+    Reconcile { reply: oneshot::Sender<()> },
+    /// Stop an unclaimed instance.
+    Stop { name: String, uuid: String, reply: oneshot::Sender<Result<pb::InstanceInfo, Error>> },
+    /// End, answered when nothing of the supervisor is left; with what could not be stopped in time.
+    Shutdown { stop_instances: bool, reply: oneshot::Sender<Vec<String>> },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: NodeConfig,
+    pub(super) data: DataDir,
+    pub(super) store: InstanceStore,
+    pub(super) trash: Trash,
+    pub(super) registry: Arc<dyn Registry>,
+    pub(super) boot_id: BootId,
+    pub(super) warnings: Vec<String>,
+    pub(super) progress: watch::Sender<ShutdownProgress>,
+    /// What the registry said last.
+    pub(super) records: Mutex<Arc<Records>>,
+    pub(super) operations: Mutex<BTreeMap<String, Operation>>,
+    inventory: Mutex<Inventory>,
+    changes: broadcast::Sender<(u64, Change)>,
+    revision: watch::Sender<u64>,
+    commands: mpsc::Sender<Command>,
+    epoch: Instant,
+}
+
+/// An operation on a volume that is under way.
+#[derive(Debug)]
+pub(super) struct Operation {
+    what: &'static str,
+    users: usize,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// The places that a node works in.
+#[derive(Debug)]
+pub(super) struct Homes {
+    pub(super) data: DataDir,
+    pub(super) registry: Arc<dyn Registry>,
+    pub(super) boot_id: BootId,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Shared {
+    pub(super) fn new(config: NodeConfig, homes: Homes) -> (Self, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let shared = Self {
+            config,
+            store: InstanceStore::new(homes.data.instances()),
+            trash: Trash::new(homes.data.trash(), homes.data.replicas()),
+            data: homes.data,
+            registry: homes.registry,
+            boot_id: homes.boot_id,
+            warnings: homes.warnings,
+            progress: watch::Sender::new(ShutdownProgress::Running),
+            records: Mutex::new(Arc::new(Records::Unavailable("not read yet".to_owned()))),
+            operations: Mutex::default(),
+            inventory: Mutex::default(),
+            changes: broadcast::Sender::new(CHANGES_KEPT),
+            revision: watch::Sender::new(0),
+            commands,
+            epoch: Instant::now(),
+        };
+        (shared, receiver)
+    }
+
+    /// Now, as the core counts it.
+    pub(super) fn now(&self) -> Moment {
+        self.epoch.elapsed()
+    }
+    /// A core moment as a point of the runtime's clock.
+    pub(super) fn instant(&self, moment: Moment) -> Instant {
+        self.epoch + moment
+    }
+
+    /// Makes the inventory equal to these lists and tells what changed.
+    pub(super) fn publish(&self, instances: Vec<pb::InstanceInfo>, volumes: Vec<pb::VolumeInfo>) {
+        let mut inventory = self.inventory.lock();
+        let changes = inventory.update(instances, volumes);
+        let Some((last, _)) = changes.last() else { return };
+        let last = *last;
+        for change in changes {
+            // Sent under the lock, so that a subscriber's snapshot and its first change are neighbours.
+            let _ = self.changes.send(change);
+        }
+        drop(inventory);
+        self.revision.send_replace(last);
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.inventory.lock().snapshot()
+    }
+    pub(super) fn subscribe(&self) -> (Snapshot, broadcast::Receiver<(u64, Change)>) {
+        let inventory = self.inventory.lock();
+        (inventory.snapshot(), self.changes.subscribe())
+    }
+    pub(super) fn volume(&self, name: &str) -> Option<pb::VolumeInfo> {
+        self.inventory.lock().volume(name).cloned()
+    }
+
+    pub(super) fn log_path(&self, name: &str) -> Result<PathBuf, Error> {
+        let unknown = || Error::not_found(format!("find instance {name}: there is none"));
+        // A name that does not parse could be a path to anywhere.
+        let parsed: InstanceName = name.parse().map_err(|_| unknown())?;
+        let known = self.inventory.lock().instance(name).is_some();
+        if known { Ok(self.store.log_of(&parsed.to_string())) } else { Err(unknown()) }
+    }
+
+    /// Waits until the volume is as `wanted` says (none: it is not listed), or the deadline is over; returns it as it
+    /// then is.
+    pub(super) async fn wait(
+        &self,
+        name: &str,
+        deadline: std::time::Duration,
+        wanted: impl Fn(Option<&pb::VolumeInfo>) -> bool,
+    ) -> Option<pb::VolumeInfo> {
+        let mut revisions = self.revision.subscribe();
+        let until = Instant::now() + deadline;
+        loop {
+            revisions.mark_unchanged();
+            let volume = self.volume(name);
+            if wanted(volume.as_ref()) {
+                return volume;
+            }
+            if !matches!(tokio::time::timeout_at(until, revisions.changed()).await, Ok(Ok(()))) {
+                return volume;
+            }
+        }
+    }
+
+    /// Asks the supervisor and waits for its answer.
+    pub(super) async fn command<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || Error::failed("ask the supervisor: it has ended");
+        self.commands.send(make(reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())
+    }
+
+    /// Returns when the inventory shows what the records say now.
+    pub(super) async fn reconcile(&self) -> Result<(), Error> {
+        self.command(|reply| Command::Reconcile { reply }).await
+    }
+
+    pub(super) async fn shutdown(&self, stop_instances: bool) -> Result<(), Error> {
+        let mut progress = self.progress.subscribe();
+        let asked = self.command(|reply| Command::Shutdown { stop_instances, reply }).await;
+        let left = match asked {
+            Ok(left) => left,
+            // Another caller's shutdown was first; its end is ours.
+            Err(_) => match progress.wait_for(|p| matches!(p, ShutdownProgress::Done(_))).await {
+                Ok(done) => match &*done {
+                    ShutdownProgress::Done(left) => left.clone(),
+                    _ => Vec::new(),
+                },
+                Err(_) => Vec::new(),
+            },
+        };
+        if left.is_empty() || !stop_instances {
+            return Ok(());
+        }
+        Err(Error::new(
+            holdfast_proto::status::ErrorKind::TimedOut,
+            format!("stop in time: {}; they go on by themselves", left.join(", ")),
+        ))
+    }
+
+    /// One operation at a time on a volume: an equal one waits its turn, a different one is told to come back.
+    pub(super) async fn begin<'a>(&'a self, name: &str, what: &'static str) -> Result<Turn<'a>, Error> {
+        let turn = {
+            let mut operations = self.operations.lock();
+            let operation = operations.entry(name.to_owned()).or_insert_with(|| Operation {
+                what,
+                users: 0,
+                turn: Arc::default(),
+            });
+            if operation.what != what {
+                return Err(Error::conflict(format!(
+                    "{what} volume {name}: {} is under way; try again when it is done",
+                    operation.what
+                )));
+            }
+            operation.users += 1;
+            Arc::clone(&operation.turn)
+        };
+        let mut guard = Turn { shared: self, name: name.to_owned(), _turn: None };
+        guard._turn = Some(turn.lock_owned().await);
+        Ok(guard)
+    }
+}
+
+/// The right to change a volume; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Turn<'a> {
+    shared: &'a Shared,
+    name: String,
+    _turn: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut operations = self.shared.operations.lock();
+        if let Some(operation) = operations.get_mut(&self.name) {
+            operation.users -= 1;
+            if operation.users == 0 {
+                operations.remove(&self.name);
+            }
+        }
+    }
+}
+
+/// Runs blocking work where it may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::failed(format!("run: {e}")))?
+}

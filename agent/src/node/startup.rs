@@ -1,0 +1,250 @@
+//! From a configuration to a running supervisor: what is checked, made and found, in this order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_proto::ids::{BootId, InstanceUuid, VolumeId};
+use tokio::sync::mpsc;
+
+use super::NodeConfig;
+use super::shared::{Homes, Shared, blocking};
+use super::supervisor::{Found, Supervisor};
+use crate::core::Moment;
+use crate::core::instance::{Instance, InstanceName, State};
+use crate::error::Error;
+use crate::process::binary::{self, Binary};
+use crate::process::cgroup::Cgroup;
+use crate::process::driver::Context;
+use crate::process::proc::{self, Life};
+use crate::process::spawn::check_socket_path;
+use crate::registry::file::FileRegistry;
+use crate::store::instances::{InstanceStore, SpawnRecord};
+use crate::store::lock::AgentLock;
+use crate::store::{DataDir, Read, atomic};
+
+/// Events of instances that the supervisor has not taken yet; a driver that finds no room waits.
+const EVENTS_MAX: usize = 1024;
+
+struct Prepared {
+    homes: Homes,
+    lock: AgentLock,
+    binary: Binary,
+    cgroup: Cgroup,
+}
+
+/// Starts the node. The inventory is complete when this returns.
+pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
+    let preparing = config.clone();
+    let prepared = blocking(move || prepare(&preparing)).await?;
+    let (shared, commands) = Shared::new(config, prepared.homes);
+    let shared = Arc::new(shared);
+    let (events, reports) = mpsc::channel(EVENTS_MAX);
+    let context = Context {
+        store: shared.store.clone(),
+        registry: Arc::clone(&shared.registry),
+        boot_id: shared.boot_id,
+        binary: prepared.binary,
+        cgroup: prepared.cgroup,
+        events,
+    };
+    let (store, boot_id) = (shared.store.clone(), shared.boot_id);
+    let found = blocking(move || find_instances(&store, boot_id)).await?;
+    remove_unused_binaries(&shared, &context.binary, &found);
+    let mut supervisor = Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock);
+    supervisor.take_over(&shared, found);
+    supervisor.reconcile(&shared).await;
+    tokio::spawn(supervisor.run(commands, reports));
+    Ok(shared)
+}
+
+fn prepare(config: &NodeConfig) -> Result<Prepared, Error> {
+    let data = DataDir::open(&config.data_dir)?;
+    let lock = AgentLock::take(&data.lock(), config.node.as_str(), &config.listen_display)?;
+    atomic::clear_temporaries(data.root())?;
+    make_runtime_dir(&config.runtime_dir)?;
+    let mut warnings = Vec::new();
+    require_io_uring(&mut warnings)?;
+    let registry = FileRegistry::open(&data.registry())?;
+    let source = config.binary.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+    let bin_dir = config.bin_dir.clone().unwrap_or_else(|| data.bin());
+    let binary = binary::install(&source, &bin_dir)?;
+    let homes = Homes { data, registry: Arc::new(registry), boot_id: proc::boot_id()?, warnings };
+    Ok(Prepared { homes, lock, binary, cgroup: Cgroup::detect() })
+}
+
+fn make_runtime_dir(dir: &Path) -> Result<(), Error> {
+    // The longest name that a socket of ours has, but for those of volumes, which are checked by name.
+    check_socket_path(&dir.join("12345678.sock"))?;
+    if !dir.is_absolute() {
+        return Err(Error::invalid(format!(
+            "use the runtime directory {}: expected an absolute path, because instances and clients look for it \
+             from elsewhere",
+            dir.display()
+        )));
+    }
+    if dir.is_dir() {
+        return Ok(());
+    }
+    // 0711: clients that a volume's socket lets in must be able to reach it.
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(Error::io("create", dir))
+}
+
+/// Whether the kernel lets processes like our instances make rings at all; a filter of system calls shows only in
+/// the instance itself, which says so when it starts.
+fn require_io_uring(warnings: &mut Vec<String>) -> Result<(), Error> {
+    match io_uring_sysctl().as_deref() {
+        Some("2") => Err(Error::failed(
+            "start instances: io_uring is switched off (kernel.io_uring_disabled = 2); allow it with: sysctl \
+             kernel.io_uring_disabled=0",
+        )),
+        Some("1") => {
+            warnings.push(
+                "io_uring is restricted (kernel.io_uring_disabled = 1) to CAP_SYS_ADMIN and the group of \
+                 kernel.io_uring_group"
+                    .to_owned(),
+            );
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The sysctl, where this kernel has it.
+pub(super) fn io_uring_sysctl() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// What earlier agents left: by their spawn records, and by whether their locks are held.
+fn find_instances(store: &InstanceStore, boot_id: BootId) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    for (name, read) in store.list()? {
+        let life = proc::probe(&store.lock_of(&name));
+        let Ok(parsed) = name.parse::<InstanceName>() else {
+            tracing::warn!(directory = name, "not an instance of ours; left alone");
+            continue;
+        };
+        if let Some(instance) = judge(parsed, read, life, boot_id) {
+            found.push(instance);
+        }
+    }
+    Ok(found)
+}
+
+/// What is known of one instance directory; none when there is nothing in it to know.
+fn judge(
+    name: InstanceName,
+    read: Read<SpawnRecord>,
+    life: Result<Life, Error>,
+    boot_id: BootId,
+) -> Option<Found> {
+    let now = Moment::ZERO;
+    let nobody = |state| Instance::new(InstanceUuid::nil(), VolumeId::nil(), 0, state, now);
+    let down = |error| State::Down { error, retry_at: now };
+    let (instance, record) = match (read, life) {
+        (Read::Found(record), Ok(Life::Held)) => {
+            let state = State::Unknown("it lives and is being asked".to_owned());
+            (of(&record, state), Some(record))
+        }
+        (Read::Found(record), Ok(Life::Free)) => {
+            // A recorded process that was not asked to end, and is gone.
+            let error = record.process.map(|_| {
+                let why =
+                    if record.boot_id == boot_id { "while no agent ran" } else { "with the node's restart" };
+                format!("it ended {why}")
+            });
+            (of(&record, down(error)), Some(record))
+        }
+        (Read::Found(record), Err(error)) => (of(&record, State::Unknown(error.to_string())), Some(record)),
+        (Read::Unreadable(reason), Ok(Life::Free)) => (nobody(down(Some(reason))), None),
+        (Read::Unreadable(reason), Ok(Life::Held)) => {
+            (nobody(State::Unknown(format!("it lives, and its spawn record cannot be read: {reason}"))), None)
+        }
+        (Read::Unreadable(reason), Err(error)) => {
+            (nobody(State::Unknown(format!("{reason}; {error}"))), None)
+        }
+        (Read::Absent, Ok(Life::Free)) => return None,
+        (Read::Absent, Ok(Life::Held)) => {
+            (nobody(State::Unknown("it lives, and its spawn record is missing".to_owned())), None)
+        }
+        (Read::Absent, Err(error)) => (nobody(State::Unknown(error.to_string())), None),
+    };
+    Some(Found { name, instance, record })
+}
+
+fn of(record: &SpawnRecord, state: State) -> Instance {
+    Instance::new(record.uuid, record.volume_id, record.restarts, state, Moment::ZERO)
+}
+
+fn remove_unused_binaries(shared: &Shared, binary: &Binary, found: &[Found]) {
+    let living: Vec<_> = found.iter().filter(|found| !found.instance.is_down()).collect();
+    // One whose record is unknown may run any of them.
+    if living.iter().any(|found| found.record.is_none()) {
+        return;
+    }
+    let recorded = living.iter().filter_map(|found| found.record.as_ref());
+    let mut used: BTreeSet<String> = recorded.map(|record| record.binary_digest.clone()).collect();
+    used.insert(binary.digest.clone());
+    let bin_dir = shared.config.bin_dir.clone().unwrap_or_else(|| shared.data.bin());
+    match binary::remove_unused(&bin_dir, &used) {
+        Ok(gone) if gone.is_empty() => {}
+        Ok(gone) => tracing::info!(?gone, "removed unused copies of the binary"),
+        Err(error) => tracing::warn!(%error, "unused copies of the binary stay"),
+    }
+}
+
+/// The control sockets that are spoken for.
+pub(super) fn sockets(found: &[Found]) -> BTreeMap<InstanceName, PathBuf> {
+    let recorded = found.iter().filter_map(|found| {
+        found.record.as_ref().map(|record| (found.name.clone(), record.control_socket.clone()))
+    });
+    recorded.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::instances::tests::sample;
+
+    fn judged(read: Read<SpawnRecord>, life: Result<Life, Error>) -> Option<Found> {
+        judge("demo.r1".parse().unwrap(), read, life, BootId::random())
+    }
+
+    #[test]
+    fn the_lock_decides_and_a_doubt_is_neither_life_nor_death() {
+        let record = || Read::Found(sample("demo.r1"));
+        let unreadable = || Read::Unreadable("damaged".to_owned());
+        let doubt = || Err(Error::failed("the lock cannot be read"));
+        let is_down = |found: Option<Found>| found.unwrap().instance.is_down();
+        assert!(is_down(judged(record(), Ok(Life::Free))));
+        assert!(!is_down(judged(record(), Ok(Life::Held))));
+        assert!(!is_down(judged(record(), doubt())));
+        assert!(is_down(judged(unreadable(), Ok(Life::Free))));
+        assert!(!is_down(judged(unreadable(), Ok(Life::Held))));
+        assert!(!is_down(judged(unreadable(), doubt())));
+        assert!(!is_down(judged(Read::Absent, Ok(Life::Held))));
+        assert!(judged(Read::Absent, Ok(Life::Free)).is_none(), "an empty directory is nothing");
+    }
+
+    #[test]
+    fn an_end_that_nobody_saw_is_told_apart_from_one_that_was_asked_for() {
+        let reason = |record: SpawnRecord, boot| {
+            let found = judge("demo.r1".parse().unwrap(), Read::Found(record), Ok(Life::Free), boot);
+            found.unwrap().instance.reason()
+        };
+        let record = sample("demo.r1");
+        assert!(reason(record.clone(), record.boot_id).unwrap().contains("while no agent ran"));
+        assert!(reason(record.clone(), BootId::random()).unwrap().contains("restart"));
+        let stopped = SpawnRecord { process: None, ..record };
+        assert_eq!(reason(stopped, BootId::random()), None);
+    }
+
+    #[test]
+    fn a_relative_or_long_runtime_directory_is_refused_at_start() {
+        assert!(make_runtime_dir(Path::new("run")).unwrap_err().to_string().contains("absolute"));
+        let long = format!("/{}", "x".repeat(100));
+        assert!(make_runtime_dir(Path::new(&long)).unwrap_err().to_string().contains("limit is 107"));
+    }
+}

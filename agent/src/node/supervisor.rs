@@ -1,0 +1,473 @@
+//! The one task that owns the instances of a node: events in, plans made, actions done, the inventory published.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use holdfast_proto::ids::{InstanceUuid, VolumeId, VolumeName};
+use holdfast_proto::pb::agent as pb;
+use holdfast_proto::record::VolumeRecord;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::ShutdownProgress;
+use super::roles;
+use super::shared::{Command, Shared, blocking};
+use super::startup::sockets;
+use crate::core::claims::{self, Claim};
+use crate::core::instance::{Event, Instance, InstanceName, Kind, State};
+use crate::core::reconcile::{self, Action, Plan, World};
+use crate::core::records::{Lookup, RecordState, Records};
+use crate::core::view::{self, Viewer};
+use crate::error::Error;
+use crate::process::driver::{Begin, Context, DRAIN_WITHIN, Driver, Report, StopWish};
+use crate::process::{logs, proc, spawn};
+use crate::registry::{Entry, Read, Swap, VolumeKey};
+use crate::store::instances::{SPAWN_SCHEMA, SpawnRecord};
+use crate::store::lock::AgentLock;
+use crate::store::replica_dirs;
+
+mod housekeeping;
+mod shutdown;
+
+/// How often everything is compared again, whatever was or was not noticed.
+const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+
+/// An instance that an earlier agent left.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) name: InstanceName,
+    pub(super) instance: Instance,
+    pub(super) record: Option<SpawnRecord>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    // Weak: when the last handle is gone, so is the reason to supervise.
+    shared: Weak<Shared>,
+    context: Arc<Context>,
+    lock: AgentLock,
+    instances: BTreeMap<InstanceName, Instance>,
+    drivers: BTreeMap<InstanceName, Driver>,
+    sockets: BTreeMap<InstanceName, PathBuf>,
+    digests: BTreeMap<InstanceName, String>,
+    keys: BTreeMap<VolumeId, VolumeKey>,
+    /// Unclaimed ones that a person has stopped: forgotten when they have ended.
+    forgetting: BTreeSet<InstanceName>,
+    records: Arc<Records>,
+    absent: BTreeMap<InstanceName, String>,
+    plan: Plan,
+    runs: u64,
+    ticks: u64,
+}
+
+impl Supervisor {
+    pub(super) fn new(shared: Weak<Shared>, context: Arc<Context>, lock: AgentLock) -> Self {
+        Self {
+            shared,
+            context,
+            lock,
+            instances: BTreeMap::new(),
+            drivers: BTreeMap::new(),
+            sockets: BTreeMap::new(),
+            digests: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            forgetting: BTreeSet::new(),
+            records: Arc::new(Records::Unavailable("not read yet".to_owned())),
+            absent: BTreeMap::new(),
+            plan: Plan::default(),
+            runs: 0,
+            ticks: 0,
+        }
+    }
+
+    /// Begins to watch what earlier agents left running.
+    pub(super) fn take_over(&mut self, shared: &Shared, found: Vec<Found>) {
+        self.sockets = sockets(&found);
+        for Found { name, mut instance, record } in found {
+            if let Some(record) = record {
+                self.digests.insert(name.clone(), record.binary_digest.clone());
+                if !instance.is_down() {
+                    if let Some(process) = record.process {
+                        instance.handle(Event::Process(process.pid), shared.now());
+                    }
+                    self.drive(&name, record, Begin::Adopt);
+                }
+            }
+            self.instances.insert(name, instance);
+        }
+    }
+
+    fn drive(&mut self, name: &InstanceName, record: SpawnRecord, begin: Begin) {
+        self.runs += 1;
+        let driver = Driver::start(Arc::clone(&self.context), record, begin, self.runs);
+        self.drivers.insert(name.clone(), driver);
+    }
+
+    /// Supervises until it is told to end or the last handle is gone.
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut reports: mpsc::Receiver<Report>,
+    ) {
+        let Some(mut changes) = self.shared.upgrade().map(|shared| shared.registry.changes()) else { return };
+        let mut tick = interval(RECONCILE_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let next = self.next_at();
+            let mut due = tokio::select! {
+                command = commands.recv() => {
+                    let (Some(command), Some(shared)) = (command, self.shared.upgrade()) else { return };
+                    match command {
+                        Command::Shutdown { stop_instances, reply } => {
+                            drop(commands);
+                            self.shut_down(&shared, stop_instances, &mut reports, reply).await;
+                            return;
+                        }
+                        command => self.obey(&shared, command).await,
+                    }
+                    false
+                }
+                Some(report) = reports.recv() => self.hear(report),
+                Ok(()) = changes.changed() => true,
+                () = sleep_until(next) => true,
+                _ = tick.tick() => {
+                    let Some(shared) = self.shared.upgrade() else { return };
+                    self.keep_house(&shared).await;
+                    true
+                }
+            };
+            // A burst is one reason to look, not many.
+            while let Ok(report) = reports.try_recv() {
+                due |= self.hear(report);
+            }
+            let Some(shared) = self.shared.upgrade() else { return };
+            if due {
+                self.reconcile(&shared).await;
+            } else {
+                self.publish(&shared);
+            }
+        }
+    }
+
+    fn next_at(&self) -> Instant {
+        let far = Instant::now() + RECONCILE_EVERY * 2;
+        let shared = self.shared.upgrade();
+        shared.and_then(|shared| self.plan.next_at.map(|at| shared.instant(at))).unwrap_or(far)
+    }
+
+    async fn obey(&mut self, shared: &Shared, command: Command) {
+        match command {
+            Command::Reconcile { reply } => {
+                self.reconcile(shared).await;
+                let _ = reply.send(());
+            }
+            Command::Stop { name, uuid, reply } => {
+                // Ownership is read again, whatever was known.
+                self.reconcile(shared).await;
+                let _ = reply.send(self.stop_unclaimed(shared, &name, &uuid).await);
+                self.publish(shared);
+            }
+            Command::Shutdown { .. } => {}
+        }
+    }
+
+    /// Takes an event in. Returns whether a plan may depend on it.
+    fn hear(&mut self, report: Report) -> bool {
+        let Some(shared) = self.shared.upgrade() else { return false };
+        let current = self.drivers.get(&report.name).is_some_and(|driver| driver.run == report.run);
+        let Some(instance) = self.instances.get_mut(&report.name).filter(|_| current) else { return false };
+        let ended = matches!(report.event, Event::Ended(_));
+        let before = relevant(instance);
+        let state = instance.state_name();
+        instance.handle(report.event, shared.now());
+        if state != instance.state_name() {
+            let (to, reason) = (instance.state_name(), instance.reason());
+            tracing::info!(instance = %report.name, from = state, to, reason, "state");
+        }
+        let changed = before != relevant(instance);
+        if ended {
+            self.drivers.remove(&report.name);
+        }
+        changed
+    }
+
+    /// Compares records with observations and acts.
+    pub(super) async fn reconcile(&mut self, shared: &Shared) {
+        self.records = Arc::new(match shared.registry.list().await {
+            Ok(entries) => Records::Known(entries.into_iter().map(state_of).collect()),
+            Err(error) => {
+                if matches!(*self.records, Records::Known(_)) {
+                    tracing::error!(%error, "the registry cannot be read; nothing is started or stopped");
+                }
+                Records::Unavailable(error.to_string())
+            }
+        });
+        *shared.records.lock() = Arc::clone(&self.records);
+        self.absent = self.look_for_directories(shared).await;
+        let mut plan = reconcile::plan(self.world(shared, shared.now()));
+        let mut failed: BTreeSet<VolumeName> = BTreeSet::new();
+        for (volume, action) in std::mem::take(&mut plan.actions) {
+            if failed.contains(&volume) {
+                continue;
+            }
+            if let Err(error) = self.act(shared, action).await {
+                // Said when it begins, and again only when it changes: the plan repeats every few seconds.
+                let reason = error.to_string();
+                if self.plan.blocked.get(volume.as_str()) != Some(&reason) {
+                    tracing::warn!(%volume, reason, "cannot go on");
+                }
+                plan.blocked.insert(volume.to_string(), reason);
+                failed.insert(volume);
+            }
+        }
+        self.plan = plan;
+        self.forget_ended(shared).await;
+        self.publish(shared);
+    }
+
+    fn world<'a>(&'a self, shared: &'a Shared, now: crate::core::Moment) -> World<'a> {
+        World {
+            node: &shared.config.node,
+            now,
+            records: &self.records,
+            instances: &self.instances,
+            absent: &self.absent,
+        }
+    }
+
+    /// The replicas of this node whose directory cannot be used.
+    async fn look_for_directories(&self, shared: &Shared) -> BTreeMap<InstanceName, String> {
+        let mut wanted = Vec::new();
+        for record in self.records.readable() {
+            for spec in record.spec.replicas.iter().filter(|spec| spec.node == shared.config.node) {
+                let name = InstanceName::replica(&record.name, spec.id);
+                wanted.push((name, roles::data_dir(shared, record, spec.id), spec.id, record.id));
+            }
+        }
+        let looked = blocking(move || {
+            let check = wanted.into_iter().filter_map(|(name, path, replica, volume)| {
+                replica_dirs::check(&path, replica, volume).err().map(|reason| (name, reason))
+            });
+            Ok(check.collect())
+        });
+        looked.await.unwrap_or_default()
+    }
+
+    async fn act(&mut self, shared: &Shared, action: Action) -> Result<(), Error> {
+        match action {
+            Action::Spawn { name, volume_id, uuid } => self.spawn(shared, name, volume_id, uuid).await,
+            Action::ConfigureReplica { name } => self.configure(shared, &name, None).await,
+            Action::ConfigureEngine { name, replicas } => self.configure(shared, &name, Some(replicas)).await,
+            Action::Stop { name, uuid, drain } => {
+                self.stop(shared, &name, uuid, StopWish { drain });
+                Ok(())
+            }
+            Action::Retire { name } => self.retire(shared, name).await,
+            Action::Trash { volume_id, generation } => {
+                let (trash, now) = (shared.trash.clone(), housekeeping::unix_now_s());
+                let list = blocking(move || trash.purge(volume_id, generation, now)).await?;
+                for step in &list.moves {
+                    tracing::info!(from = %step.from.display(), to = %step.to.display(), "to the trash");
+                }
+                Ok(())
+            }
+            Action::DeleteRecord { name, id, version, purge } => {
+                if purge {
+                    shared.registry.delete_key(id).await?;
+                }
+                self.keys.remove(&id);
+                match shared.registry.delete(&name, id, version).await? {
+                    Swap::Stored(_) => tracing::info!(volume = %name, %id, "deleted"),
+                    // Changed meanwhile: the next plan is made from what it says now.
+                    Swap::Conflict(_) | Swap::Missing => {}
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn spawn(
+        &mut self,
+        shared: &Shared,
+        name: InstanceName,
+        volume_id: VolumeId,
+        uuid: Option<InstanceUuid>,
+    ) -> Result<(), Error> {
+        let text = name.to_string();
+        let store = shared.store.clone();
+        let (old, text) = blocking(move || Ok((store.read(&text), text))).await?;
+        let old = match old {
+            Read::Found(record) if record.volume_id == volume_id => Some(record),
+            Read::Unreadable(reason) => {
+                tracing::warn!(instance = text, reason, "nothing runs there; its record is made anew");
+                None
+            }
+            Read::Found(_) | Read::Absent => None,
+        };
+        let uuid = uuid.or(old.as_ref().map(|r| r.uuid)).unwrap_or_else(InstanceUuid::random);
+        let old = old.filter(|record| record.uuid == uuid);
+        let taken = |path: &std::path::Path| self.sockets.iter().any(|(n, p)| *n != name && p == path);
+        let control_socket = spawn::control_socket(&shared.config.runtime_dir, uuid, taken)?;
+        let now = shared.now();
+        let instance = match self.instances.remove(&name) {
+            Some(instance) if instance.uuid() == uuid && instance.volume_id() == volume_id => instance,
+            _ => Instance::new(uuid, volume_id, 0, State::Down { error: None, retry_at: now }, now),
+        };
+        let instance = self.instances.entry(name.clone()).or_insert(instance);
+        instance.handle(Event::Spawning, now);
+        let record = SpawnRecord {
+            schema: SPAWN_SCHEMA,
+            name: name.clone(),
+            uuid,
+            volume_id,
+            boot_id: shared.boot_id,
+            binary_digest: self.context.binary.digest.clone(),
+            control_socket: control_socket.clone(),
+            process: None,
+            preferred_port: old.and_then(|record| record.preferred_port),
+            restarts: instance.restarts(),
+        };
+        self.sockets.insert(name.clone(), control_socket);
+        self.digests.insert(name.clone(), record.binary_digest.clone());
+        self.drive(&name, record, Begin::Spawn);
+        Ok(())
+    }
+
+    async fn configure(
+        &mut self,
+        shared: &Shared,
+        name: &InstanceName,
+        replicas: Option<Vec<holdfast_proto::pb::instance::ReplicaEndpoint>>,
+    ) -> Result<(), Error> {
+        let records = Arc::clone(&self.records);
+        let Lookup::Found(record) = records.lookup(name.volume().as_str()) else { return Ok(()) };
+        let key = self.key(shared, record).await?;
+        let role = match (name.kind(), replicas) {
+            (Kind::Replica(id), _) => roles::replica(shared, record, &key, id),
+            (Kind::Engine, replicas) => roles::engine(shared, record, &key, replicas.unwrap_or_default())?,
+        };
+        if let Some(driver) = self.drivers.get(name) {
+            driver.configure(role);
+        }
+        Ok(())
+    }
+
+    async fn key(&mut self, shared: &Shared, record: &VolumeRecord) -> Result<VolumeKey, Error> {
+        if let Some(key) = self.keys.get(&record.id) {
+            return Ok(key.clone());
+        }
+        let told = |reason: String| Error::failed(format!("use the key of volume {}: {reason}", record.name));
+        match shared.registry.key(record.id).await? {
+            Read::Found(key) => {
+                self.keys.insert(record.id, key.clone());
+                Ok(key)
+            }
+            Read::Absent => Err(told("it is missing; restore it from a backup".to_owned())),
+            Read::Unreadable(reason) => Err(told(reason)),
+        }
+    }
+
+    fn stop(&mut self, shared: &Shared, name: &InstanceName, uuid: InstanceUuid, wish: StopWish) {
+        let (Some(instance), Some(driver)) = (self.instances.get_mut(name), self.drivers.get(name)) else {
+            return;
+        };
+        // Whatever has the name by now, only the creation that was meant ends.
+        if instance.uuid() == uuid {
+            tracing::info!(instance = %name, drain = wish.drain, "stopping");
+            instance.handle(Event::StopAsked, shared.now());
+            driver.stop(wish);
+        }
+    }
+
+    async fn retire(&mut self, shared: &Shared, name: InstanceName) -> Result<(), Error> {
+        if self.instances.get(&name).is_some_and(|instance| !instance.is_down()) {
+            return Ok(());
+        }
+        let (store, text) = (shared.store.clone(), name.to_string());
+        blocking(move || store.remove(&text)).await?;
+        self.instances.remove(&name);
+        self.sockets.remove(&name);
+        self.digests.remove(&name);
+        Ok(())
+    }
+
+    async fn stop_unclaimed(
+        &mut self,
+        shared: &Shared,
+        name: &str,
+        uuid: &str,
+    ) -> Result<pb::InstanceInfo, Error> {
+        let told = |why: &str| format!("stop instance {name}: {why}");
+        let parsed = name.parse::<InstanceName>().ok();
+        let known = parsed.and_then(|n| self.instances.get_key_value(&n)).map(|(n, i)| (n.clone(), i));
+        let Some((name, instance)) = known else { return Err(Error::not_found(told("there is none"))) };
+        let found = instance.uuid();
+        if !uuid.is_empty() && uuid != found.to_string() {
+            return Err(Error::conflict(told(&format!("expected {uuid}, found {found} under that name"))));
+        }
+        let volume_id = instance.volume_id();
+        match claims::of_instance(&self.records, &shared.config.node, &name, found, volume_id) {
+            Claim::Unclaimed => {}
+            Claim::Claimed => {
+                let why = format!("volume {} claims it; detach the volume instead", name.volume());
+                return Err(Error::refused(told(&why)));
+            }
+            Claim::Unknown => {
+                return Err(Error::refused(told("whether a record claims it cannot be known")));
+            }
+        }
+        if !instance.is_down() {
+            view::may_be_stopped(&name, instance).map_err(|why| Error::refused(told(&why)))?;
+            let drain = name.kind() == Kind::Engine;
+            self.stop(shared, &name, found, StopWish { drain });
+        }
+        self.forgetting.insert(name.clone());
+        let info = self.instance_info(shared, &name);
+        self.forget_ended(shared).await;
+        info.ok_or_else(|| Error::not_found(told("it has ended")))
+    }
+
+    /// Forgets the unclaimed instances that a person has stopped.
+    async fn forget_ended(&mut self, shared: &Shared) {
+        let down = |name: &InstanceName| self.instances.get(name).is_none_or(Instance::is_down);
+        let ended: Vec<_> = self.forgetting.iter().filter(|name| down(name)).cloned().collect();
+        for name in ended {
+            self.forgetting.remove(&name);
+            if let Err(error) = self.retire(shared, name).await {
+                tracing::warn!(%error, "an ended instance stays listed");
+            }
+        }
+    }
+
+    fn instance_info(&self, shared: &Shared, name: &InstanceName) -> Option<pb::InstanceInfo> {
+        let viewer = Viewer { world: self.world(shared, shared.now()), plan: &self.plan };
+        let mut info = viewer.instance_info(name, self.instances.get(name)?);
+        info.binary_digest = self.digests.get(name).cloned().unwrap_or_default();
+        info.log_path = shared.store.log_of(&info.name).to_string_lossy().into_owned();
+        Some(info)
+    }
+
+    fn publish(&self, shared: &Shared) {
+        let viewer = Viewer { world: self.world(shared, shared.now()), plan: &self.plan };
+        let volumes =
+            viewer.volumes(|record, id| roles::data_dir(shared, record, id).to_string_lossy().into_owned());
+        let instances = self.instances.keys().filter_map(|name| self.instance_info(shared, name)).collect();
+        shared.publish(instances, volumes);
+    }
+}
+
+/// What plans are made from; progress and counters are not.
+fn relevant(instance: &Instance) -> (State, Option<String>, Option<String>, bool) {
+    let fenced = instance.engine_status().is_some_and(|status| status.fenced);
+    (instance.state().clone(), instance.address().map(str::to_owned), instance.data_problem(), fenced)
+}
+
+fn state_of(entry: Entry) -> (String, RecordState) {
+    match entry {
+        Entry::Readable(record) => (record.name.to_string(), RecordState::Readable(record)),
+        Entry::Unreadable { name, reason } => (name, RecordState::Unreadable(reason)),
+    }
+}

@@ -1,0 +1,317 @@
+//! What operators do with volumes: decide against the record as it is, write the wish into it, and wait for the
+//! supervisor to make it so. Each wish is one compare-and-swap; each operation may be repeated.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_proto::ids::{Epoch, Generation, InstanceUuid, Lineage, ReplicaId, VolumeId, VolumeName};
+use holdfast_proto::pb::agent as pb;
+use holdfast_proto::record::{
+    AttachSpec, Intent, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec,
+    VolumeStatus,
+};
+use holdfast_proto::status::ErrorKind;
+
+use super::roles;
+use super::shared::{Shared, blocking};
+use crate::core::instance::InstanceName;
+use crate::core::reconcile::purge_intent;
+use crate::error::Error;
+use crate::process::driver::nbd_socket;
+use crate::process::spawn::check_socket_path;
+use crate::registry::{Read, Swap, VolumeKey, check_io_mode, check_size};
+use crate::store::replica_dirs;
+
+/// How replicas do file I/O where nobody chose.
+pub const IO_MODE_DEFAULT: &str = "buffered";
+/// An attach answers early with what it waits for: the wish stands, and `volume wait` waits longer.
+const ATTACH_WITHIN: Duration = Duration::from_secs(10);
+/// Longer than a drain and the signals after it.
+const DETACH_WITHIN: Duration = Duration::from_secs(100);
+const DELETE_WITHIN: Duration = Duration::from_secs(60);
+/// A record that changes under us so often is being fought over.
+const SWAPS_MAX: usize = 16;
+
+fn name_of(operation: &str, name: &str) -> Result<VolumeName, Error> {
+    name.parse().map_err(|e| Error::invalid(format!("{operation} volume: {e}")))
+}
+
+async fn read(shared: &Shared, operation: &str, name: &VolumeName) -> Result<VolumeRecord, Error> {
+    match shared.registry.get(name).await? {
+        Read::Found(record) => Ok(record),
+        Read::Absent => Err(Error::not_found(format!("{operation} volume {name}: there is none"))),
+        Read::Unreadable(reason) => Err(Error::failed(format!("{operation} volume {name}: {reason}"))),
+    }
+}
+
+/// Changes the record by compare-and-swap; `change` says on each attempt whether there is anything to change.
+async fn change(
+    shared: &Shared,
+    operation: &str,
+    name: &VolumeName,
+    mut change: impl FnMut(&mut VolumeRecord) -> Result<bool, Error>,
+) -> Result<VolumeRecord, Error> {
+    for _ in 0..SWAPS_MAX {
+        let mut record = read(shared, operation, name).await?;
+        let version = record.version;
+        if !change(&mut record)? {
+            return Ok(record);
+        }
+        match shared.registry.compare_and_swap(version, record).await? {
+            Swap::Stored(stored) => return Ok(*stored),
+            // An engine wrote its status meanwhile; decide again from what it says now.
+            Swap::Conflict(_) | Swap::Missing => {}
+        }
+    }
+    Err(Error::conflict(format!("{operation} volume {name}: its record keeps changing; try again")))
+}
+
+fn info(operation: &str, name: &VolumeName, volume: Option<pb::VolumeInfo>) -> Result<pb::VolumeInfo, Error> {
+    volume.ok_or_else(|| Error::not_found(format!("{operation} volume {name}: it was deleted meanwhile")))
+}
+
+/// Creates the volume: directories and key first, then the record that makes them a volume.
+pub(super) async fn create(
+    shared: &Arc<Shared>,
+    request: &pb::CreateVolumeRequest,
+) -> Result<pb::VolumeInfo, Error> {
+    let record = new_record(shared, request)?;
+    let name = record.name.clone();
+    let _turn = shared.begin(name.as_str(), "create").await?;
+    let exists = || Error::conflict(format!("create volume {name}: it exists already"));
+    if !matches!(shared.registry.get(&name).await?, Read::Absent) {
+        return Err(exists());
+    }
+    let made = make_directories(shared, &record).await?;
+    let stored = async {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(|e| Error::failed(format!("make a key: {e}")))?;
+        shared.registry.put_key(record.id, VolumeKey { key_id: 1, key }).await?;
+        shared.registry.create(record.clone()).await
+    };
+    if let Err(error) = stored.await {
+        // Only when it is certain that no record names them; otherwise they stay, listed as unclaimed.
+        if matches!(shared.registry.get(&name).await, Ok(Read::Absent)) || error.kind() == ErrorKind::Conflict
+        {
+            let undo = blocking(move || {
+                replica_dirs::undo_create(&made);
+                Ok(())
+            });
+            let _ = undo.await;
+            let _ = shared.registry.delete_key(record.id).await;
+        }
+        return Err(error);
+    }
+    tracing::info!(volume = %name, id = %record.id, size_bytes = record.spec.size_bytes, "created");
+    shared.reconcile().await?;
+    info("create", &name, shared.volume(name.as_str()))
+}
+
+fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<VolumeRecord, Error> {
+    let name = name_of("create", &request.name)?;
+    let invalid = |why: String| Error::invalid(format!("create volume {name}: {why}"));
+    check_size(request.size_bytes).map_err(invalid)?;
+    let io_mode = match request.io_mode.as_str() {
+        "" => IO_MODE_DEFAULT,
+        told => told,
+    };
+    check_io_mode(io_mode).map_err(invalid)?;
+    let max = u32::try_from(REPLICAS_MAX).unwrap_or(u32::MAX);
+    if !(1..=max).contains(&request.replicas) {
+        return Err(invalid(format!("replicas: expected 1 to {max}, found {}", request.replicas)));
+    }
+    let members: ReplicaSet = (1..=request.replicas).map(ReplicaId).collect();
+    let node = &shared.config.node;
+    // Minted with the volume, so that the record claims its instances before any of them exists.
+    let instance_uuids = members
+        .iter()
+        .map(|id| (InstanceName::replica(&name, id).to_string(), InstanceUuid::random()))
+        .collect();
+    Ok(VolumeRecord {
+        schema: RECORD_SCHEMA,
+        id: VolumeId::random(),
+        version: 1,
+        spec: VolumeSpec {
+            size_bytes: request.size_bytes,
+            replicas: members.iter().map(|id| ReplicaSpec { id, node: node.clone(), disk: None }).collect(),
+            attach: None,
+            intent: Intent::Keep,
+            io_mode: io_mode.to_owned(),
+        },
+        status: VolumeStatus {
+            incarnation: shared.registry.incarnation(),
+            lineage: Lineage::random(),
+            generation: Generation(0),
+            engine_uuid: InstanceUuid::nil(),
+            view: View { generation: Generation(0), epoch: Epoch(0), members, needs_registry: false },
+            configured: members,
+            // Nothing was ever written: there is nothing in which the members could differ.
+            clean: true,
+            instance_uuids,
+        },
+        name,
+    })
+}
+
+async fn make_directories(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<Vec<PathBuf>, Error> {
+    let wanted: Vec<_> = (record.spec.replicas.iter())
+        .map(|spec| (spec.id, roles::data_dir(shared, record, spec.id)))
+        .collect();
+    let (node, record) = (shared.config.node.clone(), record.clone());
+    blocking(move || {
+        let mut made = Vec::new();
+        for (id, path) in wanted {
+            if let Err(error) = replica_dirs::create(&path, &node, id, &record) {
+                replica_dirs::undo_create(&made);
+                return Err(error);
+            }
+            made.push(path);
+        }
+        Ok(made)
+    })
+    .await
+}
+
+/// Wants the volume on this node.
+pub(super) async fn attach(
+    shared: &Arc<Shared>,
+    request: &pb::AttachVolumeRequest,
+) -> Result<pb::VolumeInfo, Error> {
+    let name = name_of("attach", &request.name)?;
+    check_tcp(&name, &request.nbd_tcp)?;
+    check_socket_path(&nbd_socket(&shared.config.runtime_dir, name.as_str()))?;
+    let turn = shared.begin(name.as_str(), "attach").await?;
+    shared.reconcile().await?;
+    let detaching = shared.volume(name.as_str()).is_some_and(|volume| volume.state == "detaching");
+    let wanted = AttachSpec {
+        node: shared.config.node.clone(),
+        nbd_tcp: Some(request.nbd_tcp.clone()).filter(|tcp| !tcp.is_empty()),
+    };
+    let conflict = |why: &str| Error::conflict(format!("attach volume {name}: {why}"));
+    change(shared, "attach", &name, |record| {
+        if record.spec.intent != Intent::Keep {
+            return Err(conflict("it is being deleted"));
+        }
+        match &record.spec.attach {
+            Some(attach) if *attach == wanted => return Ok(false),
+            Some(attach) if attach.node != wanted.node => {
+                return Err(conflict(&format!("it is attached on node {}; detach it first", attach.node)));
+            }
+            Some(_) => return Err(conflict("it is attached with another TCP address; detach it first")),
+            None if detaching => {
+                return Err(conflict("it is still detaching; try again when it is detached"));
+            }
+            None => {}
+        }
+        record.spec.attach = Some(wanted.clone());
+        // Each attachment is a creation of its own.
+        let engine = InstanceName::engine(&record.name).to_string();
+        record.status.instance_uuids.insert(engine, InstanceUuid::random());
+        Ok(true)
+    })
+    .await?;
+    shared.reconcile().await?;
+    drop(turn);
+    let decided = |volume: Option<&pb::VolumeInfo>| {
+        volume.is_none_or(|volume| volume.endpoint.is_some() || volume.state == "faulted")
+    };
+    info("attach", &name, shared.wait(name.as_str(), ATTACH_WITHIN, decided).await)
+}
+
+fn check_tcp(name: &VolumeName, tcp: &str) -> Result<(), Error> {
+    let port = tcp.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match port {
+        _ if tcp.is_empty() => Ok(()),
+        Some(Ok(_)) => Ok(()),
+        _ => Err(Error::invalid(format!(
+            "attach volume {name}: the TCP address: expected HOST:PORT (IPv6 in brackets), found {tcp:?}"
+        ))),
+    }
+}
+
+/// Wants the volume nowhere.
+pub(super) async fn detach(
+    shared: &Arc<Shared>,
+    request: &pb::DetachVolumeRequest,
+) -> Result<pb::VolumeInfo, Error> {
+    let name = name_of("detach", &request.name)?;
+    let turn = shared.begin(name.as_str(), "detach").await?;
+    shared.reconcile().await?;
+    let clients = shared.volume(name.as_str()).map_or(0, |volume| volume.clients);
+    change(shared, "detach", &name, |record| {
+        if record.spec.attach.is_none() {
+            return Ok(false);
+        }
+        if clients > 0 && !request.force {
+            return Err(Error::refused(format!(
+                "detach volume {name}: {clients} clients are connected; disconnect them, or use --force"
+            )));
+        }
+        record.spec.attach = None;
+        Ok(true)
+    })
+    .await?;
+    shared.reconcile().await?;
+    drop(turn);
+    let ended = |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| volume.state == "detached");
+    info("detach", &name, shared.wait(name.as_str(), DETACH_WITHIN, ended).await)
+}
+
+/// Forgets a detached volume.
+pub(super) async fn delete(
+    shared: &Arc<Shared>,
+    request: &pb::DeleteVolumeRequest,
+) -> Result<pb::DeleteVolumeReply, Error> {
+    let name = name_of("delete", &request.name)?;
+    let _turn = shared.begin(name.as_str(), "delete").await?;
+    shared.reconcile().await?;
+    let before = shared.volume(name.as_str());
+    let detaching = before.is_some_and(|volume| volume.state == "detaching");
+    let record = change(shared, "delete", &name, |record| {
+        let refused = |why: &str| Error::refused(format!("delete volume {name}: {why}"));
+        if record.spec.attach.is_some() {
+            return Err(refused("it is attached; detach it first"));
+        }
+        if detaching && record.spec.intent == Intent::Keep {
+            return Err(refused("it is still detaching; try again when it is detached"));
+        }
+        let wanted = match request.purge_data {
+            true => Intent::Purge(purge_intent(record)),
+            false => Intent::Delete,
+        };
+        // A purge that was asked for is not taken back by a plain delete after it.
+        let asked = matches!(record.spec.intent, Intent::Purge(_)) && !request.purge_data;
+        let changed = record.spec.intent != wanted && !asked;
+        if changed {
+            record.spec.intent = wanted;
+        }
+        Ok(changed)
+    })
+    .await?;
+    shared.reconcile().await?;
+    let left = shared.wait(name.as_str(), DELETE_WITHIN, |volume| volume.is_none()).await;
+    if let Some(left) = left {
+        let why = left.reason.unwrap_or(left.state);
+        return Err(Error::new(
+            ErrorKind::TimedOut,
+            format!("delete volume {name}: not done yet, it goes on by itself: {why}"),
+        ));
+    }
+    let kept = dirs_of(shared, record.id).await?;
+    let (trash, purged) = (shared.trash.clone(), record.status.generation);
+    let trashed = blocking(move || Ok(trash.moved(record.id, purged))).await?;
+    let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+    Ok(pb::DeleteVolumeReply {
+        kept_dirs: kept.iter().map(text).collect(),
+        trashed_dirs: trashed.iter().map(text).collect(),
+    })
+}
+
+/// The directories whose labels name this volume.
+async fn dirs_of(shared: &Arc<Shared>, id: VolumeId) -> Result<Vec<PathBuf>, Error> {
+    let replicas = shared.data.replicas();
+    let found = blocking(move || replica_dirs::scan(&replicas)).await?;
+    let ours = found.into_iter().filter(|dir| dir.label.as_ref().is_ok_and(|label| label.volume == id));
+    Ok(ours.map(|dir| dir.path).collect())
+}

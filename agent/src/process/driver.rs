@@ -1,0 +1,397 @@
+//! The one task per instance that lives as long as its process: starts or finds it, watches it, talks to it, ends it.
+//!
+//! It reports [`Event`]s and decides nothing; what the instance should serve and whether it should end are told to
+//! it through two watch channels of which only the newest value counts. When the task is dropped, the process stays.
+
+mod session;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_proto::ids::BootId;
+use holdfast_proto::pb::instance::configure_request::Role;
+use rustix::process::Signal;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::binary::Binary;
+use super::cgroup::Cgroup;
+use super::link::{self, Expected};
+use super::proc::{self, Life};
+use super::watch::Watched;
+use super::{logs, spawn};
+use crate::core::instance::{Event, InstanceName};
+use crate::error::Error;
+use crate::registry::Registry;
+use crate::store::instances::{InstanceStore, SpawnRecord};
+
+/// A drain flushes what is in flight; longer than any flush of a healthy disk, shorter than a person's patience.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(60);
+/// From being told to end to the first signal, and from that to the one that cannot be ignored.
+const END_WITHIN: Duration = Duration::from_secs(10);
+/// How often an instance that cannot be asked is asked again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What all drivers share.
+#[derive(Debug)]
+pub struct Context {
+    /// Where spawn records are.
+    pub store: InstanceStore,
+    /// What engines ask things of.
+    pub registry: Arc<dyn Registry>,
+    /// This boot.
+    pub boot_id: BootId,
+    /// What new processes run.
+    pub binary: Binary,
+    /// Where they are put.
+    pub cgroup: Cgroup,
+    /// Where events go. Bounded: a supervisor that cannot keep up slows the drivers, not the data path.
+    pub events: mpsc::Sender<Report>,
+}
+
+/// An event of one instance.
+#[derive(Debug)]
+pub struct Report {
+    /// Whose.
+    pub name: InstanceName,
+    /// Of which driver: events of an earlier one are stale.
+    pub run: u64,
+    /// What happened.
+    pub event: Event,
+}
+
+/// How a driver begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Start a process, unless one lives.
+    Spawn,
+    /// Find the process that an earlier agent started.
+    Adopt,
+}
+
+/// The wish that an instance ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopWish {
+    /// After finishing what it has begun.
+    pub drain: bool,
+}
+
+/// A running driver. Dropping it leaves the process alone.
+pub struct Driver {
+    /// Tells its events from those of earlier drivers of the same name.
+    pub run: u64,
+    role: watch::Sender<Option<Role>>,
+    stop: watch::Sender<Option<StopWish>>,
+    task: JoinHandle<()>,
+}
+
+impl Driver {
+    /// Starts one for `record`.
+    #[must_use]
+    pub fn start(context: Arc<Context>, record: SpawnRecord, begin: Begin, run: u64) -> Self {
+        let (role, stop) = (watch::Sender::new(None), watch::Sender::new(None));
+        let task = Task { context, record, run, role: role.subscribe(), stop: stop.subscribe() };
+        Self { run, role, stop, task: tokio::spawn(task.run(begin)) }
+    }
+    /// What the instance should serve. Nothing is sent where it serves that already.
+    pub fn configure(&self, role: Role) {
+        self.role.send_if_modified(|old| {
+            let modified = !old.as_ref().is_some_and(|old| same_settings(old, &role));
+            *old = Some(role);
+            modified
+        });
+    }
+    /// That it should end.
+    pub fn stop(&self, wish: StopWish) {
+        self.stop.send_replace(Some(wish));
+    }
+    /// Lets go of the instance and waits until nothing of this driver runs any more.
+    pub async fn release(mut self) {
+        self.task.abort();
+        // Cancelled is what was asked for; a panic has been reported by the runtime.
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl fmt::Debug for Driver {
+    // What it configures holds the volume's key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").field("run", &self.run).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Whether two configurations differ in nothing that an instance is told after its first one: the record's version
+/// and status move with the engine's own writes.
+fn same_settings(a: &Role, b: &Role) -> bool {
+    match (a, b) {
+        (Role::Engine(a), Role::Engine(b)) => {
+            let mut a = a.clone();
+            a.record_version = b.record_version;
+            a.status.clone_from(&b.status);
+            a == *b
+        }
+        (a, b) => a == b,
+    }
+}
+
+struct Task {
+    context: Arc<Context>,
+    record: SpawnRecord,
+    run: u64,
+    role: watch::Receiver<Option<Role>>,
+    stop: watch::Receiver<Option<StopWish>>,
+}
+
+impl Task {
+    async fn run(mut self, begin: Begin) {
+        let ended = self.live(begin).await;
+        self.report(Event::Ended(ended)).await;
+    }
+
+    /// The whole life of the process. Returns why it ended.
+    async fn live(&mut self, begin: Begin) -> String {
+        let spawned = match begin {
+            Begin::Spawn => match self.spawn().await {
+                Ok(spawned) => spawned,
+                Err(error) => return error.to_string(),
+            },
+            Begin::Adopt => None,
+        };
+        let mut process = match spawned {
+            Some(process) => process,
+            None => match self.find().await {
+                Ok(process) => process,
+                Err(nobody) => return nobody,
+            },
+        };
+        self.report(Event::Process(process.pid())).await;
+        let cause = self.attend(&mut process).await;
+        self.forget_process().await;
+        self.context.cgroup.remove(&self.record.name.to_string());
+        if self.stop.borrow().is_some() {
+            return cause;
+        }
+        let log = self.context.store.log_of(&self.record.name.to_string());
+        match blocking(move || Ok(logs::last_line(&log))).await {
+            Ok(Some(line)) => format!("{cause}: {line}"),
+            _ => cause,
+        }
+    }
+
+    /// Makes the record durable, then starts the process. None when one lives already.
+    async fn spawn(&mut self) -> Result<Option<Watched>, Error> {
+        self.record.boot_id = self.context.boot_id;
+        self.record.binary_digest.clone_from(&self.context.binary.digest);
+        self.record.process = None;
+        let (context, mut record) = (Arc::clone(&self.context), self.record.clone());
+        let spawned = blocking(move || {
+            let name = record.name.to_string();
+            if proc::probe(&context.store.lock_of(&name))? == Life::Held {
+                return Ok(None);
+            }
+            context.store.write(&record)?;
+            let child = spawn::spawn(&record, &context.binary, &context.store)?;
+            let pid = i32::try_from(child.id()).unwrap_or(i32::MAX);
+            context.cgroup.place(&name, pid);
+            record.process = proc::process(pid);
+            if let Err(error) = context.store.write(&record) {
+                // The process is found without it, by its lock and its answer.
+                tracing::warn!(instance = name, %error, "its process is not in its record");
+            }
+            Ok(Some((child, record)))
+        });
+        let Some((child, record)) = spawned.await? else { return Ok(None) };
+        tracing::info!(instance = %record.name, uuid = %record.uuid, pid = child.id(), "started");
+        let binary = self.context.binary.path.clone();
+        self.record = record;
+        Watched::child(child).map(Some).map_err(Error::io("watch a process of", binary))
+    }
+
+    /// Finds the process that holds the lock. An error: nobody does.
+    async fn find(&mut self) -> Result<Watched, String> {
+        let mut told = String::new();
+        loop {
+            let lock = self.context.store.lock_of(&self.record.name.to_string());
+            let why = match blocking(move || proc::probe(&lock)).await {
+                Ok(Life::Free) => {
+                    self.forget_process().await;
+                    return Err("no process holds its lock".to_owned());
+                }
+                Ok(Life::Held) => match self.ask().await {
+                    Ok(process) => return Ok(process),
+                    Err(why) => format!("it lives (its lock is held) and cannot be asked: {why}"),
+                },
+                Err(error) => error.to_string(),
+            };
+            // Said once per cause, tried for ever.
+            if why != told {
+                tracing::warn!(instance = %self.record.name, why, "left alone");
+                self.report(Event::Lost(why.clone())).await;
+                told = why;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn ask(&mut self) -> Result<Watched, String> {
+        let mut client = link::connect(&self.record.control_socket).await?;
+        let (_, found) = link::hello(&mut client, &self.expected(None)).await?;
+        let process = Watched::adopt(found).map_err(|e| format!("its process: {e}"))?;
+        tracing::info!(instance = %self.record.name, pid = found.pid, "adopted");
+        if self.record.process != Some(found) {
+            self.record.process = Some(found);
+            self.write_record().await;
+        }
+        Ok(process)
+    }
+
+    /// Watches and talks until the process ends.
+    async fn attend(&mut self, process: &mut Watched) -> String {
+        let mut stop = self.stop.clone();
+        let mut ladder = Ladder::default();
+        let pid = process.pid();
+        let talking = self.talk(pid);
+        tokio::pin!(talking);
+        loop {
+            if let Some(wish) = *stop.borrow_and_update() {
+                ladder.begin(wish);
+            }
+            tokio::select! {
+                cause = process.ended() => return cause,
+                () = &mut talking => {}
+                () = ladder.step() => if let Some(signal) = ladder.climb() {
+                    tracing::warn!(pid, ?signal, "it does not end by itself");
+                    process.signal(signal);
+                },
+                Ok(()) = stop.changed() => {}
+            }
+        }
+    }
+
+    fn expected(&self, pid: Option<i32>) -> Expected {
+        Expected {
+            name: self.record.name.clone(),
+            uuid: self.record.uuid,
+            boot_id: self.context.boot_id,
+            pid,
+        }
+    }
+
+    async fn report(&self, event: Event) {
+        let report = Report { name: self.record.name.clone(), run: self.run, event };
+        // Without a supervisor nobody wants to know.
+        let _ = self.context.events.send(report).await;
+    }
+
+    /// That the last end was seen: a later agent need not wonder what became of the process.
+    async fn forget_process(&mut self) {
+        if self.stop.borrow().is_some() && self.record.process.take().is_some() {
+            self.write_record().await;
+        }
+    }
+
+    async fn write_record(&self) {
+        let (context, record) = (Arc::clone(&self.context), self.record.clone());
+        if let Err(error) = blocking(move || context.store.write(&record)).await {
+            tracing::warn!(instance = %self.record.name, %error, "its record is not up to date");
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::failed(e.to_string()))?
+}
+
+/// From asking a process to end to making it.
+#[derive(Debug, Default)]
+struct Ladder {
+    next: Option<(Instant, Signal)>,
+    begun: bool,
+}
+
+impl Ladder {
+    fn begin(&mut self, wish: StopWish) {
+        if !self.begun {
+            self.begun = true;
+            let patience = if wish.drain { DRAIN_WITHIN + END_WITHIN } else { END_WITHIN };
+            self.next = Some((Instant::now() + patience, Signal::TERM));
+        }
+    }
+    async fn step(&self) {
+        match self.next {
+            Some((at, _)) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+    fn climb(&mut self) -> Option<Signal> {
+        let (at, signal) = self.next.take()?;
+        if signal == Signal::TERM {
+            self.next = Some((at + END_WITHIN, Signal::KILL));
+        }
+        Some(signal)
+    }
+}
+
+/// The port of `HOST:PORT`.
+fn port_of(address: &str) -> Option<u16> {
+    address.rsplit_once(':')?.1.parse().ok()
+}
+
+/// Where the engine of a volume serves NBD.
+#[must_use]
+pub fn nbd_socket(runtime_dir: &std::path::Path, volume: &str) -> PathBuf {
+    runtime_dir.join(format!("nbd-{volume}.sock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_proto::pb::instance as pb;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_is_asked_then_told_then_ended() {
+        let mut ladder = Ladder::default();
+        let begun = Instant::now();
+        ladder.begin(StopWish { drain: true });
+        ladder.step().await;
+        assert_eq!(begun.elapsed(), DRAIN_WITHIN + END_WITHIN);
+        // Asking again does not begin again.
+        ladder.begin(StopWish { drain: true });
+        assert_eq!(ladder.climb(), Some(Signal::TERM));
+        ladder.step().await;
+        assert_eq!(begun.elapsed(), DRAIN_WITHIN + END_WITHIN * 2);
+        assert_eq!(ladder.climb(), Some(Signal::KILL));
+        assert_eq!(ladder.climb(), None);
+    }
+
+    #[test]
+    fn n3_an_engines_own_writes_are_no_new_settings() {
+        let engine = pb::EngineConfig { record_version: 1, ..Default::default() };
+        let mut next = engine.clone();
+        next.record_version = 2;
+        next.status = Some(pb::VolumeStatus { generation: 4, ..Default::default() });
+        assert!(same_settings(&Role::Engine(engine.clone()), &Role::Engine(next.clone())));
+        next.replicas.push(pb::ReplicaEndpoint::default());
+        assert!(!same_settings(&Role::Engine(engine), &Role::Engine(next)));
+    }
+
+    #[test]
+    fn ports_are_found_behind_any_host() {
+        assert_eq!(port_of("127.0.0.1:20001"), Some(20001));
+        assert_eq!(port_of("[::1]:20001"), Some(20001));
+        for bad in ["", "::", "host", "host:", "host:70000"] {
+            assert_eq!(port_of(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The conversation with a living instance: hello, confirm, configure, watch, and what it asks for; again and again
+//! for as long as its process exists.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use holdfast_proto::pb::instance as pb;
+use holdfast_proto::pb::instance::ask::Ask;
+use holdfast_proto::pb::instance::configure_request::Role;
+use holdfast_proto::pb::instance::watch_item::Item;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::{DRAIN_WITHIN, StopWish, Task, port_of};
+use crate::core::instance::Event;
+use crate::process::link::{self, Client};
+use crate::registry::engine_cas;
+
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// A process that lives and has not answered for so long is reported as one that cannot be asked.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
+/// The first configuration opens data, which may mean reading maps from a slow disk.
+const CONFIGURE_WITHIN: Duration = Duration::from_secs(60);
+/// What failed for a reason outside is not tried more often than this.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a part of the conversation came to.
+enum Done {
+    Configured(Result<Box<Role>, String>),
+    Answered(u64),
+    Ended,
+}
+
+impl Task {
+    /// Talks to the process `pid` until this future is dropped.
+    pub(super) async fn talk(&mut self, pid: i32) {
+        let mut delay = RECONNECT_MIN;
+        let mut heard = Instant::now();
+        let mut reported = false;
+        let mut serves = None;
+        loop {
+            let begun = Instant::now();
+            let problem = self.session(pid, &mut serves).await;
+            if let Heard::Yes = problem.heard {
+                (heard, delay, reported) = (Instant::now(), RECONNECT_MIN, false);
+            }
+            if !reported && heard.elapsed() >= SILENT_AFTER {
+                reported = true;
+                tracing::warn!(instance = %self.record.name, why = problem.why, "it does not answer");
+                self.report(Event::Lost(format!("it lives and does not answer: {}", problem.why))).await;
+            }
+            tracing::debug!(instance = %self.record.name, why = problem.why, after = ?begun.elapsed(), "again");
+            sleep(delay).await;
+            delay = (delay * 2).min(RECONNECT_MAX);
+        }
+    }
+
+    /// One connection. `serves` is what the instance was last told to serve.
+    async fn session(&mut self, pid: i32, serves: &mut Option<Role>) -> Parted {
+        let begun = match self.greet(pid).await {
+            Ok(client) => client,
+            Err(why) => return Parted { heard: Heard::No, why },
+        };
+        let why = match self.converse(begun, serves).await {
+            Ok(()) => "it closed the connection".to_owned(),
+            Err(status) => status.message().to_owned(),
+        };
+        Parted { heard: Heard::Yes, why }
+    }
+
+    async fn greet(&mut self, pid: i32) -> Result<Client, String> {
+        let mut client = link::connect(&self.record.control_socket).await?;
+        link::hello(&mut client, &self.expected(Some(pid))).await?;
+        let uuid = self.record.uuid.to_string();
+        link::within(client.confirm(pb::ConfirmRequest { uuid }))
+            .await
+            .map_err(|e| format!("confirm: {e}"))?;
+        self.report(Event::Confirmed).await;
+        Ok(client)
+    }
+
+    async fn converse(&mut self, mut client: Client, serves: &mut Option<Role>) -> Result<(), tonic::Status> {
+        let mut items = client.watch(pb::WatchRequest {}).await?.into_inner();
+        // Ends with the session: what is unanswered then is asked again in the next.
+        let mut work = JoinSet::new();
+        let (mut configuring, mut ending) = (false, false);
+        let mut asked = BTreeSet::new();
+        loop {
+            let wish = *self.stop.borrow_and_update();
+            if let Some(wish) = wish.filter(|_| !ending) {
+                ending = true;
+                work.spawn(end(client.clone(), wish, self.record.name.to_string()));
+            }
+            if !configuring
+                && wish.is_none()
+                && let Some(role) = self.unserved(serves.as_ref())
+            {
+                configuring = true;
+                work.spawn(configure(client.clone(), self.record.uuid.to_string(), role));
+            }
+            tokio::select! {
+                item = items.message() => match item? {
+                    None => return Ok(()),
+                    Some(pb::WatchItem { item: Some(Item::Status(status)) }) => self.heard(status).await,
+                    Some(pb::WatchItem { item: Some(Item::Ask(ask)) }) => {
+                        self.asked(ask, &client, &mut asked, &mut work);
+                    }
+                    // Of a later protocol.
+                    Some(pb::WatchItem { item: None }) => {}
+                },
+                Some(done) = work.join_next() => match done {
+                    Ok(Done::Configured(result)) => {
+                        configuring = false;
+                        match result {
+                            Ok(role) => *serves = Some(*role),
+                            Err(why) => {
+                                tracing::warn!(instance = %self.record.name, why, "not configured");
+                            }
+                        }
+                    }
+                    Ok(Done::Answered(ask_id)) => {
+                        asked.remove(&ask_id);
+                    }
+                    Ok(Done::Ended) => {}
+                    Err(error) => tracing::error!(instance = %self.record.name, %error, "a task failed"),
+                },
+                Ok(()) = self.role.changed() => {}
+                Ok(()) = self.stop.changed() => {}
+            }
+        }
+    }
+
+    /// What the instance should serve, if it does not yet.
+    fn unserved(&mut self, serves: Option<&Role>) -> Option<Role> {
+        let mut role = self.role.borrow_and_update().clone()?;
+        if let Role::Replica(replica) = &mut role {
+            replica.port_preferred = self.record.preferred_port.map_or(0, u32::from);
+        }
+        let known = serves.is_some_and(|serves| same_but_for_the_port(serves, &role));
+        (!known).then_some(role)
+    }
+
+    async fn heard(&mut self, status: pb::InstanceStatus) {
+        let port = status.replica.as_ref().and_then(|replica| port_of(&replica.address));
+        if port.is_some() && port != self.record.preferred_port {
+            self.record.preferred_port = port;
+            self.write_record().await;
+        }
+        self.report(Event::Status(Box::new(status))).await;
+    }
+
+    fn asked(&self, ask: pb::Ask, client: &Client, asked: &mut BTreeSet<u64>, work: &mut JoinSet<Done>) {
+        match ask.ask {
+            // A new watcher is told again what is unanswered; one answer is enough.
+            Some(Ask::RegistryCas(cas)) if asked.insert(ask.ask_id) => {
+                let context = std::sync::Arc::clone(&self.context);
+                let record = self.record.clone();
+                let client = client.clone();
+                work.spawn(async move {
+                    let name = record.name.volume();
+                    let mut told = false;
+                    loop {
+                        match engine_cas::execute(&*context.registry, name, record.volume_id, &cas).await {
+                            Ok(outcome) => {
+                                answer(client, record.uuid.to_string(), ask.ask_id, outcome).await;
+                                return Done::Answered(ask.ask_id);
+                            }
+                            // Nothing is known, so nothing is said: the engine holds its I/O.
+                            Err(error) if !told => {
+                                tracing::warn!(instance = %record.name, %error, "its ask must wait");
+                                told = true;
+                            }
+                            Err(_) => {}
+                        }
+                        sleep(TRY_AGAIN).await;
+                    }
+                });
+            }
+            Some(Ask::RegistryCas(_)) => {}
+            // Every configuration carries the newest address that is known; a newer one brings a new configuration.
+            Some(Ask::ReplicaAddress(ask)) => {
+                let (replica, reason) = (ask.replica_id, ask.reason);
+                tracing::debug!(instance = %self.record.name, replica, reason, "it looks for a replica");
+            }
+            None => tracing::debug!(instance = %self.record.name, "an ask of a later protocol"),
+        }
+    }
+}
+
+/// Why a connection is over.
+struct Parted {
+    heard: Heard,
+    why: String,
+}
+
+/// Whether the right instance answered.
+enum Heard {
+    Yes,
+    No,
+}
+
+fn same_but_for_the_port(a: &Role, b: &Role) -> bool {
+    match (a, b) {
+        (Role::Replica(a), Role::Replica(b)) => {
+            let mut a = a.clone();
+            a.port_preferred = b.port_preferred;
+            a == *b
+        }
+        (a, b) => super::same_settings(a, b),
+    }
+}
+
+async fn configure(mut client: Client, uuid: String, role: Role) -> Done {
+    let request = pb::ConfigureRequest { uuid, role: Some(role.clone()) };
+    let told = link::within_time(CONFIGURE_WITHIN, client.configure(request)).await;
+    if told.is_err() {
+        sleep(TRY_AGAIN).await;
+    }
+    Done::Configured(told.map(|_| Box::new(role)))
+}
+
+async fn answer(
+    mut client: Client,
+    uuid: String,
+    ask_id: u64,
+    outcome: pb::registry_result_request::Outcome,
+) {
+    let request = pb::RegistryResultRequest { uuid, ask_id, outcome: Some(outcome) };
+    if let Err(why) = link::within(client.registry_result(request)).await {
+        // It asks again, and the answer is the same.
+        tracing::debug!(why, ask_id, "an answer was not taken");
+    }
+}
+
+/// Ends the instance the gentle way; what does not follow is left to the signals.
+async fn end(mut client: Client, wish: StopWish, name: String) -> Done {
+    if wish.drain {
+        let deadline_ms = u32::try_from(DRAIN_WITHIN.as_millis()).unwrap_or(u32::MAX);
+        match link::within_time(DRAIN_WITHIN, client.drain(pb::DrainRequest { deadline_ms })).await {
+            Ok(reply) if reply.clean => tracing::info!(instance = name, "drained"),
+            Ok(reply) => tracing::warn!(instance = name, why = reply.reason, "drained, and not clean"),
+            Err(why) => tracing::warn!(instance = name, why, "not drained"),
+        }
+    }
+    if let Err(why) = link::within(client.stop(pb::StopRequest {})).await {
+        tracing::debug!(instance = name, why, "it does not answer to a stop");
+    }
+    Done::Ended
+}

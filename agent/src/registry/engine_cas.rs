@@ -1,0 +1,188 @@
+//! What an engine asks of the registry, executed for it: change the status if the record is still as it was read.
+//!
+//! The rules are those of `replication-rules`: the comparison is with exactly the version that the engine expected
+//! when it asked, never with a newer one; a conflict answers with the record as it is; a missing record is an answer
+//! of its own. What cannot be read is no answer at all: the engine stays suspended until it is known.
+
+use holdfast_proto::ids::{Generation, VolumeId, VolumeName};
+use holdfast_proto::pb::instance as pb;
+use holdfast_proto::pb::instance::registry_result_request::{Conflict, Missing, Outcome, Stored};
+use holdfast_proto::record::{VolumeRecord, VolumeStatus};
+
+use super::{Read, Registry, Swap};
+use crate::error::Error;
+
+/// Executes `ask` for an engine of the volume `name`, `id`.
+///
+/// # Errors
+/// When the registry cannot tell; nothing was decided, and the same ask may be executed again.
+pub async fn execute(
+    registry: &dyn Registry,
+    name: &VolumeName,
+    id: VolumeId,
+    ask: &pb::RegistryCas,
+) -> Result<Outcome, Error> {
+    if ask.volume_id != id.to_string() {
+        return Err(Error::invalid(format!("ask for volume {}: this engine serves {id}", ask.volume_id)));
+    }
+    let record = match registry.get(name).await? {
+        Read::Found(record) if record.id == id => record,
+        Read::Found(_) | Read::Absent => return Ok(Outcome::Missing(Missing {})),
+        Read::Unreadable(reason) => return Err(Error::failed(format!("read volume {name}: {reason}"))),
+    };
+    let Some(status) = wished(ask, &record, registry) else { return Ok(conflict(&record, registry)) };
+    if record.version != ask.expected_version {
+        // The same ask, repeated because its answer was lost: it was done, and is not done twice.
+        let done = record.version > ask.expected_version && record.status == status;
+        return Ok(if done { stored(record.version) } else { conflict(&record, registry) });
+    }
+    let wanted = VolumeRecord { status, ..record };
+    Ok(match registry.compare_and_swap(ask.expected_version, wanted).await? {
+        Swap::Stored(record) => stored(record.version),
+        Swap::Conflict(record) => conflict(&record, registry),
+        Swap::Missing => Outcome::Missing(Missing {}),
+    })
+}
+
+/// The status that the engine wants, if it is one that may ever follow the record's.
+fn wished(ask: &pb::RegistryCas, record: &VolumeRecord, registry: &dyn Registry) -> Option<VolumeStatus> {
+    let status = VolumeStatus::try_from(ask.status.as_ref()?)
+        .inspect_err(|error| tracing::error!(volume = %record.name, %error, "an engine's status"))
+        .ok()?;
+    let goes_back = status.generation < record.status.generation
+        || status.view.order() < record.status.view.order()
+        || status.generation == Generation(0);
+    // An engine that read the registry in another life knows nothing about this one.
+    (!goes_back && status.incarnation == registry.incarnation()).then_some(status)
+}
+
+/// The record's status as engines are told it: in this life of the registry, whatever the record was written in.
+#[must_use]
+pub fn status_for_engine(record: &VolumeRecord, registry: &dyn Registry) -> pb::VolumeStatus {
+    let mut status = pb::VolumeStatus::from(&record.status);
+    status.incarnation = registry.incarnation().to_string();
+    status
+}
+
+fn stored(version: u64) -> Outcome {
+    Outcome::Stored(Stored { version })
+}
+
+fn conflict(record: &VolumeRecord, registry: &dyn Registry) -> Outcome {
+    Outcome::Conflict(Conflict { version: record.version, status: Some(status_for_engine(record, registry)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::record;
+    use crate::registry::file::FileRegistry;
+    use holdfast_proto::ids::InstanceUuid;
+    use holdfast_proto::record::AttachSpec;
+
+    struct Fixture {
+        _tmp: tempfile::TempDir,
+        registry: FileRegistry,
+        record: VolumeRecord,
+    }
+
+    async fn fixture() -> Fixture {
+        let tmp = tempfile::tempdir().unwrap();
+        let registry = FileRegistry::open(&tmp.path().join("registry")).unwrap();
+        let mut record = record("demo", "node-a", 3);
+        record.status.incarnation = registry.incarnation();
+        let record = registry.create(record).await.unwrap();
+        Fixture { _tmp: tmp, registry, record }
+    }
+
+    impl Fixture {
+        fn attach(&self, expected_version: u64, generation: u64) -> pb::RegistryCas {
+            let mut status = self.record.status.clone();
+            status.generation = Generation(generation);
+            status.engine_uuid = InstanceUuid::random();
+            pb::RegistryCas {
+                volume_id: self.record.id.to_string(),
+                expected_version,
+                status: Some((&status).into()),
+            }
+        }
+        async fn execute(&self, ask: &pb::RegistryCas) -> Outcome {
+            execute(&self.registry, &self.record.name, self.record.id, ask).await.unwrap()
+        }
+        async fn now(&self) -> VolumeRecord {
+            match self.registry.get(&self.record.name).await.unwrap() {
+                Read::Found(record) => record,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attach_replaces_the_status_and_only_the_status() {
+        let f = fixture().await;
+        let ask = f.attach(1, 1);
+        assert_eq!(f.execute(&ask).await, stored(2));
+        let now = f.now().await;
+        assert_eq!(now.status.generation, Generation(1));
+        assert_eq!(now.spec, f.record.spec);
+    }
+
+    #[tokio::test]
+    async fn the_same_ask_again_is_done_once() {
+        let f = fixture().await;
+        let ask = f.attach(1, 1);
+        assert_eq!(f.execute(&ask).await, stored(2));
+        assert_eq!(f.execute(&ask).await, stored(2));
+        // An operator's wish in between changes the version, not what the engine did.
+        let mut wish = f.now().await;
+        wish.spec.attach = Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None });
+        f.registry.compare_and_swap(2, wish).await.unwrap();
+        assert_eq!(f.execute(&ask).await, stored(3));
+        assert_eq!(f.now().await.version, 3);
+    }
+
+    #[tokio::test]
+    async fn a_delayed_ask_of_an_older_engine_conflicts_and_tells_the_record() {
+        let f = fixture().await;
+        let (old, new) = (f.attach(1, 1), f.attach(1, 2));
+        assert_eq!(f.execute(&new).await, stored(2));
+        let Outcome::Conflict(told) = f.execute(&old).await else { panic!("counterexample 7") };
+        assert_eq!(told.version, 2);
+        assert_eq!(told.status, new.status);
+        // Not even with the version guessed right does a generation go back.
+        assert!(matches!(f.execute(&f.attach(2, 1)).await, Outcome::Conflict(_)));
+        assert_eq!(f.now().await.status.generation, Generation(2));
+    }
+
+    #[tokio::test]
+    async fn an_engine_of_another_life_of_the_registry_conflicts() {
+        let f = fixture().await;
+        let mut ask = f.attach(1, 1);
+        ask.status.as_mut().unwrap().incarnation = holdfast_proto::ids::Incarnation::random().to_string();
+        let Outcome::Conflict(told) = f.execute(&ask).await else { panic!("another incarnation") };
+        assert_eq!(told.status.unwrap().incarnation, f.registry.incarnation().to_string());
+    }
+
+    #[tokio::test]
+    async fn missing_is_said_and_unreadable_is_no_answer() {
+        let f = fixture().await;
+        let ask = f.attach(1, 1);
+        let foreign = execute(&f.registry, &f.record.name, VolumeId::random(), &ask).await;
+        assert!(foreign.is_err(), "an engine asks for its own volume only");
+        let path = f._tmp.path().join("registry/volumes/demo.json");
+        let text = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() / 2]).unwrap();
+        assert!(execute(&f.registry, &f.record.name, f.record.id, &ask).await.is_err());
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(f.execute(&ask).await, Outcome::Missing(Missing {}));
+    }
+
+    #[tokio::test]
+    async fn a_status_that_says_nothing_changes_nothing() {
+        let f = fixture().await;
+        let mut ask = f.attach(1, 1);
+        ask.status.as_mut().unwrap().view = None;
+        assert!(matches!(f.execute(&ask).await, Outcome::Conflict(_)));
+        assert_eq!(f.now().await, f.record);
+    }
+}

@@ -1,0 +1,296 @@
+//! The registry as files of the data directory: one node, nothing to install.
+//!
+//! `registry.json` names this life of the registry, `volumes/<name>.json` are the records, `keys/<volume-id>.key`
+//! the keys. The agent's lock on the data directory makes it the only writer; a mutex orders its own threads. A
+//! registry that exists is never made again: where its parts are missing later, reads are errors, not emptiness.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_proto::ids::{Incarnation, VolumeId, VolumeName};
+use holdfast_proto::record::{RECORD_SCHEMA, VolumeRecord};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::{Entry, Read, Registry, Swap, VolumeKey, check_record};
+use crate::error::Error;
+use crate::store::atomic;
+
+const HOME_SCHEMA: u32 = 1;
+const KEY_SCHEMA: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Home {
+    schema: u32,
+    incarnation: Incarnation,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyFile {
+    schema: u32,
+    key_id: u64,
+    key_hex: String,
+}
+
+/// Records as files.
+#[derive(Debug, Clone)]
+pub struct FileRegistry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    volumes: PathBuf,
+    keys: PathBuf,
+    incarnation: Incarnation,
+    // Held from the read that compares to the write that replaces; only ever inside blocking work.
+    writing: Mutex<()>,
+    changed: watch::Sender<u64>,
+}
+
+impl FileRegistry {
+    /// Opens the registry below `root`, or makes it where there has never been one. Blocking.
+    ///
+    /// # Errors
+    /// When `registry.json` is damaged or foreign, or the file system refuses.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        let (volumes, keys) = (root.join("volumes"), root.join("keys"));
+        let home = root.join("registry.json");
+        let incarnation = match atomic::read_json::<Home>(&home, HOME_SCHEMA) {
+            Read::Found(found) => found.incarnation,
+            Read::Unreadable(reason) => {
+                return Err(Error::failed(format!(
+                    "open the registry: {reason}; restore that file, or remove it to begin a new incarnation \
+                     (every replica of a volume must then be present at its next attach)"
+                )));
+            }
+            Read::Absent => {
+                for dir in [root, &volumes, &keys] {
+                    atomic::make_dir(dir)?;
+                }
+                let incarnation = Incarnation::random();
+                atomic::replace_json(&home, &Home { schema: HOME_SCHEMA, incarnation })?;
+                tracing::info!(%incarnation, "a new registry");
+                incarnation
+            }
+        };
+        for dir in [&volumes, &keys] {
+            if dir.is_dir() {
+                atomic::clear_temporaries(dir)?;
+            }
+        }
+        let changed = watch::Sender::new(0);
+        let inner = Inner { volumes, keys, incarnation, writing: Mutex::new(()), changed };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = Arc::clone(&self.inner);
+        // Runs to its end even if the caller goes away: a write is never half a write.
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .map_err(|e| Error::failed(format!("use the registry: {e}")))?
+    }
+}
+
+impl Inner {
+    fn path(&self, name: &str) -> PathBuf {
+        self.volumes.join(format!("{name}.json"))
+    }
+
+    fn key_path(&self, id: VolumeId) -> PathBuf {
+        self.keys.join(format!("{id}.key"))
+    }
+
+    fn require_home(&self) -> Result<(), Error> {
+        if self.volumes.is_dir() {
+            return Ok(());
+        }
+        Err(Error::failed(format!(
+            "read the registry: {} is missing: is the disk mounted?",
+            self.volumes.display()
+        )))
+    }
+
+    fn read(&self, name: &str) -> Read<VolumeRecord> {
+        let path = self.path(name);
+        let told = |problem: String| format!("{}: {problem}; restore it from a backup", path.display());
+        atomic::read_json(&path, RECORD_SCHEMA).check(|record: &VolumeRecord| {
+            if record.name.as_str() != name {
+                return Err(told(format!("name: expected {name}, found {}", record.name)));
+            }
+            check_record(record).map_err(told)
+        })
+    }
+
+    /// The record that a conditional write is about.
+    fn current(&self, name: &VolumeName, id: VolumeId) -> Result<Option<VolumeRecord>, Error> {
+        self.require_home()?;
+        match self.read(name.as_str()) {
+            Read::Found(record) if record.id == id => Ok(Some(record)),
+            // The name was given to another volume: this one's record is gone.
+            Read::Found(_) | Read::Absent => Ok(None),
+            Read::Unreadable(reason) => Err(Error::failed(format!("change volume {name}: {reason}"))),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, Error> {
+        self.require_home()?;
+        let mut entries = Vec::new();
+        for file in std::fs::read_dir(&self.volumes).map_err(Error::io("read", &self.volumes))? {
+            let file = file.map_err(Error::io("read", &self.volumes))?.file_name();
+            let file = file.to_string_lossy();
+            let Some(name) = file.strip_suffix(".json").filter(|name| !name.starts_with('.')) else {
+                continue;
+            };
+            match self.read(name) {
+                Read::Found(record) => entries.push(Entry::Readable(Box::new(record))),
+                Read::Unreadable(reason) => {
+                    entries.push(Entry::Unreadable { name: name.to_owned(), reason });
+                }
+                // Deleted since the directory was read.
+                Read::Absent => {}
+            }
+        }
+        entries.sort_by(|a, b| a.name().cmp(b.name()));
+        Ok(entries)
+    }
+
+    fn create(&self, mut record: VolumeRecord) -> Result<VolumeRecord, Error> {
+        check_record(&record).map_err(|e| Error::invalid(format!("create volume {}: {e}", record.name)))?;
+        let _writing = self.writing.lock();
+        self.require_home()?;
+        let path = self.path(record.name.as_str());
+        // Whatever lies there is somebody's record, readable or not.
+        if path.symlink_metadata().is_ok() {
+            return Err(Error::conflict(format!("create volume {}: it exists already", record.name)));
+        }
+        record.version = 1;
+        atomic::replace_json(&path, &record)?;
+        self.tick();
+        Ok(record)
+    }
+
+    fn swap(&self, expected: u64, mut record: VolumeRecord) -> Result<Swap, Error> {
+        check_record(&record).map_err(|e| Error::invalid(format!("change volume {}: {e}", record.name)))?;
+        let _writing = self.writing.lock();
+        let Some(current) = self.current(&record.name, record.id)? else { return Ok(Swap::Missing) };
+        if current.version != expected {
+            return Ok(Swap::Conflict(Box::new(current)));
+        }
+        record.version = expected + 1;
+        atomic::replace_json(&self.path(record.name.as_str()), &record)?;
+        if record.spec != current.spec {
+            self.tick();
+        }
+        Ok(Swap::Stored(Box::new(record)))
+    }
+
+    fn delete(&self, name: &VolumeName, id: VolumeId, expected: u64) -> Result<Swap, Error> {
+        let _writing = self.writing.lock();
+        let Some(current) = self.current(name, id)? else { return Ok(Swap::Missing) };
+        if current.version != expected {
+            return Ok(Swap::Conflict(Box::new(current)));
+        }
+        let path = self.path(name.as_str());
+        std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        atomic::sync_dir(&self.volumes)?;
+        self.tick();
+        Ok(Swap::Stored(Box::new(current)))
+    }
+
+    fn key(&self, id: VolumeId) -> Read<VolumeKey> {
+        let path = self.key_path(id);
+        match atomic::read_json::<KeyFile>(&path, KEY_SCHEMA) {
+            Read::Found(file) => match unhex(&file.key_hex) {
+                Some(key) => Read::Found(VolumeKey { key_id: file.key_id, key }),
+                // Without the text: it may be most of a key.
+                None => Read::Unreadable(format!("{}: expected 64 hexadecimal digits", path.display())),
+            },
+            Read::Absent => Read::Absent,
+            // serde's message may quote what it found, which may be the key.
+            Read::Unreadable(_) => Read::Unreadable(format!("{} is damaged", path.display())),
+        }
+    }
+
+    fn put_key(&self, id: VolumeId, key: &VolumeKey) -> Result<(), Error> {
+        use std::fmt::Write as _;
+        let mut key_hex = String::with_capacity(64);
+        for byte in key.key {
+            write!(key_hex, "{byte:02x}").map_err(|e| Error::failed(format!("encode a key: {e}")))?;
+        }
+        let file = KeyFile { schema: KEY_SCHEMA, key_id: key.key_id, key_hex };
+        atomic::replace_json(&self.key_path(id), &file)
+    }
+
+    fn delete_key(&self, id: VolumeId) -> Result<(), Error> {
+        let path = self.key_path(id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &path)(error))
+            }
+            _ => atomic::sync_dir(&self.keys),
+        }
+    }
+
+    fn tick(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, at) in key.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(key)
+}
+
+#[tonic::async_trait]
+impl Registry for FileRegistry {
+    fn incarnation(&self) -> Incarnation {
+        self.inner.incarnation
+    }
+    async fn list(&self) -> Result<Vec<Entry>, Error> {
+        self.blocking(Inner::list).await
+    }
+    async fn get(&self, name: &VolumeName) -> Result<Read<VolumeRecord>, Error> {
+        let name = name.clone();
+        self.blocking(move |inner| inner.require_home().map(|()| inner.read(name.as_str()))).await
+    }
+    async fn create(&self, record: VolumeRecord) -> Result<VolumeRecord, Error> {
+        self.blocking(move |inner| inner.create(record)).await
+    }
+    async fn compare_and_swap(&self, expected: u64, record: VolumeRecord) -> Result<Swap, Error> {
+        self.blocking(move |inner| inner.swap(expected, record)).await
+    }
+    async fn delete(&self, name: &VolumeName, id: VolumeId, expected: u64) -> Result<Swap, Error> {
+        let name = name.clone();
+        self.blocking(move |inner| inner.delete(&name, id, expected)).await
+    }
+    async fn key(&self, id: VolumeId) -> Result<Read<VolumeKey>, Error> {
+        self.blocking(move |inner| Ok(inner.key(id))).await
+    }
+    async fn put_key(&self, id: VolumeId, key: VolumeKey) -> Result<(), Error> {
+        self.blocking(move |inner| inner.put_key(id, &key)).await
+    }
+    async fn delete_key(&self, id: VolumeId) -> Result<(), Error> {
+        self.blocking(move |inner| inner.delete_key(id)).await
+    }
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

@@ -1,0 +1,195 @@
+//! The registry: where volume records live, behind one trait.
+//!
+//! Its first home is a directory of files ([`file`]). The trait is shaped for shared homes too: every read is
+//! three-valued, every write compares the version of the whole record, and a home may answer "I do not know" (an
+//! error) at any time. A home over etcd must read linearizably and compare in one transaction; one over Kubernetes
+//! maps the version to its own resource version and never answers from a cache.
+
+pub mod engine_cas;
+pub mod file;
+
+use std::fmt;
+
+use holdfast_proto::ids::{Incarnation, VolumeId, VolumeName};
+use holdfast_proto::record::{RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord};
+use tokio::sync::watch;
+
+pub use crate::store::Read;
+
+use crate::error::Error;
+
+/// Blocks are the unit of checksums and of every size.
+pub const SIZE_MULTIPLE_BYTES: u64 = 4096;
+/// The largest file that ext4 keeps with 4 KiB blocks is just under this: a larger image could not be made there.
+pub const SIZE_MAX_BYTES: u64 = 16 << 40;
+
+/// One record of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// It can be relied on.
+    Readable(Box<VolumeRecord>),
+    /// It is there, and nothing in it can be relied on.
+    Unreadable {
+        /// What it is called.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+impl Entry {
+    /// The name it is kept under.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Readable(record) => record.name.as_str(),
+            Self::Unreadable { name, .. } => name,
+        }
+    }
+}
+
+/// What became of a conditional write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Swap {
+    /// Done; the record as it is now.
+    Stored(Box<VolumeRecord>),
+    /// Not done: the version was another one. The record as it is.
+    Conflict(Box<VolumeRecord>),
+    /// Not done: there is no such record (any more).
+    Missing,
+}
+
+/// A volume's key: whoever has it may speak to the volume's replicas.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VolumeKey {
+    /// Which one, so that keys can be replaced.
+    pub key_id: u64,
+    /// The secret.
+    pub key: [u8; 32],
+}
+
+impl fmt::Debug for VolumeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VolumeKey").field("key_id", &self.key_id).finish_non_exhaustive()
+    }
+}
+
+/// A home of volume records. An `Err` means "not known", never "not there".
+#[tonic::async_trait]
+pub trait Registry: fmt::Debug + Send + Sync {
+    /// This life of the registry; another one after a restore from a backup.
+    fn incarnation(&self) -> Incarnation;
+    /// Every record: complete, or an error.
+    async fn list(&self) -> Result<Vec<Entry>, Error>;
+    /// One record, from the source of truth.
+    async fn get(&self, name: &VolumeName) -> Result<Read<VolumeRecord>, Error>;
+    /// Adds a record as version 1. `Conflict` where the name is taken, readable or not.
+    async fn create(&self, record: VolumeRecord) -> Result<VolumeRecord, Error>;
+    /// Replaces the record of the same name and id if its version is still `expected`; the version grows by one.
+    async fn compare_and_swap(&self, expected: u64, record: VolumeRecord) -> Result<Swap, Error>;
+    /// Removes the record if it is still this one at this version; `Stored` carries what was removed.
+    async fn delete(&self, name: &VolumeName, id: VolumeId, expected: u64) -> Result<Swap, Error>;
+    /// The volume's key.
+    async fn key(&self, id: VolumeId) -> Result<Read<VolumeKey>, Error>;
+    /// Keeps a new volume's key; durable before the record that needs it.
+    async fn put_key(&self, id: VolumeId, key: VolumeKey) -> Result<(), Error>;
+    /// Forgets a key, together with the data that it guards.
+    async fn delete_key(&self, id: VolumeId) -> Result<(), Error>;
+    /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
+    /// engines' own, made through this agent, and must not wake it.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// What a record must satisfy before anything is done because of it.
+///
+/// # Errors
+/// Expected and found.
+pub fn check_record(record: &VolumeRecord) -> Result<(), String> {
+    let spec = &record.spec;
+    if record.schema != RECORD_SCHEMA {
+        return Err(format!("schema: expected {RECORD_SCHEMA}, found {}", record.schema));
+    }
+    check_size(spec.size_bytes)?;
+    if spec.replicas.is_empty() || spec.replicas.len() > REPLICAS_MAX {
+        return Err(format!("replicas: expected 1 to {REPLICAS_MAX}, found {}", spec.replicas.len()));
+    }
+    if ReplicaSet::checked(spec.replicas.iter().map(|r| r.id.0)).is_none() {
+        return Err("replicas: one id is listed twice".into());
+    }
+    check_io_mode(&spec.io_mode)?;
+    if record.status.view.generation > record.status.generation {
+        return Err(format!(
+            "status: the view's generation {} is above the record's {}",
+            record.status.view.generation, record.status.generation
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a volume can have this size.
+///
+/// # Errors
+/// Expected and found.
+pub fn check_size(size_bytes: u64) -> Result<(), String> {
+    if size_bytes < SIZE_MULTIPLE_BYTES || !size_bytes.is_multiple_of(SIZE_MULTIPLE_BYTES) {
+        return Err(format!(
+            "size: expected a multiple of {SIZE_MULTIPLE_BYTES} bytes, at least one, found {size_bytes}"
+        ));
+    }
+    if size_bytes > SIZE_MAX_BYTES {
+        return Err(format!("size: expected at most 16 TiB ({SIZE_MAX_BYTES} bytes), found {size_bytes}"));
+    }
+    Ok(())
+}
+
+/// Whether replicas know this way of file I/O.
+///
+/// # Errors
+/// Expected and found.
+pub fn check_io_mode(io_mode: &str) -> Result<(), String> {
+    match io_mode {
+        "buffered" | "direct" => Ok(()),
+        other => Err(format!("io_mode: expected buffered or direct, found {other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::record;
+
+    #[test]
+    fn sizes_are_whole_blocks_within_bounds() {
+        for good in [4096, 8192, 1 << 30, SIZE_MAX_BYTES] {
+            assert_eq!(check_size(good), Ok(()), "{good}");
+        }
+        for bad in [0, 1, 4095, 4097, SIZE_MAX_BYTES + 4096, u64::MAX] {
+            let said = check_size(bad).unwrap_err();
+            assert!(said.contains("expected") && said.contains(&bad.to_string()), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_says_nonsense_is_not_relied_on() {
+        assert_eq!(check_record(&record("demo", "node-a", 3)), Ok(()));
+        let bad: [fn(&mut VolumeRecord); 6] = [
+            |r| r.schema = 2,
+            |r| r.spec.size_bytes = 5,
+            |r| r.spec.replicas.clear(),
+            |r| r.spec.replicas[1].id = r.spec.replicas[0].id,
+            |r| r.spec.io_mode = "fast".into(),
+            |r| r.status.view.generation = r.status.generation.next(),
+        ];
+        for damage in bad {
+            let mut record = record("demo", "node-a", 3);
+            damage(&mut record);
+            assert!(check_record(&record).is_err(), "{record:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_never_printed() {
+        let said = format!("{:?}", VolumeKey { key_id: 7, key: [0xAB; 32] });
+        assert!(said.contains('7') && !said.to_lowercase().contains("ab") && !said.contains("171"), "{said}");
+    }
+}

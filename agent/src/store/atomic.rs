@@ -1,0 +1,215 @@
+//! Small files that are there whole or not at all, and reading them back without guessing.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::Error;
+
+/// Larger than any record this build writes, by far; bounds what a foreign file can make us read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const TEMPORARY: &str = ".tmp~";
+
+/// What a file says: something, that it is not there, or nothing that can be relied on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read<T> {
+    /// It says this.
+    Found(T),
+    /// It does not exist. An error is never this.
+    Absent,
+    /// It cannot be read, is partial, or is written in a schema this build does not know.
+    Unreadable(String),
+}
+
+impl<T> Read<T> {
+    /// Applies a further check to what was found.
+    pub fn check(self, check: impl FnOnce(&T) -> Result<(), String>) -> Self {
+        match self {
+            Self::Found(value) => match check(&value) {
+                Ok(()) => Self::Found(value),
+                Err(reason) => Self::Unreadable(reason),
+            },
+            other => other,
+        }
+    }
+}
+
+/// Makes `path` and its parents, 0700, where it is missing.
+pub fn make_dir(path: &Path) -> Result<(), Error> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Makes the entries of a directory durable.
+pub fn sync_dir(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("fsync", path))
+}
+
+/// Replaces (or makes) `path`, mode 0600; on stable storage when this returns.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    // Two threads may replace the same file; neither may write into the other's temporary one.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::failed(format!("write {}: it has no directory", path.display())));
+    };
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let temporary = dir.join(format!(".{}.{count}{TEMPORARY}", name.to_string_lossy()));
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // The old file stands; a temporary that cannot be removed either is cleared at the next start.
+        let _ = std::fs::remove_file(&temporary);
+        return Err(Error::io("write", path)(error));
+    }
+    sync_dir(dir)
+}
+
+/// Removes what an interrupted [`replace`] left in `dir`. Only for the one owner of the directory.
+pub fn clear_temporaries(dir: &Path) -> Result<(), Error> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+        let entry = entry.map_err(Error::io("read", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(TEMPORARY) {
+            std::fs::remove_file(entry.path()).map_err(Error::io("remove", entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Replaces `path` by `value` as JSON for people.
+pub fn replace_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::failed(format!("encode {}: {e}", path.display())))?;
+    bytes.push(b'\n');
+    replace(path, &bytes)
+}
+
+/// Reads `path` as JSON whose field `schema` is `schema`.
+#[must_use]
+pub fn read_json<T: DeserializeOwned>(path: &Path, schema: u32) -> Read<T> {
+    let bytes = match read_bounded(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Read::Absent,
+        Err(error) => return Read::Unreadable(format!("read {}: {error}", path.display())),
+    };
+    let value: serde_json::Value = match serde_json::from_slice(&bytes) {
+        Ok(value) => value,
+        Err(error) => {
+            return Read::Unreadable(format!("{} is damaged: {error}", path.display()));
+        }
+    };
+    match value.get("schema").and_then(serde_json::Value::as_u64) {
+        Some(found) if found == u64::from(schema) => {}
+        Some(found) => {
+            return Read::Unreadable(format!(
+                "{}: expected schema {schema}, found {found}: use a holdfast that knows it",
+                path.display()
+            ));
+        }
+        None => {
+            return Read::Unreadable(format!("{}: expected schema {schema}, found none", path.display()));
+        }
+    }
+    match serde_json::from_value(value) {
+        Ok(found) => Read::Found(found),
+        Err(error) => Read::Unreadable(format!("{}: {error}", path.display())),
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // Without O_NONBLOCK a FIFO put in place of a record would hold the agent for ever.
+    let file = OpenOptions::new().read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("expected a regular file"));
+    }
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("expected at most {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Sample {
+        schema: u32,
+        text: String,
+    }
+
+    fn read(bytes: &[u8]) -> Read<Sample> {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("a.json");
+        std::fs::write(&path, bytes).unwrap();
+        read_json(&path, 1)
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_nothing_is_left_beside_it() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("a.json");
+        for text in ["one", "two"] {
+            replace_json(&path, &Sample { schema: 1, text: text.into() }).unwrap();
+            assert_eq!(read_json(&path, 1), Read::Found(Sample { schema: 1, text: text.into() }));
+        }
+        assert_eq!(std::fs::read_dir(tmp.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_a_missing_file_is_absent() {
+        assert_eq!(read_json::<Sample>(Path::new("/nonexistent/a.json"), 1), Read::Absent);
+        let bad: [&[u8]; 7] = [
+            b"",
+            b"{",
+            b"\0\0\0",
+            br#"{"text":"no schema"}"#,
+            br#"{"schema":2,"text":"newer"}"#,
+            br#"{"schema":1}"#,
+            br#"{"schema":1,"text":"x","more":1}"#,
+        ];
+        for bytes in bad {
+            assert!(matches!(read(bytes), Read::Unreadable(_)), "{:?}", String::from_utf8_lossy(bytes));
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        assert!(matches!(read_json::<Sample>(tmp.path(), 1), Read::Unreadable(_)), "a directory");
+    }
+
+    #[test]
+    fn an_oversized_file_is_not_swallowed() {
+        let text = vec![b' '; usize::try_from(FILE_BYTES_MAX).unwrap() + 1];
+        assert!(matches!(read(&text), Read::Unreadable(r) if r.contains("at most")));
+    }
+
+    #[test]
+    fn temporaries_of_an_interrupted_write_are_cleared_and_nothing_else() {
+        let tmp = tempfile::tempdir().unwrap();
+        for name in [".a.json.7.tmp~", "a.json", ".hidden", "x.tmp~"] {
+            std::fs::write(tmp.path().join(name), b"x").unwrap();
+        }
+        clear_temporaries(tmp.path()).unwrap();
+        let mut left: Vec<_> =
+            std::fs::read_dir(tmp.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".hidden", "a.json", "x.tmp~"]);
+    }
+}

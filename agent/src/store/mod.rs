@@ -1,0 +1,75 @@
+//! What the agent keeps on its own disk: the lock of its data directory, spawn records, replica directories, trash.
+//!
+//! Everything here is blocking file work on small files; callers run it where blocking is allowed. Reads are
+//! three-valued ([`Read`]): what cannot be read is never taken for what does not exist.
+
+pub mod atomic;
+pub mod instances;
+pub mod lock;
+pub mod replica_dirs;
+pub mod trash;
+
+use std::path::{Path, PathBuf};
+
+pub use atomic::Read;
+
+use crate::error::Error;
+
+/// The data directory and the places in it.
+#[derive(Debug, Clone)]
+pub struct DataDir {
+    root: PathBuf,
+}
+
+impl DataDir {
+    /// Makes the places that an agent needs and that are missing. Replica directories are never among them.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        atomic::make_dir(root)?;
+        // Absolute, because instances run elsewhere and people read it in answers.
+        let root = root.canonicalize().map_err(Error::io("resolve", root))?;
+        let this = Self { root };
+        for dir in [this.instances(), this.replicas(), this.trash()] {
+            atomic::make_dir(&dir)?;
+        }
+        Ok(this)
+    }
+
+    /// The directory itself, absolute.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+    /// Held by the one agent of this directory.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("agent.lock")
+    }
+    /// The file home of the registry.
+    #[must_use]
+    pub fn registry(&self) -> PathBuf {
+        self.root.join("registry")
+    }
+    /// One directory per instance.
+    #[must_use]
+    pub fn instances(&self) -> PathBuf {
+        self.root.join("instances")
+    }
+    /// One directory per replica.
+    #[must_use]
+    pub fn replicas(&self) -> PathBuf {
+        self.root.join("replicas")
+    }
+    /// Where deleted data waits.
+    #[must_use]
+    pub fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+    /// Where the instances' binaries are, unless configured elsewhere.
+    #[must_use]
+    pub fn bin(&self) -> PathBuf {
+        self.root.join("bin")
+    }
+}
