@@ -264,7 +264,7 @@ fn engine(dir: &Path) {
         std::thread::yield_now();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut client_of = |control: PathBuf| runtime.block_on(client(&control));
+    let client_of = |control: PathBuf| runtime.block_on(client(&control));
     let mut replicas = Vec::new();
     for id in 1..=REPLICAS {
         let mut client = client_of(dir.join(format!("r{id}")).join("control"));
