@@ -65,7 +65,7 @@ impl FromStr for LogLevel {
             matches!(level, "off" | "error" | "warn" | "info" | "debug" | "trace")
         };
         // The filter alone would take any word for the name of a target and then log nothing.
-        if !text.split(',').all(|part| known(part)) {
+        if !text.split(',').all(known) {
             return Err(format!("{text:?} is not a log level: {expected}"));
         }
         EnvFilter::try_new(text)

@@ -11,8 +11,8 @@ use crate::units::format_duration;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   holdfast instance ls
-  holdfast instance logs demo-engine -f
-  holdfast instance stop demo-r2   an instance that no record claims";
+  holdfast instance logs demo.engine -f
+  holdfast instance stop demo.r2   an instance that no record claims";
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -22,14 +22,14 @@ pub(super) enum Command {
     )]
     Ls,
     /// Show one instance
-    #[command(after_help = "Examples:\n  holdfast instance show demo-engine")]
+    #[command(after_help = "Examples:\n  holdfast instance show demo.engine")]
     Show {
         /// Its name, as `ls` lists it
         name: String,
     },
     /// Print what an instance has logged
     #[command(
-        after_help = "Examples:\n  holdfast instance logs demo-r1 --tail 100\n  holdfast instance logs demo-engine -f"
+        after_help = "Examples:\n  holdfast instance logs demo.r1 --tail 100\n  holdfast instance logs demo.engine -f"
     )]
     Logs {
         /// Its name, as `ls` lists it
@@ -43,7 +43,7 @@ pub(super) enum Command {
     },
     /// Stop the process of an instance that no record claims; its data stays
     #[command(
-        after_help = "Examples:\n  holdfast instance stop demo-r2\n  holdfast instance stop demo-r2 --uuid 6f1c...   only this one, not one that took its name"
+        after_help = "Examples:\n  holdfast instance stop demo.r2\n  holdfast instance stop demo.r2 --uuid 6f1c...   only this one, not one that took its name"
     )]
     Stop {
         /// Its name, as `ls` lists it

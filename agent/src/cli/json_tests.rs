@@ -18,7 +18,7 @@ fn volume() -> pb::VolumeInfo {
         epoch: 7,
         endpoint: Some("nbd+unix:///demo?socket=/run/x/demo.sock".into()),
         engine: Some(pb::EngineInfo {
-            instance: "demo-engine".into(),
+            instance: "demo.engine".into(),
             uuid: "aa".into(),
             pid: Some(41),
             node: "n1".into(),
@@ -28,10 +28,10 @@ fn volume() -> pb::VolumeInfo {
                 id: "r1".into(),
                 node: "n1".into(),
                 mode: "rebuilding".into(),
-                instance: Some("demo-r1".into()),
+                instance: Some("demo.r1".into()),
                 pid: Some(42),
                 address: Some("[::1]:20001".into()),
-                data_dir: "/var/lib/holdfast/replicas/demo-r1".into(),
+                data_dir: "/var/lib/holdfast/replicas/demo.r1".into(),
                 progress: Some(pb::Progress { done_bytes: 1, total_bytes: 2 }),
                 reason: Some("was away".into()),
             },
@@ -49,7 +49,7 @@ fn volume() -> pb::VolumeInfo {
 
 fn instance() -> pb::InstanceInfo {
     pb::InstanceInfo {
-        name: "demo-r1".into(),
+        name: "demo.r1".into(),
         uuid: "bb".into(),
         kind: "replica".into(),
         volume: "demo".into(),
@@ -64,7 +64,7 @@ fn instance() -> pb::InstanceInfo {
 
 fn golden_instance() -> Value {
     json!({
-        "name": "demo-r1", "uuid": "bb", "kind": "replica", "volume": "demo", "state": "running", "pid": 42,
+        "name": "demo.r1", "uuid": "bb", "kind": "replica", "volume": "demo", "state": "running", "pid": 42,
         "restarts": 2, "claim": "unclaimed", "orphan": {"state": "orphaned", "remaining_s": 299}, "reason": null
     })
 }
@@ -74,10 +74,10 @@ fn volume_show() {
     let golden = json!({
         "id": "7f0c", "name": "demo", "size_bytes": 1073741824u64, "state": "degraded", "generation": 3, "epoch": 7,
         "endpoint": "nbd+unix:///demo?socket=/run/x/demo.sock",
-        "engine": {"instance": "demo-engine", "uuid": "aa", "pid": 41, "node": "n1"},
+        "engine": {"instance": "demo.engine", "uuid": "aa", "pid": 41, "node": "n1"},
         "replicas": [
-            {"id": "r1", "node": "n1", "mode": "rebuilding", "instance": "demo-r1", "pid": 42,
-             "address": "[::1]:20001", "data_dir": "/var/lib/holdfast/replicas/demo-r1",
+            {"id": "r1", "node": "n1", "mode": "rebuilding", "instance": "demo.r1", "pid": 42,
+             "address": "[::1]:20001", "data_dir": "/var/lib/holdfast/replicas/demo.r1",
              "progress": {"done_bytes": 1, "total_bytes": 2}, "reason": "was away"},
             {"id": "r2", "node": "n1", "mode": "absent", "instance": null, "pid": null, "address": null,
              "data_dir": "/d/r2", "progress": null, "reason": null}

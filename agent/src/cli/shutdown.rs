@@ -15,6 +15,7 @@ pub(super) async fn shutdown(
 ) -> Result<(), Complaint> {
     let mut progress = node.shutdown_progress();
     let mut watching = true;
+    let mut said = String::new();
     let ending = node.shutdown(true);
     tokio::pin!(ending);
     let result = loop {
@@ -22,9 +23,12 @@ pub(super) async fn shutdown(
             result = &mut ending => break result,
             changed = progress.changed(), if watching => {
                 watching = changed.is_ok();
-                if let Some(text) = stage(&progress.borrow_and_update()) {
+                if let Some(text) = stage(&progress.borrow_and_update())
+                    && text != said
+                {
                     line.say(&text);
                     tell(&text);
+                    said = text;
                 }
             }
             asked = signals.next() => if asked == Asked::End {
@@ -49,6 +53,7 @@ pub(super) async fn shutdown(
 fn stage(progress: &ShutdownProgress) -> Option<String> {
     match progress {
         ShutdownProgress::Running | ShutdownProgress::Done(_) => None,
+        ShutdownProgress::Engines(names) | ShutdownProgress::Replicas(names) if names.is_empty() => None,
         ShutdownProgress::Engines(names) => {
             Some(format!("stopping {}: draining, flushing, writing the clean mark", names.join(", ")))
         }
@@ -68,11 +73,11 @@ mod tests {
 
     #[test]
     fn a_second_interrupt_is_told_what_remains() {
-        let engines = ShutdownProgress::Engines(vec!["demo-engine".into()]);
+        let engines = ShutdownProgress::Engines(vec!["demo.engine".into()]);
         let text = remains(&engines);
-        assert!(text.contains("demo-engine") && text.contains("no flush is skipped"), "{text}");
-        let replicas = ShutdownProgress::Replicas(vec!["demo-r1".into(), "demo-r2".into()]);
-        assert!(remains(&replicas).contains("demo-r1, demo-r2"));
+        assert!(text.contains("demo.engine") && text.contains("no flush is skipped"), "{text}");
+        let replicas = ShutdownProgress::Replicas(vec!["demo.r1".into(), "demo.r2".into()]);
+        assert!(remains(&replicas).contains("demo.r1, demo.r2"));
         assert!(remains(&ShutdownProgress::Running).starts_with("still stopping"));
     }
 }

@@ -44,7 +44,7 @@ fn what_the_documents_say_parses() {
 
 #[test]
 fn instances_are_started_by_the_same_words() {
-    let flags = "--name demo-x --uuid 6f1c0d0e-0000-4000-8000-000000000001 --instance-dir /i --control /c";
+    let flags = "--name demo.x --uuid 6f1c0d0e-0000-4000-8000-000000000001 --instance-dir /i --control /c";
     let engine = parse(&format!("holdfast engine {flags}")).unwrap();
     assert!(matches!(engine.command, Command::Engine(_)));
     let replica = parse(&format!("holdfast replica {flags}")).unwrap();

@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn each_event_is_one_line_with_its_revision() {
         let instance = pb::InstanceInfo {
-            name: "demo-r1".into(),
+            name: "demo.r1".into(),
             kind: "replica".into(),
             state: "running".into(),
             pid: Some(7),
@@ -94,12 +94,12 @@ mod tests {
             ..Default::default()
         };
         let changed = pb::WatchEvent { revision: 9, event: Some(Event::InstanceChanged(instance.clone())) };
-        assert_eq!(describe(&changed), "9 replica demo-r1 running pid 7 unclaimed");
+        assert_eq!(describe(&changed), "9 replica demo.r1 running pid 7 unclaimed");
         let all = pb::watch_event::Snapshot { instances: vec![instance], volumes: vec![] };
         let snapshot = pb::WatchEvent { revision: 8, event: Some(Event::Snapshot(all)) };
         assert_eq!(
             describe(&snapshot),
-            "8 0 volumes, 1 instances\n8 replica demo-r1 running pid 7 unclaimed"
+            "8 0 volumes, 1 instances\n8 replica demo.r1 running pid 7 unclaimed"
         );
     }
 }

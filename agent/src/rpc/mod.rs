@@ -18,6 +18,7 @@ use holdfast_proto::pb::agent::node_server::NodeServer;
 use holdfast_proto::pb::agent::volumes_server::VolumesServer;
 use tokio::sync::watch as stop_watch;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::server::NamedService;
 use tonic::transport::Server;
 
 use crate::complaint::Complaint;
@@ -60,6 +61,11 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // The descriptors hold the instances' contract too, which is not served here.
+        .with_service_name(InstancesServer::<instances::Service>::NAME)
+        .with_service_name(VolumesServer::<volumes::Service>::NAME)
+        .with_service_name(NodeServer::<node::Service>::NAME)
+        .with_service_name("grpc.health.v1.Health")
         .build_v1()
         .map_err(|error| Complaint::failed(format!("failed to describe the services: {error}")))?;
     let (socket, guard) = listener.into_parts()?;
@@ -112,3 +118,6 @@ fn span(request: &tonic::codegen::http::Request<()>) -> tracing::Span {
     let request_id = REQUESTS.fetch_add(1, Ordering::Relaxed);
     tracing::info_span!("rpc", method = request.uri().path(), request_id)
 }
+
+#[cfg(test)]
+mod tests;

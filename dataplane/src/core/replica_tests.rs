@@ -71,6 +71,7 @@ fn update(view: View, syncing: bool) -> ViewUpdate {
         incarnation: m.incarnation,
         revision: 9,
         syncing,
+        repaired: false,
     }
 }
 

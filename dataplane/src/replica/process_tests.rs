@@ -190,6 +190,7 @@ fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], synci
         incarnation: replica.config.incarnation.parse().unwrap(),
         revision: 5,
         syncing,
+        repaired: false,
     }
     .encode()
 }
