@@ -1,1 +1,17 @@
-//! See the crate description.
+//! The paired macro runner: the same fio jobs on Holdfast, on the bare file and on qemu's own replication, interleaved
+//! in one call, so that what disturbs the machine disturbs all of them alike. Only ratios within one call are worth
+//! quoting.
+//!
+//! [`case`] says what is run, [`leg`] on what, [`fio`] runs one job, [`cpu`] accounts for the servers' time,
+//! [`report`] turns the samples into tables and JSON, [`runner`] ties them together.
+#![forbid(unsafe_code)]
+
+pub mod case;
+pub mod cpu;
+pub mod fio;
+pub mod leg;
+pub mod machine;
+pub mod process;
+pub mod report;
+pub mod runner;
+pub mod stats;

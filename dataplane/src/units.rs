@@ -4,9 +4,9 @@
 pub const BLOCK_BYTES: u64 = 4096;
 /// The largest payload of a frame, the largest buffer, and the largest part of a client's request.
 pub const PART_BYTES_MAX: u64 = 256 * 1024;
-/// The unit of comparing and copying between replicas. A guess: large enough that a bitmap of a 16 TiB volume is
-/// 2 MiB, small enough that a client's write waits about a millisecond for a copy of its region.
-pub const REGION_BYTES: u64 = 1024 * 1024;
+/// The unit of comparing and copying between replicas: what one frame carries, so that a copy is one read and one
+/// write, and a client waits for one of them at most. A bitmap of a 16 TiB volume is then 8 MiB.
+pub const REGION_BYTES: u64 = PART_BYTES_MAX;
 /// The largest volume: what ext4 allows for one file with 4 KiB blocks.
 pub const VOLUME_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024 * 1024 - 4096;
 

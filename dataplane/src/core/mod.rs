@@ -1,1 +1,9 @@
-//! Pure state machines.
+//! The pure core: state machines that take events and the time and return actions. No socket, file, task, clock or
+//! log is here, so that all of it runs under simulation.
+
+pub mod engine;
+pub mod flush;
+pub mod range_lock;
+pub mod region_map;
+pub mod replica;
+pub mod start;

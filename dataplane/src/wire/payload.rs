@@ -65,6 +65,8 @@ pub struct ViewUpdate {
     pub revision: u64,
     /// This replica is being filled: it is no member, and not a source of anything.
     pub syncing: bool,
+    /// All members are known to be equal: what the replica lost with its node's cache it has again.
+    pub repaired: bool,
 }
 
 pub(crate) fn write_set(out: &mut Writer, set: &ReplicaSet) {
@@ -105,7 +107,8 @@ impl ViewUpdate {
         let mut out = Writer::new();
         write_view(&mut out, &self.view);
         write_set(&mut out, &self.configured);
-        out.uuid(self.lineage.0).uuid(self.incarnation.0).u64(self.revision).bool(self.syncing);
+        out.uuid(self.lineage.0).uuid(self.incarnation.0).u64(self.revision);
+        out.bool(self.syncing).bool(self.repaired);
         out.into_bytes()
     }
 
@@ -120,6 +123,7 @@ impl ViewUpdate {
             incarnation: Incarnation(reader.uuid("incarnation")?),
             revision: reader.u64("revision")?,
             syncing: reader.bool("syncing")?,
+            repaired: reader.bool("repaired")?,
         })
     }
 }
@@ -144,6 +148,7 @@ mod tests {
             incarnation: Incarnation::random(),
             revision: 17,
             syncing: false,
+            repaired: true,
         };
         assert_eq!(ViewUpdate::decode(&update.encode()), Ok(update));
         let bytes = update.encode();

@@ -1,0 +1,213 @@
+//! `holdfast agent`: from flags to a node that serves, and in order to its end.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::complaint::Complaint;
+use crate::config::{AgentConfig, AgentFlags, Surroundings};
+use crate::error::Error;
+use crate::node::{self, NodeConfig, NodeHandle};
+use crate::preflight;
+use crate::rpc::{self, Listener, RpcServer};
+use crate::telemetry::{Sink, Telemetry};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  holdfast agent   records in /var/lib/holdfast, socket in /run/holdfast
+  holdfast agent --config /etc/holdfast/agent.toml
+  holdfast agent --data-dir ./data --listen unix:./agent.sock --node node-1
+
+The file holds the same settings, with underscores:
+  data_dir = \"/srv/holdfast\"
+  node = \"node-1\"
+  data_ports = \"20000-29999\"
+  bind = \"127.0.0.1\"
+SIGHUP reads it again. SIGTERM ends the agent; instances keep serving unless --stop-instances.";
+
+impl From<Error> for Complaint {
+    fn from(error: Error) -> Self {
+        Self::new(error.kind(), format!("failed to {error}"))
+    }
+}
+
+/// Two threads: the agent waits nearly always, and a blocked one must not stop the other.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Complaint> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Complaint::failed(format!("failed to start: {error}")))
+}
+
+/// Runs until it is told to end.
+pub(super) fn run(flags: &AgentFlags) -> Result<(), Complaint> {
+    let around = Surroundings::of_this_machine()?;
+    let config = AgentConfig::load(flags, &around)?;
+    let telemetry = Telemetry::start(config.log_format, &config.log_level, Sink::default());
+    runtime()?.block_on(async {
+        let mut signals = Signals::listen()?;
+        let Running { node, server } = start(&config).await?;
+        let agent = Agent { flags, around, config, telemetry, node, server };
+        notify(&[NotifyState::Ready]);
+        agent.serve(&mut signals).await
+    })
+}
+
+/// What both `agent` and `quickstart` hold while they run.
+pub(super) struct Running {
+    pub(super) node: NodeHandle,
+    pub(super) server: RpcServer,
+}
+
+/// Checks, takes the socket, starts the node, serves.
+pub(super) async fn start(config: &AgentConfig) -> Result<Running, Complaint> {
+    for warning in preflight::check(config, holdfast_dataplane::io::probe)? {
+        tracing::warn!(%warning, "started all the same");
+    }
+    let listener = Listener::bind(&config.listen)?;
+    let node = node::start(node_config(config)).await?;
+    let server = rpc::serve(node.clone(), listener).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = %config.node,
+        listen = %config.listen.display(),
+        data_dir = %config.data_dir.display(),
+        "the agent is ready"
+    );
+    Ok(Running { node, server })
+}
+
+fn node_config(config: &AgentConfig) -> NodeConfig {
+    let own = |dir: &Path| (dir != config.data_dir.join("bin")).then(|| dir.to_owned());
+    NodeConfig {
+        bin_dir: own(&config.bin_dir),
+        bind: config.bind,
+        data_ports: config.data_ports.clone(),
+        listen_display: format!("unix:{}", config.listen.display()),
+        replica_timeout: config.replica_timeout,
+        suspend_timeout: config.suspend_timeout,
+        trash_ttl: config.trash_ttl,
+        ..NodeConfig::new(config.node.clone(), config.data_dir.clone(), config.runtime_dir.clone())
+    }
+}
+
+/// The signals that mean something to a daemon.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    End,
+    Reload,
+}
+
+impl Signals {
+    pub(super) fn listen() -> Result<Self, Complaint> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Complaint::failed(format!("failed to listen for signals: {error}")))
+        };
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+    /// Cancel safe.
+    pub(super) async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+}
+
+struct Agent<'a> {
+    flags: &'a AgentFlags,
+    around: Surroundings,
+    config: AgentConfig,
+    telemetry: Telemetry,
+    node: NodeHandle,
+    server: RpcServer,
+}
+
+impl Agent<'_> {
+    async fn serve(mut self, signals: &mut Signals) -> Result<(), Complaint> {
+        // Half the service manager's patience, as sd_watchdog_enabled(3) advises.
+        let patience = sd_notify::watchdog_enabled().map(|patience| patience / 2);
+        let mut pulse = tokio::time::interval(patience.unwrap_or(Duration::from_secs(3600)));
+        let ended = loop {
+            tokio::select! {
+                asked = signals.next() => match asked {
+                    Asked::End => break Ok(()),
+                    Asked::Reload => self.reload(),
+                },
+                why = self.server.failed() => {
+                    break Err(Complaint::failed(format!("the gRPC server failed: {why}")));
+                }
+                _ = pulse.tick() => self.pulse(),
+            }
+        };
+        notify(&[NotifyState::Stopping]);
+        let stop = self.config.stop_instances;
+        tracing::info!(stop_instances = stop, "ending");
+        let result = self.node.shutdown(stop).await;
+        self.server.stop().await;
+        ended.and(result.map_err(Complaint::from))
+    }
+
+    /// Says that the agent is alive only after it has looked at its own state: a node that holds its lock for ever
+    /// stops the pulse.
+    fn pulse(&self) {
+        let revision = self.node.snapshot().revision;
+        notify(&[NotifyState::Watchdog]);
+        tracing::debug!(revision, "alive");
+    }
+
+    fn reload(&mut self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::debug!(%error, "no clock for the service manager"),
+        }
+        match AgentConfig::load(self.flags, &self.around) {
+            Ok(wanted) => self.apply(&wanted),
+            Err(complaint) => {
+                tracing::warn!(%complaint, "the configuration cannot be used; the old one stays");
+            }
+        }
+        notify(&[NotifyState::Ready]);
+    }
+
+    fn apply(&mut self, wanted: &AgentConfig) {
+        let reload = self.config.reload(wanted);
+        if reload.config.log_level != self.config.log_level
+            && let Err(error) = self.telemetry.set_level(&reload.config.log_level)
+        {
+            tracing::warn!(%error, "the log level stays as it was");
+        }
+        for change in &reload.needs_restart {
+            tracing::warn!(%change, "needs a restart of the agent; instances keep running meanwhile");
+        }
+        for change in &reload.applied {
+            tracing::info!(%change, "reloaded");
+        }
+        if reload.applied.is_empty() && reload.needs_restart.is_empty() {
+            tracing::info!("reloaded: nothing has changed");
+        }
+        self.config = reload.config;
+    }
+}
+
+/// Without a service manager this does nothing; with one, a lost message is its loss.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}

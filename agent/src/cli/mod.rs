@@ -1,0 +1,178 @@
+//! The command line: one file per noun. Parses, calls the agent (or runs one), prints; the exit code says how it went.
+
+mod agent;
+mod client;
+mod instance;
+mod instance_process;
+mod json;
+mod node;
+mod output;
+mod quickstart;
+mod ready;
+mod replica;
+mod shutdown;
+mod status_line;
+mod version;
+mod volume;
+mod wait;
+mod watch;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use holdfast_proto::status::ErrorKind;
+
+use crate::complaint::Complaint;
+use crate::config::{AgentFlags, parse_listen};
+use output::{Format, Out};
+
+const ABOUT_CODES: &str = "\
+Exit codes:
+  0 done        1 failed                2 usage      3 not found
+  4 conflict    5 agent not reachable   6 timed out  7 refused for safety
+
+Examples:
+  holdfast quickstart   a replicated volume in one command, without root
+  holdfast volume create db --size 10GiB --replicas 3
+  holdfast volume attach db && holdfast volume wait db --for healthy --timeout 60s
+  holdfast volume show db -o json  the same for programs";
+
+/// Replicated block volumes that outlive their manager.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, about, after_help = ABOUT_CODES, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, clap::Args)]
+struct Global {
+    /// Socket of the agent [default: unix:/run/holdfast/agent.sock, then that of a quickstart in ./holdfast-data]
+    #[arg(
+        long = "agent",
+        id = "agent_socket",
+        global = true,
+        env = "HOLDFAST_AGENT",
+        value_name = "unix:PATH",
+        value_parser = parse_listen
+    )]
+    agent: Option<PathBuf>,
+    /// Tables for people, JSON for programs
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "text")]
+    output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of this node
+    #[command(after_help = agent::EXAMPLES)]
+    Agent(AgentFlags),
+    /// Run an agent with a volume `demo` in the foreground, without root
+    #[command(after_help = quickstart::EXAMPLES)]
+    Quickstart(quickstart::Args),
+    /// Create, attach, detach, delete and look at volumes
+    #[command(subcommand, after_help = volume::EXAMPLES)]
+    Volume(volume::Command),
+    /// Look at engines and replicas, their logs, and stop unclaimed ones
+    #[command(subcommand, after_help = instance::EXAMPLES)]
+    Instance(instance::Command),
+    /// Look at the replica directories on this node
+    #[command(after_help = replica::EXAMPLES)]
+    Replica(replica::Args),
+    /// Look at the node
+    #[command(subcommand, after_help = node::EXAMPLES)]
+    Node(node::Command),
+    /// Print everything that runs, then each change, until interrupted
+    #[command(after_help = watch::EXAMPLES)]
+    Watch,
+    /// Print the versions of this program and of the agent, where one runs
+    #[command(after_help = version::EXAMPLES)]
+    Version,
+    /// Serve one volume (started by the agent)
+    #[command(hide = true)]
+    Engine(instance_process::ProcessArgs),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn run() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &arguments),
+    };
+    let out = Out::new(cli.global.output);
+    match dispatch(cli, &out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(complaint) => {
+            out.complain(&complaint);
+            ExitCode::from(complaint.kind.exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli, out: &Out) -> Result<(), Complaint> {
+    let global = cli.global;
+    match cli.command {
+        Command::Agent(flags) => agent::run(&flags),
+        Command::Quickstart(args) => quickstart::run(&args, out),
+        Command::Volume(command) => client_runtime(volume::run(command, &global, out)),
+        Command::Instance(command) => client_runtime(instance::run(command, &global, out)),
+        Command::Replica(replica::Args { command: Some(command), .. }) => {
+            client_runtime(replica::run(&command, &global, out))
+        }
+        Command::Replica(replica::Args { process: Some(args), .. }) => instance_process::replica(args),
+        Command::Replica(replica::Args { command: None, process: None }) => {
+            Err(Complaint::new(ErrorKind::Invalid, "replica needs a command").remedy("`holdfast replica ls`"))
+        }
+        Command::Node(command) => client_runtime(node::run(&command, &global, out)),
+        Command::Watch => client_runtime(watch::run(&global, out)),
+        Command::Version => client_runtime(version::run(&global, out)),
+        Command::Engine(args) => instance_process::engine(args),
+    }
+}
+
+/// One thread is enough to ask a question.
+fn client_runtime(work: impl Future<Output = Result<(), Complaint>>) -> Result<(), Complaint> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Complaint::failed(format!("failed to start: {error}")))?.block_on(work)
+}
+
+/// Help and versions go to standard output; what cannot be parsed is a usage error, as JSON where that was asked for.
+fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    if error.use_stderr() && wants_json(arguments) {
+        let text = error.to_string();
+        let message = text.trim_start_matches("error: ").trim_end();
+        let complaint = Complaint::new(ErrorKind::Invalid, message);
+        Out::new(Format::Json).complain(&complaint);
+        return ExitCode::from(complaint.kind.exit_code());
+    }
+    // Nothing can be done where even standard error is closed.
+    drop(error.print());
+    if error.use_stderr() { ExitCode::from(ErrorKind::Invalid.exit_code()) } else { ExitCode::SUCCESS }
+}
+
+/// What the parser would have found, had it got that far.
+fn wants_json(arguments: &[OsString]) -> bool {
+    let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_string_lossy()).collect();
+    arguments.iter().any(|argument| matches!(argument.as_ref(), "-ojson" | "-o=json" | "--output=json"))
+        || arguments.windows(2).any(|pair| match pair {
+            [flag, value] => matches!(flag.as_ref(), "-o" | "--output") && value.as_ref() == "json",
+            _ => false,
+        })
+}
+
+/// The whole command line, for documents and tests.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! The TOML file: every key checked, every problem named with its line and remedy.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use toml::de::{DeTable, DeValue};
+
+use super::flags::parse_listen;
+use super::{Origin, Partial, Sourced};
+use crate::units::{parse_duration, parse_ports};
+
+const KEYS: [&str; 13] = [
+    "data_dir",
+    "listen",
+    "node",
+    "data_ports",
+    "bind",
+    "bin_dir",
+    "runtime_dir",
+    "log_format",
+    "log_level",
+    "stop_instances",
+    "replica_timeout",
+    "suspend_timeout",
+    "trash_ttl",
+];
+
+/// What the file says. Problems are appended; what is left of the file is still checked.
+pub(super) fn parse(path: &Path, text: &str, problems: &mut Vec<String>) -> Partial {
+    let mut partial = Partial::default();
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let line = error.span().map_or(1, |span| line_of(text, span.start));
+        problems.push(format!(
+            "{}:{line}: {}; remedy: correct the TOML here",
+            path.display(),
+            error.message()
+        ));
+    }
+    if !problems.is_empty() {
+        // Half a file would only add problems that are not there.
+        return partial;
+    }
+    for (key, value) in table.get_ref() {
+        let place = Place { path, line: line_of(text, key.span().start), value: value.get_ref() };
+        match KEYS.iter().find(|known| **known == key.get_ref().as_ref()) {
+            Some(known) => place.read(known, &mut partial, problems),
+            None => problems.push(unknown(&place, key.get_ref())),
+        }
+    }
+    partial
+}
+
+/// Where a key stands and what it is set to.
+struct Place<'a> {
+    path: &'a Path,
+    line: usize,
+    value: &'a DeValue<'a>,
+}
+
+impl Place<'_> {
+    fn read(&self, key: &'static str, into: &mut Partial, problems: &mut Vec<String>) {
+        let result = match key {
+            "data_dir" => self.set(key, &mut into.data_dir, full_path),
+            "listen" => self.set(key, &mut into.listen, |t| full_path(&parse_listen(t)?.to_string_lossy())),
+            "node" => self.set(key, &mut into.node, from_str),
+            "data_ports" => self.set(key, &mut into.data_ports, parse_ports),
+            "bind" => self.set(key, &mut into.bind, ip_address),
+            "bin_dir" => self.set(key, &mut into.bin_dir, full_path),
+            "runtime_dir" => self.set(key, &mut into.runtime_dir, full_path),
+            "log_format" => self.set(key, &mut into.log_format, from_str),
+            "log_level" => self.set(key, &mut into.log_level, from_str),
+            "stop_instances" => self.set_bool(key, &mut into.stop_instances),
+            "replica_timeout" => self.set(key, &mut into.replica_timeout, parse_duration),
+            "suspend_timeout" => self.set(key, &mut into.suspend_timeout, parse_duration),
+            "trash_ttl" => self.set(key, &mut into.trash_ttl, parse_duration),
+            _ => Err("is not a key of this build".to_owned()),
+        };
+        if let Err(problem) = result {
+            problems.push(format!("{}: {problem}; remedy: {}", self.origin(key), example(key)));
+        }
+    }
+
+    fn set<T, E: ToString>(
+        &self,
+        key: &'static str,
+        slot: &mut Option<Sourced<T>>,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<(), String> {
+        let text = self.value.as_str().ok_or_else(|| self.wrong_type("a string"))?;
+        let value = parse(text).map_err(|error| error.to_string())?;
+        *slot = Some(Sourced { value, origin: self.origin(key) });
+        Ok(())
+    }
+
+    fn set_bool(&self, key: &'static str, slot: &mut Option<Sourced<bool>>) -> Result<(), String> {
+        let value = self.value.as_bool().ok_or_else(|| self.wrong_type("true or false"))?;
+        *slot = Some(Sourced { value, origin: self.origin(key) });
+        Ok(())
+    }
+
+    fn origin(&self, key: &'static str) -> Origin {
+        Origin::File { path: self.path.to_owned(), line: self.line, key }
+    }
+
+    fn wrong_type(&self, expected: &str) -> String {
+        format!("expected {expected}, found {}", self.value.type_str())
+    }
+}
+
+fn from_str<T: FromStr<Err: ToString>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+fn ip_address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not an IPv4 or IPv6 address"))
+}
+
+/// A file has no current directory.
+fn full_path(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with('/') {
+        Ok(PathBuf::from(text))
+    } else {
+        Err(format!("{text:?} is not an absolute path"))
+    }
+}
+
+fn example(key: &str) -> &'static str {
+    match key {
+        "data_dir" => "data_dir = \"/var/lib/holdfast\"",
+        "listen" => "listen = \"unix:/run/holdfast/agent.sock\"",
+        "node" => "node = \"node-1\"",
+        "data_ports" => "data_ports = \"20000-29999\"",
+        "bind" => "bind = \"127.0.0.1\" or \"::1\"",
+        "bin_dir" => "bin_dir = \"/usr/lib/holdfast\"",
+        "runtime_dir" => "runtime_dir = \"/run/holdfast\"",
+        "log_format" => "log_format = \"text\" or \"json\"",
+        "log_level" => "log_level = \"info\"",
+        "stop_instances" => "stop_instances = false",
+        "replica_timeout" => "replica_timeout = \"8s\"",
+        "suspend_timeout" => "suspend_timeout = \"5m\"",
+        "trash_ttl" => "trash_ttl = \"24h\"",
+        _ => "remove the line",
+    }
+}
+
+fn unknown(place: &Place<'_>, key: &str) -> String {
+    let shown: String = key.chars().take(60).collect();
+    let head = format!("{}:{}: unknown key {shown:?}", place.path.display(), place.line);
+    let plain = key.to_ascii_lowercase().replace('-', "_");
+    match KEYS.iter().map(|known| (distance(&plain, known), known)).min() {
+        Some((near, known)) if near <= 2 => format!("{head}; remedy: did you mean {known}?"),
+        _ => format!("{head}; remedy: remove it, or use one of {}", KEYS.join(", ")),
+    }
+}
+
+/// Letters to insert, remove or replace (Levenshtein), capped by the words' own length.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().take(60).enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        let mut next = vec![left];
+        for (cb, above) in b.iter().zip(row.iter().skip(1)) {
+            let best = (diagonal + usize::from(ca != *cb)).min(left + 1).min(above + 1);
+            diagonal = *above;
+            left = best;
+            next.push(best);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}

@@ -1,0 +1,107 @@
+//! The flags of `holdfast agent`, each the stronger twin of a key of the file.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use holdfast_proto::ids::NodeName;
+
+use super::{Origin, Partial, Sourced, Surroundings};
+use crate::telemetry::{LogFormat, LogLevel};
+use crate::units::{parse_duration, parse_ports};
+
+/// Flags of `holdfast agent`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct AgentFlags {
+    /// TOML file with the same settings (data_dir, listen, node, ...); flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Records, replicas and binaries [default: /var/lib/holdfast]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Socket of the gRPC server [default: unix:/run/holdfast/agent.sock]
+    #[arg(long, value_name = "unix:PATH", value_parser = parse_listen)]
+    pub listen: Option<PathBuf>,
+    /// Name of this node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<NodeName>,
+    /// TCP ports that replicas may listen on [default: 20000-29999]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = parse_ports)]
+    pub data_ports: Option<RangeInclusive<u16>>,
+    /// Address that replicas listen on, IPv4 or IPv6 [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub bind: Option<IpAddr>,
+    /// Where instances are run from, if the data directory is mounted noexec [default: DATA_DIR/bin]
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+    /// Short directory for sockets [default: /run/holdfast, or one derived from a data directory that is not the default]
+    #[arg(long, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// How log lines look [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// What is logged: error, warn, info, debug, trace, or a filter [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+    /// Stop all instances when the agent is told to end; without it they keep serving
+    #[arg(long)]
+    pub stop_instances: bool,
+    /// A replica silent for this long is left out [default: 8s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub replica_timeout: Option<Duration>,
+    /// Held I/O fails after this long [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub suspend_timeout: Option<Duration>,
+    /// Deleted data waits this long in the trash [default: 24h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub trash_ttl: Option<Duration>,
+}
+
+/// `unix:PATH`, or the path alone.
+pub(crate) fn parse_listen(text: &str) -> Result<PathBuf, String> {
+    let expected = "expected unix:PATH (unix:/run/holdfast/agent.sock)";
+    let path = match text.split_once(':') {
+        Some(("unix", path)) => path.strip_prefix("//").unwrap_or(path),
+        Some((scheme @ ("tcp" | "http" | "https"), _)) => {
+            return Err(format!("{scheme} is not supported: the agent listens on a unix socket; {expected}"));
+        }
+        _ if text.starts_with('/') || text.starts_with('.') => text,
+        _ => return Err(format!("{text:?} is not a listen address: {expected}")),
+    };
+    if path.is_empty() || path.ends_with('/') {
+        return Err(format!("{text:?} names no socket: {expected}"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+impl AgentFlags {
+    pub(super) fn partial(&self, around: &Surroundings) -> Partial {
+        fn flag<T: Clone>(name: &'static str, value: Option<&T>) -> Option<Sourced<T>> {
+            value.map(|value| Sourced { value: value.clone(), origin: Origin::Flag(name) })
+        }
+        let path = |name, value: Option<&PathBuf>| {
+            flag(name, value).map(|s| Sourced { value: absolute(&around.current_dir, &s.value), ..s })
+        };
+        Partial {
+            data_dir: path("--data-dir", self.data_dir.as_ref()),
+            listen: path("--listen", self.listen.as_ref()),
+            node: flag("--node", self.node.as_ref()),
+            data_ports: flag("--data-ports", self.data_ports.as_ref()),
+            bind: flag("--bind", self.bind.as_ref()),
+            bin_dir: path("--bin-dir", self.bin_dir.as_ref()),
+            runtime_dir: path("--runtime-dir", self.runtime_dir.as_ref()),
+            log_format: flag("--log-format", self.log_format.as_ref()),
+            log_level: flag("--log-level", self.log_level.as_ref()),
+            stop_instances: flag("--stop-instances", self.stop_instances.then_some(&true)),
+            replica_timeout: flag("--replica-timeout", self.replica_timeout.as_ref()),
+            suspend_timeout: flag("--suspend-timeout", self.suspend_timeout.as_ref()),
+            trash_ttl: flag("--trash-ttl", self.trash_ttl.as_ref()),
+        }
+    }
+}
+
+/// `path` from `base`, without `.` and `..` where that is safe to do by name alone.
+pub(crate) fn absolute(base: &Path, path: &Path) -> PathBuf {
+    base.join(path).components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect()
+}

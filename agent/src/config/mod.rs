@@ -1,0 +1,302 @@
+//! The agent's configuration: defaults, then one TOML file, then flags.
+//!
+//! Every value remembers where it came from, so that a refusal can name the line or flag to change. Nothing here
+//! touches a disk but [`AgentConfig::load`].
+
+mod file;
+mod flags;
+mod reload;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use holdfast_proto::ids::NodeName;
+use holdfast_proto::status::ErrorKind;
+
+pub use flags::AgentFlags;
+pub(crate) use flags::{absolute, parse_listen};
+pub use reload::Reload;
+
+use crate::complaint::Complaint;
+use crate::telemetry::{LogFormat, LogLevel};
+use crate::units::format_duration;
+
+/// Where a packaged agent keeps records and replicas.
+pub const DATA_DIR: &str = "/var/lib/holdfast";
+/// Where a packaged agent keeps its sockets.
+pub const RUNTIME_DIR: &str = "/run/holdfast";
+/// Where a packaged agent listens.
+pub const LISTEN: &str = "/run/holdfast/agent.sock";
+/// Ports that replicas listen on.
+pub const DATA_PORTS: RangeInclusive<u16> = 20000..=29999;
+/// A replica that does not answer for this long is left out.
+pub const REPLICA_TIMEOUT: Duration = Duration::from_secs(8);
+/// Held I/O fails after this long.
+pub const SUSPEND_TIMEOUT: Duration = Duration::from_secs(300);
+/// Deleted data waits this long in the trash.
+pub const TRASH_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Everything `holdfast agent` needs to know, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Records, replicas and binaries.
+    pub data_dir: PathBuf,
+    /// The unix socket of the gRPC server.
+    pub listen: PathBuf,
+    /// This node's name.
+    pub node: NodeName,
+    /// What replicas listen on.
+    pub data_ports: RangeInclusive<u16>,
+    /// The address they listen on and are reached by.
+    pub bind: IpAddr,
+    /// Where copies of the binary are run from.
+    pub bin_dir: PathBuf,
+    /// Sockets of instances and frontends.
+    pub runtime_dir: PathBuf,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LogLevel,
+    /// Whether `SIGTERM` stops the instances too.
+    pub stop_instances: bool,
+    /// See [`REPLICA_TIMEOUT`].
+    pub replica_timeout: Duration,
+    /// See [`SUSPEND_TIMEOUT`].
+    pub suspend_timeout: Duration,
+    /// See [`TRASH_TTL`].
+    pub trash_ttl: Duration,
+}
+
+/// Where a value was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    Flag(&'static str),
+    File { path: PathBuf, line: usize, key: &'static str },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(flag) => f.write_str(flag),
+            Self::File { path, line, key } => write!(f, "{}:{line}: {key}", path.display()),
+        }
+    }
+}
+
+/// A value and where it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sourced<T> {
+    value: T,
+    origin: Origin,
+}
+
+/// What one source says; `None` where it is silent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Partial {
+    data_dir: Option<Sourced<PathBuf>>,
+    listen: Option<Sourced<PathBuf>>,
+    node: Option<Sourced<NodeName>>,
+    data_ports: Option<Sourced<RangeInclusive<u16>>>,
+    bind: Option<Sourced<IpAddr>>,
+    bin_dir: Option<Sourced<PathBuf>>,
+    runtime_dir: Option<Sourced<PathBuf>>,
+    log_format: Option<Sourced<LogFormat>>,
+    log_level: Option<Sourced<LogLevel>>,
+    stop_instances: Option<Sourced<bool>>,
+    replica_timeout: Option<Sourced<Duration>>,
+    suspend_timeout: Option<Sourced<Duration>>,
+    trash_ttl: Option<Sourced<Duration>>,
+}
+
+impl Partial {
+    /// This source where it speaks, else the weaker one.
+    fn over(self, weaker: Self) -> Self {
+        Self {
+            data_dir: self.data_dir.or(weaker.data_dir),
+            listen: self.listen.or(weaker.listen),
+            node: self.node.or(weaker.node),
+            data_ports: self.data_ports.or(weaker.data_ports),
+            bind: self.bind.or(weaker.bind),
+            bin_dir: self.bin_dir.or(weaker.bin_dir),
+            runtime_dir: self.runtime_dir.or(weaker.runtime_dir),
+            log_format: self.log_format.or(weaker.log_format),
+            log_level: self.log_level.or(weaker.log_level),
+            stop_instances: self.stop_instances.or(weaker.stop_instances),
+            replica_timeout: self.replica_timeout.or(weaker.replica_timeout),
+            suspend_timeout: self.suspend_timeout.or(weaker.suspend_timeout),
+            trash_ttl: self.trash_ttl.or(weaker.trash_ttl),
+        }
+    }
+}
+
+/// What the machine says where the configuration is silent.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The host name, whether or not it can be a node name.
+    pub host_name: String,
+    /// Relative paths of flags start here.
+    pub current_dir: PathBuf,
+    /// Where sockets go for a data directory that is not the packaged one.
+    pub runtime_dir_for: fn(&Path) -> PathBuf,
+}
+
+impl Surroundings {
+    /// This machine's.
+    ///
+    /// # Errors
+    /// When the current directory is gone.
+    pub fn of_this_machine() -> Result<Self, Complaint> {
+        let current_dir = std::env::current_dir().map_err(|error| {
+            Complaint::failed(format!("failed to find the current directory: {error}"))
+                .remedy("change to a directory that exists")
+        })?;
+        let host_name =
+            nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Self { host_name, current_dir, runtime_dir_for: crate::runtime_dir::path_for })
+    }
+}
+
+impl AgentConfig {
+    /// Reads the file that the flags name, and puts the flags over it.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or as in [`Self::resolve`].
+    pub fn load(flags: &AgentFlags, around: &Surroundings) -> Result<Self, Complaint> {
+        let file = match &flags.config {
+            None => None,
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|error| {
+                    let message = format!("failed to read the configuration {}: {error}", path.display());
+                    Complaint::new(ErrorKind::Invalid, message)
+                        .remedy("name a readable TOML file with --config")
+                })?;
+                Some((path.as_path(), text))
+            }
+        };
+        Self::resolve(flags, file.as_ref().map(|(path, text)| (*path, text.as_str())), around)
+    }
+
+    /// Flags over file over defaults. Every problem is reported, not just the first.
+    ///
+    /// # Errors
+    /// Names file and line, or the flag, and the remedy for each unknown key, bad value and impossible combination.
+    pub fn resolve(
+        flags: &AgentFlags,
+        file: Option<(&Path, &str)>,
+        around: &Surroundings,
+    ) -> Result<Self, Complaint> {
+        let mut problems = Vec::new();
+        let from_file = file.map(|(path, text)| file::parse(path, text, &mut problems)).unwrap_or_default();
+        let merged = flags.partial(around).over(from_file);
+        merged.check(&mut problems);
+        let node = node_name(&merged, around, &mut problems);
+        match node {
+            Some(node) if problems.is_empty() => Ok(merged.complete(node, around)),
+            _ => Err(Complaint::new(ErrorKind::Invalid, problems.join("\n"))),
+        }
+    }
+}
+
+fn node_name(merged: &Partial, around: &Surroundings, problems: &mut Vec<String>) -> Option<NodeName> {
+    if let Some(node) = &merged.node {
+        return Some(node.value.clone());
+    }
+    match around.host_name.to_ascii_lowercase().parse() {
+        Ok(node) => Some(node),
+        Err(error) => {
+            problems.push(format!(
+                "the host name cannot be this node's name: {error}; remedy: give one with --node or the key node"
+            ));
+            None
+        }
+    }
+}
+
+impl Partial {
+    /// Combinations that cannot work, whichever sources they come from.
+    fn check(&self, problems: &mut Vec<String>) {
+        if let Some(bind) = &self.bind
+            && bind.value.is_unspecified()
+        {
+            problems.push(format!(
+                "{} = {} cannot be reached by engines; remedy: give the one address of this node that others use, \
+                 such as 127.0.0.1 or ::1 for this node alone",
+                bind.origin, bind.value
+            ));
+        }
+        let replica = self.replica_timeout.as_ref().map_or(REPLICA_TIMEOUT, |t| t.value);
+        let suspend = self.suspend_timeout.as_ref().map_or(SUSPEND_TIMEOUT, |t| t.value);
+        if let Some(origin) = self
+            .suspend_timeout
+            .as_ref()
+            .map(|t| &t.origin)
+            .or(self.replica_timeout.as_ref().map(|t| &t.origin))
+            && suspend < replica
+        {
+            problems.push(format!(
+                "{origin}: the suspend timeout ({}) is below the replica timeout ({}), so I/O would fail before a \
+                 replica could be left out; remedy: make the suspend timeout the longer one",
+                format_duration(suspend),
+                format_duration(replica)
+            ));
+        }
+        for (timeout, least) in [(&self.replica_timeout, "1s"), (&self.suspend_timeout, "1s")] {
+            if let Some(timeout) = timeout
+                && (timeout.value < Duration::from_secs(1) || timeout.value > Duration::from_secs(7 * 86_400))
+            {
+                problems.push(format!(
+                    "{} = {} is out of range; remedy: {least} to 7d",
+                    timeout.origin,
+                    format_duration(timeout.value)
+                ));
+            }
+        }
+        if let (Some(data), Some(runtime)) = (&self.data_dir, &self.runtime_dir)
+            && data.value == runtime.value
+        {
+            problems.push(format!(
+                "{}: data and sockets cannot share {}; remedy: give the sockets a directory of their own with \
+                 --runtime-dir",
+                runtime.origin,
+                data.value.display()
+            ));
+        }
+    }
+
+    fn complete(self, node: NodeName, around: &Surroundings) -> AgentConfig {
+        fn or<T>(setting: Option<Sourced<T>>, default: impl FnOnce() -> T) -> T {
+            setting.map_or_else(default, |s| s.value)
+        }
+        let packaged = PathBuf::from(DATA_DIR);
+        let data_dir = or(self.data_dir, || packaged.clone());
+        // An agent beside the packaged one has sockets of its own, found again by its data directory.
+        let runtime_dir = or(self.runtime_dir, || {
+            if data_dir == packaged {
+                PathBuf::from(RUNTIME_DIR)
+            } else {
+                (around.runtime_dir_for)(&data_dir)
+            }
+        });
+        AgentConfig {
+            listen: or(self.listen, || PathBuf::from(LISTEN)),
+            node,
+            data_ports: or(self.data_ports, || DATA_PORTS),
+            bind: or(self.bind, || IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            bin_dir: or(self.bin_dir, || data_dir.join("bin")),
+            runtime_dir,
+            log_format: or(self.log_format, LogFormat::default),
+            log_level: or(self.log_level, LogLevel::default),
+            stop_instances: or(self.stop_instances, || false),
+            replica_timeout: or(self.replica_timeout, || REPLICA_TIMEOUT),
+            suspend_timeout: or(self.suspend_timeout, || SUSPEND_TIMEOUT),
+            trash_ttl: or(self.trash_ttl, || TRASH_TTL),
+            data_dir,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

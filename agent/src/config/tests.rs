@@ -1,0 +1,137 @@
+//! Every refusal names file, line and remedy; flags win over the file; a reload says what it could not do.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(Debug, clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    flags: AgentFlags,
+}
+
+fn around() -> Surroundings {
+    Surroundings {
+        host_name: "Node-1".to_owned(),
+        current_dir: PathBuf::from("/home/me"),
+        runtime_dir_for: |data_dir| Path::new("/run/derived").join(data_dir.file_name().unwrap()),
+    }
+}
+
+fn resolve(flags: &[&str], file: &str) -> Result<AgentConfig, String> {
+    let line = Line::try_parse_from([&["agent"], flags].concat()).map_err(|error| error.to_string())?;
+    AgentConfig::resolve(&line.flags, Some((Path::new("/etc/h.toml"), file)), &around())
+        .map_err(|complaint| complaint.to_string())
+}
+
+#[test]
+fn silence_means_the_packaged_defaults() {
+    let config = resolve(&[], "").unwrap();
+    assert_eq!(config.data_dir, Path::new("/var/lib/holdfast"));
+    assert_eq!(config.listen, Path::new("/run/holdfast/agent.sock"));
+    assert_eq!(config.runtime_dir, Path::new("/run/holdfast"));
+    assert_eq!(config.bin_dir, Path::new("/var/lib/holdfast/bin"));
+    assert_eq!(config.node.as_str(), "node-1");
+    assert_eq!(config.bind.to_string(), "127.0.0.1");
+    assert_eq!(config.data_ports, 20000..=29999);
+    assert_eq!(config.replica_timeout, Duration::from_secs(8));
+    assert_eq!(config.trash_ttl, Duration::from_secs(86_400));
+    assert!(!config.stop_instances);
+}
+
+#[test]
+fn flags_win_over_the_file_and_relative_flags_start_here() {
+    let file = "node = \"from-file\"\ndata_dir = \"/srv/file\"\nbind = \"::1\"\nstop_instances = true\n";
+    let config = resolve(&["--node", "from-flag", "--data-dir", "./d"], file).unwrap();
+    assert_eq!(config.node.as_str(), "from-flag");
+    assert_eq!(config.data_dir, Path::new("/home/me/d"));
+    assert_eq!(config.runtime_dir, Path::new("/run/derived/d"));
+    assert_eq!(config.bin_dir, Path::new("/home/me/d/bin"));
+    assert_eq!(config.bind.to_string(), "::1");
+    assert!(config.stop_instances);
+}
+
+#[test]
+fn every_refusal_names_file_line_and_remedy() {
+    for (file, line, words) in [
+        ("\nnode = 5\n", 2, "expected a string, found integer; remedy: node = \"node-1\""),
+        ("node = \"A b\"", 1, "remedy: node = "),
+        ("\n\ndata_ports = \"30000-20000\"", 3, "remedy: data_ports = \"20000-29999\""),
+        ("bind = \"localhost\"", 1, "is not an IPv4 or IPv6 address"),
+        ("data_dir = \"relative\"", 1, "is not an absolute path"),
+        ("listen = \"tcp:0.0.0.0:1\"", 1, "the agent listens on a unix socket"),
+        ("log_format = \"yaml\"", 1, "text or json"),
+        ("log_level = \"loud\"", 1, "is not a log level"),
+        ("stop_instances = \"yes\"", 1, "expected true or false, found string"),
+        ("trash_ttl = \"24\"", 1, "remedy: trash_ttl = \"24h\""),
+        ("#\nsuspend_timeout = \"5 parsecs\"", 2, "is not a duration"),
+        ("\ndata-dir = \"/x\"", 2, "unknown key \"data-dir\"; remedy: did you mean data_dir?"),
+        ("replica_timout = \"8s\"", 1, "did you mean replica_timeout?"),
+        ("colour = \"red\"", 1, "use one of data_dir, listen"),
+        ("[agent]\nnode = \"a\"", 1, "unknown key \"agent\""),
+        ("node = \"a\"\nnode = \"b\"", 2, "remedy: correct the TOML here"),
+        ("node = ", 1, "remedy: correct the TOML here"),
+    ] {
+        let error = resolve(&[], file).unwrap_err();
+        assert!(error.starts_with(&format!("/etc/h.toml:{line}: ")), "{file}: {error}");
+        assert!(error.contains(words), "{file}: {error}");
+        assert!(error.contains("remedy: "), "{file}: {error}");
+    }
+}
+
+#[test]
+fn impossible_combinations_name_the_setting_to_change() {
+    let error = resolve(&["--replica-timeout", "60s"], "suspend_timeout = \"10s\"").unwrap_err();
+    assert!(error.contains("/etc/h.toml:1: suspend_timeout") && error.contains("(10s)"), "{error}");
+    let error = resolve(&["--replica-timeout", "10m"], "").unwrap_err();
+    assert!(error.starts_with("--replica-timeout"), "{error}");
+    let error = resolve(&["--bind", "0.0.0.0"], "").unwrap_err();
+    assert!(error.starts_with("--bind = 0.0.0.0") && error.contains("remedy"), "{error}");
+    let error = resolve(&["--data-dir", "/a", "--runtime-dir", "/a"], "").unwrap_err();
+    assert!(error.starts_with("--runtime-dir") && error.contains("cannot share /a"), "{error}");
+    let error = resolve(&["--replica-timeout", "10ms"], "").unwrap_err();
+    assert!(error.contains("--replica-timeout = 10ms is out of range"), "{error}");
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let error = resolve(&[], "colour = 1\nnode = 2\nbind = 3\n").unwrap_err();
+    assert_eq!(error.lines().count(), 3, "{error}");
+}
+
+#[test]
+fn a_host_name_that_is_no_node_name_asks_for_one() {
+    let mut around = around();
+    around.host_name = "my_host".to_owned();
+    let error = AgentConfig::resolve(&AgentFlags::default(), None, &around).unwrap_err().to_string();
+    assert!(error.contains("my_host") && error.contains("--node"), "{error}");
+}
+
+#[test]
+fn bad_flags_are_usage_errors_that_name_the_flag() {
+    for (flags, words) in [
+        (["--data-ports", "9-1"], "--data-ports"),
+        (["--listen", "tcp:1.2.3.4:5"], "unix socket"),
+        (["--trash-ttl", "1"], "numbers with ms, s, m, h or d"),
+        (["--node", "A"], "node name"),
+    ] {
+        let error = resolve(&flags, "").unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_reload_applies_what_it_can_and_says_what_it_cannot() {
+    let old = resolve(&[], "node = \"a\"\ntrash_ttl = \"24h\"\n").unwrap();
+    let file = "node = \"b\"\ntrash_ttl = \"1h\"\nlog_level = \"debug\"\nstop_instances = true\n";
+    let reload = old.reload(&resolve(&[], file).unwrap());
+    assert_eq!(reload.applied, ["log_level: info -> debug", "stop_instances: false -> true"]);
+    assert_eq!(reload.needs_restart, ["node: a -> b", "trash_ttl: 1d -> 1h"]);
+    assert_eq!(reload.config.node.as_str(), "a");
+    assert_eq!(reload.config.trash_ttl, Duration::from_secs(86_400));
+    assert!(reload.config.stop_instances);
+    assert_eq!(old.reload(&old).applied, Vec::<String>::new());
+}

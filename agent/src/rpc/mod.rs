@@ -1,0 +1,123 @@
+//! The agent's gRPC server: converts, calls the node, converts. No rule of its own lives here.
+
+mod instances;
+mod listener;
+mod logs;
+mod node;
+mod router;
+mod status;
+mod volumes;
+mod watch;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use holdfast_proto::pb::DESCRIPTORS;
+use holdfast_proto::pb::agent::instances_server::InstancesServer;
+use holdfast_proto::pb::agent::node_server::NodeServer;
+use holdfast_proto::pb::agent::volumes_server::VolumesServer;
+use tokio::sync::watch as stop_watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::server::NamedService;
+use tonic::transport::Server;
+
+use crate::complaint::Complaint;
+use crate::node::NodeHandle;
+
+pub use listener::Listener;
+
+/// A shutdown waits this long for answers in flight; a client that never reads must not hold it up.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Becomes true when the server is to end.
+type Stopped = stop_watch::Receiver<bool>;
+
+/// Returns when the server is to end.
+async fn stop_asked(mut stopped: Stopped) {
+    // An error means that the sender is gone: the same as a stop.
+    drop(stopped.wait_for(|stop| *stop).await);
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct RpcServer {
+    stop: stop_watch::Sender<bool>,
+    // None once it has ended by itself.
+    task: Option<tokio::task::JoinHandle<Result<(), tonic::transport::Error>>>,
+    // Held so that the socket is removed, and its lock released, only after the last answer.
+    listener: listener::Guard,
+}
+
+/// Serves every service on the listener until [`RpcServer::stop`].
+///
+/// # Errors
+/// When the runtime cannot take the socket.
+pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Complaint> {
+    let (stop, stopped) = stop_watch::channel(false);
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<InstancesServer<instances::Service>>().await;
+    health_reporter.set_serving::<VolumesServer<volumes::Service>>().await;
+    health_reporter.set_serving::<NodeServer<node::Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // The descriptors hold the instances' contract too, which is not served here.
+        .with_service_name(InstancesServer::<instances::Service>::NAME)
+        .with_service_name(VolumesServer::<volumes::Service>::NAME)
+        .with_service_name(NodeServer::<node::Service>::NAME)
+        .with_service_name("grpc.health.v1.Health")
+        .build_v1()
+        .map_err(|error| Complaint::failed(format!("failed to describe the services: {error}")))?;
+    let (socket, guard) = listener.into_parts()?;
+    let router = router::Router::default()
+        .with(health)
+        .with(reflection)
+        .with(InstancesServer::new(instances::Service::new(node.clone(), stopped.clone())))
+        .with(VolumesServer::new(volumes::Service::new(node.clone())))
+        .with(NodeServer::new(node::Service::new(node)));
+    let task = tokio::spawn(Server::builder().trace_fn(span).serve_with_incoming_shutdown(
+        router,
+        UnixListenerStream::new(socket),
+        stop_asked(stopped),
+    ));
+    Ok(RpcServer { stop, task: Some(task), listener: guard })
+}
+
+impl RpcServer {
+    /// Takes no more calls, ends all streams, and waits a moment for answers in flight.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if let Some(mut task) = self.task.take() {
+            match tokio::time::timeout(LAST_ANSWERS, &mut task).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => tracing::warn!(%error, "the gRPC server ended badly"),
+                Ok(Err(error)) => tracing::error!(%error, "the gRPC server failed"),
+                Err(_) => {
+                    task.abort();
+                    tracing::debug!("gave up on clients that do not read their answers");
+                }
+            }
+        }
+        drop(self.listener);
+    }
+    /// Returns when the server has ended by itself, which it should not. Cancel safe.
+    pub async fn failed(&mut self) -> String {
+        let Some(task) = &mut self.task else { return std::future::pending().await };
+        let why = match task.await {
+            Ok(Ok(())) => "it ended".to_owned(),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.task = None;
+        why
+    }
+}
+
+fn span(request: &tonic::codegen::http::Request<()>) -> tracing::Span {
+    static REQUESTS: AtomicU64 = AtomicU64::new(1);
+    let request_id = REQUESTS.fetch_add(1, Ordering::Relaxed);
+    tracing::info_span!("rpc", method = request.uri().path(), request_id)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,45 @@
+//! `holdfast.agent.v1.Node`.
+
+use holdfast_proto::pb::agent as pb;
+use holdfast_proto::pb::agent::node_server::Node;
+use holdfast_proto::{INSTANCE_PROTOCOL_MAX, INSTANCE_PROTOCOL_MIN};
+use tonic::{Request, Response, Status};
+
+use crate::node::NodeHandle;
+
+#[derive(Debug)]
+pub(super) struct Service {
+    node: NodeHandle,
+}
+
+impl Service {
+    pub(super) fn new(node: NodeHandle) -> Self {
+        Self { node }
+    }
+}
+
+#[tonic::async_trait]
+impl Node for Service {
+    async fn show(&self, _request: Request<pb::ShowNodeRequest>) -> Result<Response<pb::NodeInfo>, Status> {
+        Ok(Response::new(self.node.node_info().await))
+    }
+    async fn list_replicas(
+        &self,
+        _request: Request<pb::ListReplicasRequest>,
+    ) -> Result<Response<pb::ListReplicasReply>, Status> {
+        // The revision is read first: a change meanwhile is then reported again, not missed.
+        let revision = self.node.snapshot().revision;
+        let replicas = self.node.replica_dirs().await;
+        Ok(Response::new(pb::ListReplicasReply { revision, replicas }))
+    }
+    async fn version(
+        &self,
+        _request: Request<pb::VersionRequest>,
+    ) -> Result<Response<pb::VersionReply>, Status> {
+        Ok(Response::new(pb::VersionReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance_protocol_min: INSTANCE_PROTOCOL_MIN,
+            instance_protocol_max: INSTANCE_PROTOCOL_MAX,
+        }))
+    }
+}

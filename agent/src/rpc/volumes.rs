@@ -1,0 +1,57 @@
+//! `holdfast.agent.v1.Volumes`.
+
+use holdfast_proto::pb::agent as pb;
+use holdfast_proto::pb::agent::volumes_server::Volumes;
+use tonic::{Request, Response, Status};
+
+use super::status::status;
+use crate::node::NodeHandle;
+
+#[derive(Debug)]
+pub(super) struct Service {
+    node: NodeHandle,
+}
+
+impl Service {
+    pub(super) fn new(node: NodeHandle) -> Self {
+        Self { node }
+    }
+}
+
+#[tonic::async_trait]
+impl Volumes for Service {
+    async fn create(
+        &self,
+        request: Request<pb::CreateVolumeRequest>,
+    ) -> Result<Response<pb::VolumeInfo>, Status> {
+        self.node.create_volume(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+    async fn attach(
+        &self,
+        request: Request<pb::AttachVolumeRequest>,
+    ) -> Result<Response<pb::VolumeInfo>, Status> {
+        self.node.attach_volume(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+    async fn detach(
+        &self,
+        request: Request<pb::DetachVolumeRequest>,
+    ) -> Result<Response<pb::VolumeInfo>, Status> {
+        self.node.detach_volume(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+    async fn delete(
+        &self,
+        request: Request<pb::DeleteVolumeRequest>,
+    ) -> Result<Response<pb::DeleteVolumeReply>, Status> {
+        self.node.delete_volume(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+    async fn get(&self, request: Request<pb::GetVolumeRequest>) -> Result<Response<pb::VolumeInfo>, Status> {
+        self.node.volume(&request.get_ref().name).await.map(Response::new).map_err(status)
+    }
+    async fn list(
+        &self,
+        _request: Request<pb::ListVolumesRequest>,
+    ) -> Result<Response<pb::ListVolumesReply>, Status> {
+        let snapshot = self.node.snapshot();
+        Ok(Response::new(pb::ListVolumesReply { revision: snapshot.revision, volumes: snapshot.volumes }))
+    }
+}

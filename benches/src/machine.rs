@@ -1,0 +1,90 @@
+//! On what, and with which versions, the figures were taken. Best effort: what cannot be found says so.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde::Serialize;
+
+use crate::process;
+
+/// The machine and its software.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// Model name of the first processor.
+    pub processor: String,
+    /// Processors that this process may use.
+    pub processors: usize,
+    /// `MemTotal`.
+    pub memory: String,
+    /// Release of the running kernel.
+    pub kernel: String,
+    /// Type and options of the file system with the data.
+    pub file_system: String,
+    /// Load averages before anything was started: anything but idle makes the figures worth less.
+    pub load_before: String,
+    /// Of fio.
+    pub fio: String,
+    /// Of qemu-nbd.
+    pub qemu: String,
+    /// Of the holdfast that is measured.
+    pub holdfast: String,
+    /// Of the sources.
+    pub commit: String,
+}
+
+impl Machine {
+    /// Looks around.
+    #[must_use]
+    pub fn observe(data_dir: &Path, holdfast: &Path) -> Self {
+        Self {
+            processor: field("/proc/cpuinfo", "model name"),
+            processors: std::thread::available_parallelism().map_or(0, usize::from),
+            memory: field("/proc/meminfo", "MemTotal"),
+            kernel: whole("/proc/sys/kernel/osrelease"),
+            file_system: file_system(&whole("/proc/self/mounts"), data_dir),
+            load_before: whole("/proc/loadavg"),
+            fio: said(Command::new("fio").arg("--version")),
+            qemu: said(Command::new("qemu-nbd").arg("--version")),
+            holdfast: said(Command::new(holdfast).arg("--version")),
+            commit: said(Command::new("git").args(["describe", "--always", "--dirty"])),
+        }
+    }
+}
+
+fn whole(path: &str) -> String {
+    std::fs::read_to_string(path).map_or_else(|error| error.to_string(), |text| text.trim().to_owned())
+}
+
+fn field(path: &str, name: &str) -> String {
+    let text = whole(path);
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.split_once(':'));
+    value.map_or_else(|| "not known".to_owned(), |(_, value)| value.trim().to_owned())
+}
+
+fn said(command: &mut Command) -> String {
+    let line = process::output(command).map(|text| text.lines().next().unwrap_or_default().to_owned());
+    line.unwrap_or_else(|error| format!("not known ({error})"))
+}
+
+/// The mount with the longest path above `dir`.
+fn file_system(mounts: &str, dir: &Path) -> String {
+    let fields = mounts.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        Some((words.next()?, words.next()?, words.next()?))
+    });
+    let best = fields.filter(|(point, _, _)| dir.starts_with(point)).max_by_key(|(point, _, _)| point.len());
+    best.map_or_else(|| "not known".to_owned(), |(_, kind, options)| format!("{kind} ({options})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_mount_counts() {
+        let mounts = "/dev/a / ext4 rw 0 0\ntmpfs /tmp tmpfs rw,nosuid 0 0\n/dev/b /tmp2 xfs rw 0 0";
+        assert_eq!(file_system(mounts, Path::new("/tmp/x")), "tmpfs (rw,nosuid)");
+        assert_eq!(file_system(mounts, Path::new("/home/x")), "ext4 (rw)");
+        assert_eq!(file_system("", Path::new("/home/x")), "not known");
+    }
+}

@@ -1,0 +1,412 @@
+//! The engine: one volume's writes to all members, its reads from one, and who is a member.
+//!
+//! Pure: the shell calls a method for each thing that happened, with the time, and then drains
+//! [`Engine::poll_action`] until it is empty. [`Engine::poll_timeout`] says when [`Engine::tick`] is due.
+//!
+//! - `ops`: what clients (and repair and copying) want done, in an order that never runs conflicting ranges together.
+//! - `peers`: the connections to replicas, and when one is failed.
+//! - `view`: attach, fence, decide, propose, commit. A write is acknowledged only under a committed view all of whose
+//!   members have it.
+//! - `fill`: making members equal after an unclean end, and filling replicas that are to become members.
+//! - `report`: what to tell people.
+//!
+//! Source of the rules: `docs/replication.md`.
+
+mod fill;
+mod ops;
+mod peers;
+mod report;
+mod tag;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use holdfast_proto::ids::{Epoch, Generation, InstanceUuid, Lineage, ReplicaId};
+use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
+
+pub use self::report::{EngineState, ReplicaMode, ReplicaReport, Report};
+pub use self::tag::OpId;
+use self::{
+    fill::Fill,
+    ops::Ops,
+    peers::Peer,
+    view::{Phase, Proposal, Registry},
+};
+use super::range_lock::RangeLock;
+use super::region_map::RegionMap;
+use crate::wire::header::Header;
+use crate::wire::payload::{Extent, ViewUpdate};
+
+/// Time, counted from any fixed moment.
+pub type Now = Duration;
+
+/// What does not change while an engine runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The volume's size; whole blocks.
+    pub volume_bytes: u64,
+    /// This engine's UUID.
+    pub engine: InstanceUuid,
+    /// A replica that owes answers and gives none for this long has failed.
+    pub replica_timeout: Duration,
+    /// I/O that could not be done for this long fails.
+    pub suspend_timeout: Duration,
+    /// Below this many members nothing is acknowledged.
+    pub min_in_sync: usize,
+    /// How long a start waits for the replicas it could do without.
+    pub start_patience: Duration,
+    /// A replica that owes nothing is asked this often whether it is there.
+    pub heartbeat: Duration,
+    /// Copies and comparisons in flight.
+    pub copies_max: usize,
+}
+
+impl Config {
+    /// The defaults for a volume.
+    #[must_use]
+    pub fn new(volume_bytes: u64, engine: InstanceUuid) -> Self {
+        Self {
+            volume_bytes,
+            engine,
+            // Longhorn's and Mayastor's defaults are 8 s and 5 s: long enough for a disk's own retries.
+            replica_timeout: Duration::from_secs(8),
+            suspend_timeout: Duration::from_secs(300),
+            min_in_sync: 1,
+            // A guess: processes start within a second of each other, and a rebuild costs far more.
+            start_patience: Duration::from_secs(3),
+            heartbeat: Duration::from_secs(1),
+            // A guess: enough to hide one round trip, few enough that a client waits for about one copy.
+            copies_max: 4,
+        }
+    }
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// At most one region; the shell's buffer for the operation receives the covering blocks.
+    Read,
+    /// At most one region; the shell's buffer holds the covering blocks, with the payload in its place.
+    Write {
+        /// On stable storage before the answer.
+        fua: bool,
+    },
+    /// All that was answered before is on stable storage on every member.
+    Flush,
+    /// Whole blocks read as zeros afterwards, and are deallocated.
+    Trim,
+    /// Whole blocks read as zeros afterwards.
+    WriteZeroes {
+        /// They may be deallocated.
+        may_punch: bool,
+        /// On stable storage before the answer.
+        fua: bool,
+    },
+    /// Which parts are allocated.
+    Extents,
+}
+
+/// Why an operation failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Every member's disk refused.
+    Io,
+    /// There is no room on any member.
+    NoSpace,
+    /// Out of range or not aligned.
+    Invalid,
+    /// The engine ends, is fenced, or could not do it within the suspend timeout.
+    Unavailable,
+}
+
+/// How an operation went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; what was read is in the operation's buffer.
+    Done,
+    /// The answer to [`Request::Extents`]: runs from the offset asked for, at least one.
+    Extents(Vec<Extent>),
+    /// Not done, or not known to be done on any member.
+    Failed(Failure),
+}
+
+/// What a frame carries behind its header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// Nothing.
+    None,
+    /// `len` bytes of the operation's buffer, from `from`.
+    Buffer {
+        /// Whose buffer.
+        op: OpId,
+        /// From where in it.
+        from: u64,
+        /// How many.
+        len: u64,
+    },
+    /// A view to persist.
+    View(Box<ViewUpdate>),
+}
+
+/// What the shell is to do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Reach the replica and shake hands with this generation; answered by [`Engine::connected`] or
+    /// [`Engine::connect_failed`].
+    Connect {
+        /// Which.
+        replica: ReplicaId,
+        /// To be promised.
+        generation: Generation,
+        /// The engine's history.
+        lineage: Lineage,
+        /// Of the newest view known.
+        epoch: Epoch,
+    },
+    /// Drop this connection; no answer is expected.
+    Disconnect {
+        /// Whose.
+        replica: ReplicaId,
+        /// Which.
+        session: u64,
+    },
+    /// Send a frame. The shell fills in length and checksum of the payload.
+    Send {
+        /// To whom.
+        replica: ReplicaId,
+        /// On which connection; one that is gone is passed over.
+        session: u64,
+        /// The header.
+        header: Header,
+        /// What goes behind it.
+        body: Body,
+    },
+    /// A client's operation has ended. Its buffer is the shell's again.
+    Complete {
+        /// Which.
+        op: OpId,
+        /// How.
+        outcome: Outcome,
+    },
+    /// An operation of the engine's own needs a buffer of this many bytes until [`Action::Release`].
+    Reserve {
+        /// Which.
+        op: OpId,
+        /// How much.
+        len: u64,
+    },
+    /// An operation of the engine's own has ended.
+    Release {
+        /// Which.
+        op: OpId,
+    },
+    /// Change the record's status if its version is still this; answered by [`Engine::registry_result`].
+    CompareAndSwap {
+        /// To tell answers apart.
+        ask: u64,
+        /// The version expected.
+        expected_version: u64,
+        /// The status wanted.
+        status: Box<VolumeStatus>,
+    },
+    /// The first view is committed: clients may come.
+    Serve,
+    /// The end: nothing more will be answered.
+    End(Ending),
+}
+
+/// Why an engine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// Drained, flushed on every member, and the record says so.
+    Clean,
+    /// Drained, but the copies still have to be compared, or the record could not be told.
+    Unclean(String),
+    /// A newer engine took the volume over. It never serves again.
+    Fenced {
+        /// The newer generation.
+        by: Generation,
+    },
+    /// Every member lost its cache while writes that consumers believe in were in it.
+    CacheLost,
+    /// The record is gone.
+    RecordMissing,
+}
+
+/// What the registry said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RegistryOutcome {
+    /// Stored under this version.
+    Stored {
+        /// The record's new version.
+        version: u64,
+    },
+    /// The record has another version.
+    Conflict {
+        /// Its version.
+        version: u64,
+        /// Its status.
+        status: Box<VolumeStatus>,
+    },
+    /// There is no such record.
+    Missing,
+    /// The registry cannot be reached, or refuses to store anything.
+    Unreachable,
+}
+
+/// Why a replica could not be connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectFailure {
+    /// Nobody listens there: the process is gone.
+    Gone(String),
+    /// No answer in time, or the handshake broke off.
+    Unreachable(String),
+    /// It promised to a newer (or another) engine.
+    Fenced {
+        /// The generation it promised.
+        generation: Generation,
+        /// To whom.
+        engine: InstanceUuid,
+    },
+    /// It said no for a reason that only a change over there mends.
+    Refused(String),
+}
+
+/// What the shell does with the payload of a reply before it hands the reply over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadUse {
+    /// It becomes the content of the operation's buffer, from its beginning.
+    Fill(OpId),
+    /// The block around an edge of an unaligned write: its bytes go to `at..` of the operation's buffer, but for
+    /// those that fall into `keep_from..keep_to` of it, which are the client's.
+    Merge {
+        /// Whose buffer.
+        op: OpId,
+        /// Where in the buffer the block belongs.
+        at: u64,
+        /// The client's bytes begin here in the buffer,
+        keep_from: u64,
+        /// and end here.
+        keep_to: u64,
+    },
+    /// Small; handed over with the reply.
+    Inline,
+    /// Nobody waits for it any more.
+    Discard,
+}
+
+/// A set of places in the table of replicas, one bit each.
+type Mask = u8;
+
+fn bit(slot: usize) -> Mask {
+    1 << slot
+}
+
+fn slots(mask: Mask) -> impl Iterator<Item = usize> {
+    (0..8).filter(move |slot| mask & bit(*slot) != 0)
+}
+
+/// The state machine. See the module's documentation for the calling order.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    peers: Vec<Peer>,
+    registry: Registry,
+    phase: Phase,
+    /// The committed view; nothing is acknowledged under another.
+    view: View,
+    /// Its members' places.
+    members: Mask,
+    /// A view that is on its way.
+    proposal: Option<Proposal>,
+    /// Connected, fenced, and answering as far as is known.
+    live: Mask,
+    /// Being filled: they get every write.
+    targets: Mask,
+    ops: Ops,
+    lock: RangeLock,
+    /// Whose turn has come.
+    ready: VecDeque<u32>,
+    /// Regions in which members may differ.
+    unrepaired: RegionMap,
+    fill: Fill,
+    actions: VecDeque<Action>,
+    /// Clients' writes that were answered, and how many of them the last flush covered.
+    writes_done: u64,
+    writes_flushed: u64,
+    reads_done: u64,
+    /// After a stall of all members, the first to return waits until then for the others.
+    remove_not_before: Now,
+    /// Since when I/O cannot be done.
+    suspended_since: Option<Now>,
+    next_heartbeat: Now,
+}
+
+impl Engine {
+    /// An engine for the volume whose record was read as `status` at `version`. Nothing happens before
+    /// [`Self::start`].
+    #[must_use]
+    pub fn new(config: Config, version: u64, status: VolumeStatus) -> Self {
+        let peers: Vec<_> = status.configured.iter().map(Peer::new).collect();
+        let view = status.view;
+        let fill = Fill::new(config.volume_bytes);
+        Self {
+            peers,
+            view,
+            members: 0,
+            proposal: None,
+            live: 0,
+            targets: 0,
+            ops: Ops::new(),
+            lock: RangeLock::with_capacity(1024),
+            ready: VecDeque::with_capacity(1024),
+            unrepaired: RegionMap::empty(config.volume_bytes),
+            fill,
+            registry: Registry::new(version, status),
+            phase: Phase::New,
+            actions: VecDeque::with_capacity(4096),
+            writes_done: 0,
+            writes_flushed: 0,
+            reads_done: 0,
+            remove_not_before: Duration::ZERO,
+            suspended_since: None,
+            next_heartbeat: Duration::ZERO,
+            config,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// This engine's generation; what its frames carry.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.registry.generation
+    }
+
+    fn slot_of(&self, replica: ReplicaId) -> Option<usize> {
+        self.peers.iter().position(|peer| peer.id == replica)
+    }
+
+    fn mask_of(&self, set: &ReplicaSet) -> Mask {
+        self.peers
+            .iter()
+            .enumerate()
+            .filter(|(_, peer)| set.contains(peer.id))
+            .fold(0, |mask, (slot, _)| mask | bit(slot))
+    }
+
+    fn set_of(&self, mask: Mask) -> ReplicaSet {
+        slots(mask).filter_map(|slot| self.peers.get(slot)).map(|peer| peer.id).collect()
+    }
+
+    /// Whose answer an operation needs: the members of the view that is proposed, or else committed.
+    fn required(&self) -> Mask {
+        self.proposal.as_ref().map_or(self.members, |proposal| proposal.members)
+    }
+}

@@ -1,0 +1,998 @@
+//! Operations: from the turn on their byte range to the answer.
+//!
+//! ```text
+//! waiting -> (held while nothing is served) -> [edges] -> main ------------------> acknowledged -> ended
+//!                                           -> read                                ^ held while a view is on its way
+//!                                           -> digest -> source -> spread -> ended   (repair of a region)
+//!                                           -> source -> spread -> ended             (copy of a region)
+//! ```
+
+use std::collections::VecDeque;
+
+use super::tag::{Part, SERIAL_MASK, SLOTS_MAX, Tag};
+use super::{Action, Body, Engine, Failure, Mask, Now, OpId, Outcome, PayloadUse, Request, bit, slots};
+use crate::core::region_map::region_bytes;
+use crate::units::{BLOCK_BYTES, REGION_BYTES, block_cover, is_block_aligned};
+use crate::wire::header::{FLAG_FUA, FLAG_HOLE, FLAG_PUNCH, FLAG_SPARSE, Header, Kind, Status};
+use crate::wire::payload::{Extent, decode_extents};
+
+/// What an operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// A client's.
+    Client(Request),
+    /// Make the members equal in a region.
+    Repair,
+    /// Fill a region of the target.
+    Copy { target: usize },
+    /// Find out where source and target (or all members) hold data.
+    Scan { mask: Mask },
+    /// The last flush of a target before it is added.
+    FlushTarget { target: usize },
+    /// The last flush before a clean end.
+    FlushAll,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// For its turn, or for something that goes first.
+    Waiting,
+    /// Its turn has come, but nothing is served now.
+    Held,
+    /// The blocks at the edges of an unaligned write are being read.
+    Edges,
+    /// Every member has been sent it.
+    Main,
+    /// One member has been asked.
+    Read,
+    /// Every member has been asked for its checksum.
+    Digest,
+    /// The source has been asked for the region.
+    Source,
+    /// The others are being given it.
+    Spread,
+    /// To be done again once nothing of it is in flight.
+    Drain,
+    /// Every member has it; the answer waits for a view.
+    Acknowledged,
+}
+
+/// One operation.
+#[derive(Debug)]
+pub(super) struct Op {
+    serial: u32,
+    attempt: u8,
+    live: bool,
+    pub(super) work: Work,
+    pub(super) stage: Stage,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    /// Dispatch order, for sending again.
+    order: u64,
+    /// Who still owes an answer.
+    pub(super) pending: Mask,
+    ok: Mask,
+    failed: Mask,
+    status: Status,
+    /// Who was asked to read.
+    source: usize,
+    edges: u8,
+    hole: bool,
+    buffered: bool,
+    digests: Option<Box<[Option<[u8; 32]>; 8]>>,
+    extents: Vec<(usize, Vec<Extent>)>,
+    /// Of a flush: the writes answered before it was sent.
+    covers: u64,
+    since: Now,
+}
+
+impl Op {
+    fn new(serial: u32, work: Work, offset: u64, len: u64, now: Now) -> Self {
+        Self {
+            serial,
+            attempt: 0,
+            live: true,
+            work,
+            stage: Stage::Waiting,
+            offset,
+            len,
+            order: 0,
+            pending: 0,
+            ok: 0,
+            failed: 0,
+            status: Status::Ok,
+            source: 0,
+            edges: 0,
+            hole: false,
+            buffered: false,
+            digests: None,
+            extents: Vec::new(),
+            covers: 0,
+            since: now,
+        }
+    }
+    fn unaligned(&self) -> bool {
+        !is_block_aligned(self.offset, self.len)
+    }
+    fn cover(&self) -> (u64, u64) {
+        block_cover(self.offset, self.len)
+    }
+    fn client(&self) -> Option<Request> {
+        match self.work {
+            Work::Client(request) => Some(request),
+            Work::Repair
+            | Work::Copy { .. }
+            | Work::Scan { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushAll => None,
+        }
+    }
+    /// Whether it changes the data of members.
+    fn mutates(&self) -> bool {
+        matches!(self.client(), Some(Request::Write { .. } | Request::Trim | Request::WriteZeroes { .. }))
+    }
+}
+
+const EDGE_HEAD: u8 = 1;
+const EDGE_TAIL: u8 = 2;
+
+/// The table of operations.
+#[derive(Debug)]
+pub(super) struct Ops {
+    table: Vec<Op>,
+    free: Vec<u32>,
+    next_order: u64,
+    /// Their turn has come while nothing was served.
+    held: VecDeque<u32>,
+    /// Done, but for the view that is on its way.
+    acknowledged: Vec<u32>,
+    pub(super) clients: usize,
+    /// Operations of the engine's own that hold a buffer, and those that wait for one.
+    buffers: usize,
+    buffer_queue: VecDeque<u32>,
+}
+
+/// Buffers for repair and copying: enough for [`super::Config::copies_max`] and as many repairs that readers wait for.
+const OWN_BUFFERS_MAX: usize = 16;
+
+impl Ops {
+    pub(super) fn new() -> Self {
+        Self {
+            table: Vec::with_capacity(1024),
+            free: Vec::with_capacity(1024),
+            next_order: 0,
+            held: VecDeque::with_capacity(1024),
+            acknowledged: Vec::with_capacity(1024),
+            clients: 0,
+            buffers: 0,
+            buffer_queue: VecDeque::new(),
+        }
+    }
+    fn slot(id: u32) -> usize {
+        usize::try_from(id).unwrap_or(usize::MAX)
+    }
+    pub(super) fn get(&self, id: u32) -> &Op {
+        &self.table[Self::slot(id)]
+    }
+    fn get_mut(&mut self, id: u32) -> &mut Op {
+        &mut self.table[Self::slot(id)]
+    }
+    fn find(&self, op: OpId) -> Option<&Op> {
+        self.table.get(Self::slot(op.slot)).filter(|found| found.live && found.serial == op.serial)
+    }
+    fn id(&self, slot: u32) -> OpId {
+        OpId { slot, serial: self.get(slot).serial }
+    }
+    fn live(&self) -> impl Iterator<Item = u32> + '_ {
+        self.table.iter().zip(0u32..).filter(|(op, _)| op.live).map(|(_, id)| id)
+    }
+    /// Whether this replica has answered a write whose client has no answer yet: the answer counts on it.
+    pub(super) fn answered_by(&self, slot: usize) -> bool {
+        self.any(|op| op.mutates() && op.ok & bit(slot) != 0)
+    }
+    pub(super) fn any(&self, wanted: impl Fn(&Op) -> bool) -> bool {
+        self.table.iter().any(|op| op.live && wanted(op))
+    }
+}
+
+impl Engine {
+    /// A client's operation. Reads and writes lie within one region; trims and write-zeroes are whole blocks.
+    ///
+    /// # Errors
+    /// When it is out of range or not of that form, or the engine takes no more.
+    pub fn submit(&mut self, request: Request, offset: u64, len: u64, now: Now) -> Result<OpId, Failure> {
+        let end = offset.checked_add(len).ok_or(Failure::Invalid)?;
+        let one_region = len > 0 && offset / REGION_BYTES == (end - 1) / REGION_BYTES;
+        let fits = match request {
+            Request::Read | Request::Write { .. } => one_region,
+            Request::Trim | Request::WriteZeroes { .. } => len > 0 && is_block_aligned(offset, len),
+            Request::Extents => len > 0,
+            Request::Flush => true,
+        };
+        if !fits || end > self.config.volume_bytes {
+            return Err(Failure::Invalid);
+        }
+        if !self.takes_requests() {
+            return Err(Failure::Unavailable);
+        }
+        self.ops.clients += 1;
+        let op = self.admit(Work::Client(request), offset, len, now);
+        self.run_ready(now);
+        Ok(op)
+    }
+
+    /// Puts an operation into the table and, where its turn comes at once, among the ready.
+    pub(super) fn admit(&mut self, work: Work, offset: u64, len: u64, now: Now) -> OpId {
+        let id = self.allocate(work, offset, len, now);
+        let exclusive = match work {
+            Work::Client(Request::Flush) | Work::FlushTarget { .. } | Work::FlushAll => {
+                self.ready.push_back(id);
+                return self.ops.id(id);
+            }
+            Work::Client(Request::Read | Request::Extents) | Work::Scan { .. } => false,
+            Work::Client(_) | Work::Repair | Work::Copy { .. } => true,
+        };
+        let (start, len) = block_cover(offset, len);
+        if self.lock.acquire(id, start, start + len, exclusive) {
+            self.ready.push_back(id);
+        }
+        self.ops.id(id)
+    }
+
+    fn allocate(&mut self, work: Work, offset: u64, len: u64, now: Now) -> u32 {
+        let ops = &mut self.ops;
+        let id = ops.free.pop().unwrap_or_else(|| {
+            assert!(ops.table.len() < SLOTS_MAX, "frontends bound what they submit");
+            let id = u32::try_from(ops.table.len()).expect("bounded above");
+            ops.table.push(Op::new(0, work, offset, len, now));
+            id
+        });
+        let op = ops.get_mut(id);
+        *op = Op::new((op.serial + 1) & SERIAL_MASK, work, offset, len, now);
+        self.fill.began(work);
+        id
+    }
+
+    /// Runs every operation whose turn has come.
+    pub(super) fn run_ready(&mut self, now: Now) {
+        while let Some(id) = self.ready.pop_front() {
+            self.run(id, now);
+        }
+    }
+
+    /// Runs what was held, now that something may be served.
+    pub(super) fn run_held(&mut self, now: Now) {
+        for _ in 0..self.ops.held.len() {
+            if let Some(id) = self.ops.held.pop_front() {
+                self.ready.push_back(id);
+            }
+        }
+        self.run_ready(now);
+    }
+
+    fn run(&mut self, id: u32, now: Now) {
+        if !self.serves() {
+            self.ops.get_mut(id).stage = Stage::Held;
+            self.ops.held.push_back(id);
+            return;
+        }
+        let op = self.ops.get(id);
+        let reads = match op.work {
+            Work::Client(Request::Read) | Work::Copy { .. } => true,
+            Work::Client(Request::Write { .. }) => op.unaligned(),
+            Work::Client(_)
+            | Work::Repair
+            | Work::Scan { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushAll => false,
+        };
+        if reads && self.unrepaired.touches(op.offset, op.len) {
+            self.repair_first(id, now);
+            return;
+        }
+        match op.work {
+            Work::Client(Request::Read | Request::Extents) => self.read(id),
+            Work::Client(Request::Write { .. }) if op.unaligned() => self.read_edges(id),
+            Work::Client(Request::Flush) | Work::FlushAll => {
+                let covers = self.writes_done;
+                self.ops.get_mut(id).covers = covers;
+                self.spread_out(id, Stage::Main, self.required() | self.targets);
+            }
+            Work::Client(_) => self.spread_out(id, Stage::Main, self.required() | self.targets),
+            // Those it was meant for may have gone while it waited for its turn.
+            Work::FlushTarget { target } if self.targets & bit(target) == 0 => self.end_own(id, now),
+            Work::FlushTarget { target } => self.spread_out(id, Stage::Main, bit(target)),
+            Work::Scan { mask } if mask & !(self.live & (self.members | self.targets)) != 0 => {
+                self.scanned(id, now);
+            }
+            Work::Scan { mask } => self.spread_out(id, Stage::Main, mask),
+            Work::Repair => self.repair(id, now),
+            Work::Copy { .. } => self.ask_source(id),
+        }
+    }
+
+    /// A region that was not compared yet is made equal before anything is read from it.
+    fn repair_first(&mut self, id: u32, now: Now) {
+        let (offset, len) = region_bytes(self.ops.get(id).offset / REGION_BYTES, self.config.volume_bytes);
+        let repair = self.allocate(Work::Repair, offset, len, now);
+        self.ops.get_mut(id).stage = Stage::Waiting;
+        if self.lock.yield_turn(id, repair, offset, offset + len) {
+            self.ready.push_back(repair);
+        }
+    }
+
+    /// Sends the operation to everybody in `mask` (those not connected now get it when they are back).
+    fn spread_out(&mut self, id: u32, stage: Stage, mask: Mask) {
+        let order = self.ops.next_order;
+        self.ops.next_order += 1;
+        let op = self.ops.get_mut(id);
+        op.stage = stage;
+        op.order = order;
+        op.pending = mask;
+        op.ok = 0;
+        op.failed = 0;
+        op.status = Status::Ok;
+        for slot in slots(mask & self.live) {
+            self.send_op(id, slot);
+        }
+    }
+
+    fn read(&mut self, id: u32) {
+        match self.reader() {
+            Some(slot) => {
+                self.ops.get_mut(id).source = slot;
+                self.spread_out(id, Stage::Read, bit(slot));
+            }
+            // Nobody is there to ask: as when nothing is served.
+            None => {
+                self.ops.get_mut(id).stage = Stage::Held;
+                self.ops.held.push_back(id);
+            }
+        }
+    }
+
+    fn read_edges(&mut self, id: u32) {
+        let Some(slot) = self.reader() else {
+            self.ops.get_mut(id).stage = Stage::Held;
+            self.ops.held.push_back(id);
+            return;
+        };
+        let op = self.ops.get_mut(id);
+        op.source = slot;
+        let head = !op.offset.is_multiple_of(BLOCK_BYTES);
+        let end = op.offset + op.len;
+        let same_block = op.offset / BLOCK_BYTES == (end - 1) / BLOCK_BYTES;
+        let whole_tail = end.is_multiple_of(BLOCK_BYTES) || (head && same_block);
+        let tail = !whole_tail;
+        op.edges = if head { EDGE_HEAD } else { 0 } | if tail { EDGE_TAIL } else { 0 };
+        self.spread_out(id, Stage::Edges, bit(slot));
+    }
+
+    /// The member to read from: a local one before others, then the one that owes least.
+    pub(super) fn reader(&self) -> Option<usize> {
+        let candidates = self.members & self.required() & self.live;
+        slots(candidates).min_by_key(|slot| {
+            let peer = &self.peers[*slot];
+            (!peer.local, peer.owes)
+        })
+    }
+
+    /// Sends (or sends again) what `slot` owes this operation in its present stage.
+    fn send_op(&mut self, id: u32, slot: usize) {
+        let op = self.ops.get(id);
+        let (op_id, attempt) = (self.ops.id(id), op.attempt);
+        let (start, cover) = op.cover();
+        let main = |kind: Kind| {
+            let tag = Tag::Op { op: op_id, attempt, part: Part::Main }.encode();
+            Header { offset: op.offset, extent: op.len, ..Header::request(kind, tag, 0) }
+        };
+        let buffer = Body::Buffer { op: op_id, from: 0, len: cover };
+        let fua = |fua: bool| if fua { FLAG_FUA } else { 0 };
+        let (header, body) = match (op.stage, op.work) {
+            (Stage::Edges, _) => return self.send_edges(id, slot),
+            (Stage::Read, Work::Client(Request::Extents)) => (main(Kind::Extents), Body::None),
+            (Stage::Read, _) => (Header { offset: start, extent: cover, ..main(Kind::Read) }, Body::None),
+            (Stage::Digest, _) => (main(Kind::Digest), Body::None),
+            (Stage::Source, _) => (Header { flags: FLAG_SPARSE, ..main(Kind::Read) }, Body::None),
+            (Stage::Spread, _) if op.hole => (main(Kind::Trim), Body::None),
+            (Stage::Spread, _) => (main(Kind::Write), buffer),
+            (Stage::Main, Work::Client(Request::Write { fua: f })) => {
+                (Header { offset: start, extent: cover, flags: fua(f), ..main(Kind::Write) }, buffer)
+            }
+            (Stage::Main, Work::Client(Request::Trim)) => (main(Kind::Trim), Body::None),
+            (Stage::Main, Work::Client(Request::WriteZeroes { may_punch, fua: f })) => {
+                let punch = if may_punch { FLAG_PUNCH } else { 0 };
+                (Header { flags: fua(f) | punch, ..main(Kind::WriteZeroes) }, Body::None)
+            }
+            (Stage::Main, Work::Client(Request::Flush) | Work::FlushAll | Work::FlushTarget { .. }) => {
+                (main(Kind::Flush), Body::None)
+            }
+            (Stage::Main, Work::Scan { .. }) => (main(Kind::Extents), Body::None),
+            (
+                Stage::Main,
+                Work::Client(Request::Read | Request::Extents) | Work::Repair | Work::Copy { .. },
+            )
+            | (Stage::Waiting | Stage::Held | Stage::Drain | Stage::Acknowledged, _) => return,
+        };
+        self.send(slot, header, body);
+    }
+
+    fn send_edges(&mut self, id: u32, slot: usize) {
+        let op = self.ops.get(id);
+        let (op_id, attempt, edges) = (self.ops.id(id), op.attempt, op.edges);
+        let (start, cover) = op.cover();
+        for (edge, part, offset) in
+            [(EDGE_HEAD, Part::Head, start), (EDGE_TAIL, Part::Tail, start + cover - BLOCK_BYTES)]
+        {
+            if edges & edge != 0 {
+                let tag = Tag::Op { op: op_id, attempt, part }.encode();
+                let header = Header { offset, extent: BLOCK_BYTES, ..Header::request(Kind::Read, tag, 0) };
+                self.send(slot, header, Body::None);
+            }
+        }
+    }
+
+    /// Sends again, in their order, all that `slot` still owes.
+    pub(super) fn send_again(&mut self, slot: usize) {
+        let mut owed: Vec<_> = self
+            .ops
+            .live()
+            .filter(|id| {
+                let op = self.ops.get(*id);
+                op.pending & bit(slot) != 0 && op.stage != Stage::Drain
+            })
+            .collect();
+        owed.sort_by_key(|id| self.ops.get(*id).order);
+        for id in owed {
+            self.send_op(id, slot);
+        }
+    }
+
+    /// What to do with the payload of a reply, before [`Engine::reply`].
+    #[must_use]
+    pub fn payload_use(&self, header: &Header) -> PayloadUse {
+        let Some(Tag::Op { op: op_id, attempt, part }) = Tag::decode(header.tag) else {
+            return PayloadUse::Discard;
+        };
+        let Some(op) = self.ops.find(op_id).filter(|op| op.attempt == attempt) else {
+            return PayloadUse::Discard;
+        };
+        let (start, cover) = op.cover();
+        match (part, op.stage) {
+            (Part::Head | Part::Tail, Stage::Edges) if u64::from(header.length) == BLOCK_BYTES => {
+                let at = if part == Part::Head { 0 } else { cover - BLOCK_BYTES };
+                PayloadUse::Merge {
+                    op: op_id,
+                    at,
+                    keep_from: op.offset - start,
+                    keep_to: op.offset + op.len - start,
+                }
+            }
+            (Part::Main, Stage::Read) if op.work == Work::Client(Request::Extents) => PayloadUse::Inline,
+            (Part::Main, Stage::Read | Stage::Source) if u64::from(header.length) == cover => {
+                PayloadUse::Fill(op_id)
+            }
+            (Part::Main, Stage::Digest) if header.length == 32 => PayloadUse::Inline,
+            (Part::Main, Stage::Main) if matches!(op.work, Work::Scan { .. }) => PayloadUse::Inline,
+            (Part::Main | Part::Head | Part::Tail, _) => PayloadUse::Discard,
+        }
+    }
+
+    /// The reply to an operation's frame. `inline` is the payload where [`PayloadUse::Inline`] was said.
+    pub(super) fn op_reply(&mut self, slot: usize, header: &Header, inline: &[u8], now: Now) {
+        let Some(Tag::Op { op: op_id, attempt, part }) = Tag::decode(header.tag) else { return };
+        let Some(op) = self.ops.find(op_id).filter(|op| op.attempt == attempt) else { return };
+        if op.pending & bit(slot) == 0 {
+            return;
+        }
+        let id = op_id.slot;
+        match op.stage {
+            Stage::Edges => self.edge_read(id, slot, part, header, now),
+            Stage::Read | Stage::Source => self.has_read(id, slot, header, inline, now),
+            Stage::Main | Stage::Spread | Stage::Digest => self.has_answered(id, slot, header, inline, now),
+            Stage::Drain => {
+                let op = self.ops.get_mut(id);
+                op.pending &= !bit(slot);
+                if op.pending == 0 {
+                    self.begin_again(id, now);
+                }
+            }
+            Stage::Waiting | Stage::Held | Stage::Acknowledged => {}
+        }
+        self.run_ready(now);
+    }
+
+    fn edge_read(&mut self, id: u32, slot: usize, part: Part, header: &Header, now: Now) {
+        if header.status != Status::Ok || u64::from(header.length) != BLOCK_BYTES {
+            return self.read_failed(id, slot, header.status, now);
+        }
+        let op = self.ops.get_mut(id);
+        op.edges &= match part {
+            Part::Head => !EDGE_HEAD,
+            Part::Tail => !EDGE_TAIL,
+            Part::Main => return,
+        };
+        if op.edges == 0 {
+            // The whole blocks are in the buffer now; from here it is an aligned write.
+            op.attempt = op.attempt.wrapping_add(1);
+            self.spread_out(id, Stage::Main, self.required() | self.targets);
+        }
+    }
+
+    fn has_read(&mut self, id: u32, slot: usize, header: &Header, inline: &[u8], now: Now) {
+        let op = self.ops.get(id);
+        let (stage, work, cover) = (op.stage, op.work, op.cover().1);
+        let hole = header.flags & FLAG_HOLE != 0 && header.length == 0;
+        let extents = work == Work::Client(Request::Extents);
+        let whole = extents || u64::from(header.length) == cover || (stage == Stage::Source && hole);
+        if header.status != Status::Ok || !whole {
+            return self.read_failed(id, slot, header.status, now);
+        }
+        self.ops.get_mut(id).pending = 0;
+        if stage == Stage::Source {
+            self.ops.get_mut(id).hole = hole;
+            return self.give_to_others(id, now);
+        }
+        if extents {
+            match decode_extents(inline) {
+                Ok(list) if !list.is_empty() => self.ops.get_mut(id).extents.push((slot, list)),
+                Ok(_) | Err(_) => return self.read_failed(id, slot, Status::Io, now),
+            }
+        }
+        self.reads_done += 1;
+        self.acknowledge(id, now);
+    }
+
+    /// One member cannot read: another is asked; where there is none, the client is told.
+    fn read_failed(&mut self, id: u32, slot: usize, status: Status, now: Now) {
+        let op = self.ops.get_mut(id);
+        op.pending = 0;
+        op.attempt = op.attempt.wrapping_add(1);
+        let others = self.members & self.required() & self.live & !bit(slot);
+        if others != 0 {
+            self.ops.get_mut(id).stage = Stage::Waiting;
+            self.member_failed(slot, format!("a read failed: {status:?}"), now);
+            self.ready.push_back(id);
+            return;
+        }
+        let work = self.ops.get(id).work;
+        match work {
+            Work::Client(_) => {
+                self.ops.get_mut(id).status = status;
+                self.ops.get_mut(id).failed = bit(slot);
+                self.finish_client(id, Outcome::Failed(failure(status)));
+                self.release(id, now);
+            }
+            Work::Copy { target } => {
+                self.give_up_target(target, format!("the source cannot be read: {status:?}"), now);
+                self.end_own(id, now);
+            }
+            // The only member cannot be compared with anything.
+            Work::Repair | Work::Scan { .. } | Work::FlushTarget { .. } | Work::FlushAll => {
+                self.end_own(id, now)
+            }
+        }
+    }
+
+    fn has_answered(&mut self, id: u32, slot: usize, header: &Header, inline: &[u8], now: Now) {
+        let op = self.ops.get_mut(id);
+        op.pending &= !bit(slot);
+        let mut status = header.status;
+        if status == Status::Ok && op.stage == Stage::Digest {
+            status = keep_digest(op, slot, header, inline);
+        }
+        if status == Status::Ok && matches!(op.work, Work::Scan { .. }) {
+            match decode_extents(inline) {
+                Ok(list) if !list.is_empty() => op.extents.push((slot, list)),
+                Ok(_) | Err(_) => status = Status::Io,
+            }
+        }
+        if status == Status::Ok {
+            op.ok |= bit(slot);
+        } else {
+            op.failed |= bit(slot);
+            op.status = status;
+        }
+        self.settle(id, now);
+    }
+
+    /// Decides about an operation that went to several: called whenever an answer came or is no longer needed.
+    pub(super) fn settle(&mut self, id: u32, now: Now) {
+        let op = self.ops.get(id);
+        if op.pending != 0 {
+            return;
+        }
+        match (op.stage, op.work) {
+            (Stage::Digest, _) => self.compared(id, now),
+            (Stage::Spread, Work::Repair) => self.repaired(id, now),
+            (Stage::Spread, _) => self.copied(id, now),
+            (Stage::Main, Work::Scan { .. }) => self.scanned(id, now),
+            (Stage::Main, Work::FlushTarget { target }) => {
+                let flushed = op.failed == 0 && op.ok & bit(target) != 0;
+                self.end_own(id, now);
+                self.target_flushed(target, flushed, now);
+            }
+            (Stage::Main, Work::Client(_) | Work::FlushAll) => self.settle_main(id, now),
+            (Stage::Main, Work::Repair | Work::Copy { .. })
+            | (
+                Stage::Waiting
+                | Stage::Held
+                | Stage::Edges
+                | Stage::Read
+                | Stage::Source
+                | Stage::Drain
+                | Stage::Acknowledged,
+                _,
+            ) => {}
+        }
+    }
+
+    /// All have answered. Some failed: they leave before the answer. All failed: nobody leaves, the client is told, and
+    /// the range is made equal before it is read from a second member.
+    fn settle_main(&mut self, id: u32, now: Now) {
+        for slot in slots(self.ops.get(id).failed & self.targets & !self.required()) {
+            let status = self.ops.get(id).status;
+            self.ops.get_mut(id).failed &= !bit(slot);
+            self.give_up_target(slot, format!("a write or flush failed: {status:?}"), now);
+        }
+        let required = self.required();
+        let op = self.ops.get(id);
+        let (failed, ok, status) = (op.failed & required, op.ok & required, op.status);
+        if failed != 0 && ok != 0 {
+            // Their answer is owed again, until a view without them is committed.
+            self.ops.get_mut(id).pending = failed;
+            self.ops.get_mut(id).failed &= !failed;
+            for slot in slots(failed) {
+                self.member_failed(slot, format!("a write or flush failed: {status:?}"), now);
+            }
+            // Where a proposal without them began at once, they are no longer required.
+            let required = self.required();
+            self.ops.get_mut(id).pending &= required;
+            if self.ops.get(id).pending != 0 {
+                return;
+            }
+        }
+        if failed != 0 && ok == 0 && self.ops.get(id).mutates() {
+            let (offset, len) = self.ops.get(id).cover();
+            self.differ(offset, len);
+        }
+        self.acknowledge(id, now);
+    }
+
+    /// The answer, unless a view is on its way: then it waits for that.
+    pub(super) fn acknowledge(&mut self, id: u32, now: Now) {
+        if self.proposal.is_some() && self.ops.get(id).stage != Stage::Read {
+            self.ops.get_mut(id).stage = Stage::Acknowledged;
+            self.ops.acknowledged.push(id);
+            return;
+        }
+        let op = self.ops.get_mut(id);
+        let failed = op.failed & self.members != 0 && op.ok & self.members == 0;
+        let (work, status, covers) = (op.work, op.status, op.covers);
+        let extents = op.extents.pop();
+        let outcome = match (failed, extents) {
+            (true, _) => Outcome::Failed(failure(status)),
+            (false, Some((_, list))) => Outcome::Extents(list),
+            (false, None) => Outcome::Done,
+        };
+        if !failed {
+            match work {
+                Work::Client(Request::Write { .. } | Request::Trim | Request::WriteZeroes { .. }) => {
+                    self.writes_done += 1;
+                }
+                Work::Client(Request::Flush) | Work::FlushAll => {
+                    self.writes_flushed = self.writes_flushed.max(covers);
+                }
+                Work::Client(Request::Read | Request::Extents)
+                | Work::Repair
+                | Work::Copy { .. }
+                | Work::Scan { .. }
+                | Work::FlushTarget { .. } => {}
+            }
+        }
+        if work == Work::FlushAll {
+            self.end_own(id, now);
+            self.flushed_all(!failed, now);
+            return;
+        }
+        self.finish_client(id, outcome);
+        self.release(id, now);
+    }
+
+    /// A view was committed: what is no longer needed is dropped, what waited for it is answered.
+    pub(super) fn view_committed(&mut self, now: Now) {
+        for id in std::mem::take(&mut self.ops.acknowledged) {
+            self.acknowledge(id, now);
+        }
+        let keep = self.members | self.targets;
+        self.drop_pending(!keep, now);
+        self.run_held(now);
+    }
+
+    /// The answers of the replicas in `gone` are no longer needed.
+    pub(super) fn drop_pending(&mut self, gone: Mask, now: Now) {
+        let concerned: Vec<_> = self.ops.live().filter(|id| self.ops.get(*id).pending & gone != 0).collect();
+        for id in concerned {
+            let op = self.ops.get_mut(id);
+            if !op.live || op.pending & gone == 0 {
+                continue;
+            }
+            op.pending &= !gone;
+            match (op.stage, op.work) {
+                (Stage::Drain, _) => {
+                    if op.pending == 0 {
+                        self.begin_again(id, now);
+                    }
+                }
+                (Stage::Read | Stage::Edges, _) => {
+                    op.attempt = op.attempt.wrapping_add(1);
+                    op.stage = Stage::Waiting;
+                    self.ready.push_back(id);
+                }
+                (Stage::Digest | Stage::Source | Stage::Spread, Work::Repair) => {
+                    op.stage = Stage::Drain;
+                    if op.pending == 0 {
+                        self.begin_again(id, now);
+                    }
+                }
+                (Stage::Source, _) => {
+                    op.attempt = op.attempt.wrapping_add(1);
+                    op.stage = Stage::Waiting;
+                    self.ready.push_back(id);
+                }
+                (Stage::Main, Work::Scan { .. }) => {
+                    if op.pending == 0 {
+                        self.scanned(id, now);
+                    }
+                }
+                _ => self.settle(id, now),
+            }
+        }
+        self.run_ready(now);
+    }
+
+    /// What was asked of a replica whose connection is gone: reads are asked of another member; and what waited for
+    /// its former requests to end need not any more, since it ends them before it takes another connection.
+    pub(super) fn ask_others(&mut self, slot: usize, now: Now) {
+        let draining: Vec<_> = self
+            .ops
+            .live()
+            .filter(|id| {
+                self.ops.get(*id).stage == Stage::Drain && self.ops.get(*id).pending & bit(slot) != 0
+            })
+            .collect();
+        for id in draining {
+            let op = self.ops.get_mut(id);
+            op.pending &= !bit(slot);
+            if op.pending == 0 {
+                self.begin_again(id, now);
+            }
+        }
+        if self.members & self.required() & self.live & !bit(slot) == 0 {
+            return;
+        }
+        let reads: Vec<_> = self
+            .ops
+            .live()
+            .filter(|id| {
+                let op = self.ops.get(*id);
+                matches!(op.stage, Stage::Read | Stage::Edges) && op.pending & bit(slot) != 0
+            })
+            .collect();
+        for id in reads {
+            let op = self.ops.get_mut(id);
+            op.attempt = op.attempt.wrapping_add(1);
+            op.pending = 0;
+            op.stage = Stage::Waiting;
+            self.ready.push_back(id);
+        }
+        self.run_ready(now);
+    }
+
+    /// Nothing of the former attempt is in flight: from the beginning.
+    fn begin_again(&mut self, id: u32, now: Now) {
+        let op = self.ops.get_mut(id);
+        op.attempt = op.attempt.wrapping_add(1);
+        op.stage = Stage::Waiting;
+        self.ready.push_back(id);
+        self.run_ready(now);
+    }
+
+    fn repair(&mut self, id: u32, now: Now) {
+        let members = self.members & self.required();
+        let region = self.ops.get(id).offset / REGION_BYTES;
+        if members.count_ones() < 2 || !self.unrepaired.contains(region) {
+            return self.repaired(id, now);
+        }
+        self.ops.get_mut(id).digests = Some(Box::new([None; 8]));
+        self.spread_out(id, Stage::Digest, members);
+    }
+
+    fn compared(&mut self, id: u32, now: Now) {
+        let op = self.ops.get(id);
+        if op.failed != 0 {
+            return self.own_failed(id, now);
+        }
+        let asked = op.ok;
+        let equal = op.digests.as_ref().is_some_and(|digests| {
+            let mut seen = slots(asked).map(|slot| digests[slot]);
+            let first = seen.next();
+            seen.all(|digest| Some(digest) == first)
+        });
+        if equal { self.repaired(id, now) } else { self.ask_source(id) }
+    }
+
+    /// Reads the region from the source, into a buffer of the operation's own.
+    fn ask_source(&mut self, id: u32) {
+        if !self.ops.get(id).buffered {
+            if self.ops.buffers == OWN_BUFFERS_MAX {
+                self.ops.buffer_queue.push_back(id);
+                return;
+            }
+            self.ops.buffers += 1;
+            self.ops.get_mut(id).buffered = true;
+            let (op, len) = (self.ops.id(id), self.ops.get(id).len);
+            self.actions.push_back(Action::Reserve { op, len });
+        }
+        match self.source() {
+            Some(source) => {
+                self.ops.get_mut(id).source = source;
+                self.spread_out(id, Stage::Source, bit(source));
+            }
+            None => {
+                self.ops.get_mut(id).stage = Stage::Held;
+                self.ops.held.push_back(id);
+            }
+        }
+    }
+
+    fn give_to_others(&mut self, id: u32, now: Now) {
+        let op = self.ops.get_mut(id);
+        op.attempt = op.attempt.wrapping_add(1);
+        let (work, source) = (op.work, op.source);
+        let to = match work {
+            Work::Copy { target } => bit(target) & self.targets,
+            _ => self.members & self.required() & !bit(source),
+        };
+        if to == 0 {
+            return self.end_own(id, now);
+        }
+        self.spread_out(id, Stage::Spread, to);
+    }
+
+    fn repaired(&mut self, id: u32, now: Now) {
+        if self.ops.get(id).failed != 0 {
+            return self.own_failed(id, now);
+        }
+        self.mark_repaired(self.ops.get(id).offset / REGION_BYTES);
+        self.end_own(id, now);
+    }
+
+    fn copied(&mut self, id: u32, now: Now) {
+        let op = self.ops.get(id);
+        let (region, status) = (op.offset / REGION_BYTES, op.status);
+        if let Work::Copy { target } = op.work {
+            if op.failed != 0 {
+                self.give_up_target(target, format!("a copy could not be written: {status:?}"), now);
+            } else if op.ok & bit(target) != 0 {
+                self.fill.copied(target, region);
+            }
+        }
+        self.end_own(id, now);
+    }
+
+    /// A member could not take part in a repair: it leaves, and the repair is done with the others.
+    fn own_failed(&mut self, id: u32, now: Now) {
+        let op = self.ops.get_mut(id);
+        let (failed, status) = (std::mem::take(&mut op.failed), op.status);
+        op.attempt = op.attempt.wrapping_add(1);
+        let region = op.offset / REGION_BYTES;
+        for slot in slots(failed) {
+            self.member_failed(slot, format!("a repair failed: {status:?}"), now);
+        }
+        if self.required() & failed == 0 {
+            self.ops.get_mut(id).stage = Stage::Waiting;
+            self.ready.push_back(id);
+        } else {
+            // They cannot leave now. The region stays unrepaired, and is tried again when it is next asked for.
+            debug_assert!(self.unrepaired.contains(region));
+            self.ops.get_mut(id).stage = Stage::Held;
+            self.ops.held.push_back(id);
+        }
+    }
+
+    /// Members may differ in this range: it is made equal before it is read, and copied again to whoever is being
+    /// filled.
+    fn differ(&mut self, offset: u64, len: u64) {
+        if self.required().count_ones() > 1 {
+            self.unrepaired.insert_bytes(offset, len);
+            self.fill.repair_again();
+        }
+        self.fill.copy_again(offset, len);
+    }
+
+    fn finish_client(&mut self, id: u32, outcome: Outcome) {
+        self.ops.clients -= 1;
+        let op = self.ops.id(id);
+        self.actions.push_back(Action::Complete { op, outcome });
+    }
+
+    pub(super) fn end_own(&mut self, id: u32, now: Now) {
+        if std::mem::take(&mut self.ops.get_mut(id).buffered) {
+            let op = self.ops.id(id);
+            self.actions.push_back(Action::Release { op });
+            self.ops.buffers -= 1;
+            if let Some(next) = self.ops.buffer_queue.pop_front() {
+                self.ask_source(next);
+            }
+        }
+        let work = self.ops.get(id).work;
+        self.release(id, now);
+        self.fill_op_ended(work, now);
+    }
+
+    fn release(&mut self, id: u32, _now: Now) {
+        let op = self.ops.get_mut(id);
+        op.live = false;
+        op.digests = None;
+        op.extents = Vec::new();
+        self.ops.free.push(id);
+        self.lock.release(id, &mut self.ready);
+    }
+
+    /// The extents that a scan found, taken out of it.
+    pub(super) fn take_scan(&mut self, id: u32) -> (u64, u64, Mask, Vec<(usize, Vec<Extent>)>) {
+        let op = self.ops.get_mut(id);
+        (op.offset, op.len, op.failed, std::mem::take(&mut op.extents))
+    }
+
+    /// Fails every client's operation: the engine is fenced, or I/O was suspended for too long.
+    pub(super) fn fail_clients(&mut self, now: Now) {
+        let clients: Vec<_> = self.ops.live().filter(|id| self.ops.get(*id).client().is_some()).collect();
+        self.ops.held.retain(|id| !clients.contains(id));
+        self.ops.acknowledged.retain(|id| !clients.contains(id));
+        self.ready.retain(|id| !clients.contains(id));
+        for id in clients {
+            let op = self.ops.get(id);
+            if op.mutates() && op.stage == Stage::Main {
+                let (offset, len) = op.cover();
+                self.differ(offset, len);
+            }
+            self.finish_client(id, Outcome::Failed(Failure::Unavailable));
+            self.release(id, now);
+        }
+        self.run_ready(now);
+    }
+
+    /// When the client's operation that waits longest came.
+    pub(super) fn oldest_client(&self) -> Option<Now> {
+        self.ops.live().map(|id| self.ops.get(id)).filter(|op| op.client().is_some()).map(|op| op.since).min()
+    }
+}
+
+fn keep_digest(op: &mut Op, slot: usize, header: &Header, inline: &[u8]) -> Status {
+    // A region that is all hole is told apart from one of explicit zeros: copying then makes holes of them.
+    let digest = match (header.flags & FLAG_HOLE != 0, inline.first_chunk::<32>()) {
+        (true, _) => [0; 32],
+        (false, Some(digest)) => *digest,
+        (false, None) => return Status::Io,
+    };
+    if let Some(place) = op.digests.as_mut().and_then(|digests| digests.get_mut(slot)) {
+        *place = Some(digest);
+    }
+    Status::Ok
+}
+
+fn failure(status: Status) -> Failure {
+    match status {
+        Status::NoSpace => Failure::NoSpace,
+        Status::Invalid => Failure::Invalid,
+        Status::Ok | Status::Io | Status::Fenced | Status::Failed => Failure::Io,
+    }
+}
+
+/// Regions per scan: one frame answers for this much.
+pub(super) fn scan_window(from: u64, size: u64) -> u64 {
+    const WINDOW_BYTES: u64 = 1024 * 1024 * 1024;
+    WINDOW_BYTES.min(size.saturating_sub(from))
+}

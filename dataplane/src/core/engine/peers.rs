@@ -1,0 +1,369 @@
+//! The replicas as the engine sees them: connections, what they owe, and when one has failed.
+
+use std::time::Duration;
+
+use holdfast_proto::ids::{BootId, Generation, ReplicaId};
+
+use super::tag::Tag;
+use super::view::Phase;
+use super::{Action, Body, ConnectFailure, Ending, Engine, Now, bit, slots};
+use crate::wire::handshake::Welcome;
+use crate::wire::header::{Header, Kind, Status};
+
+/// The first retry of a connection, and the longest wait between two.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// After a stall of all, how long the first to return waits for the others.
+const STALL_GRACE: Duration = Duration::from_secs(1);
+/// A member that owes an answer for this long is reported as suspect.
+pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(2);
+
+/// The connection to a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    /// None; tried again then.
+    Down { retry_at: Now },
+    /// Being made.
+    Connecting,
+    /// There.
+    Up { session: u64 },
+}
+
+/// One configured replica.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) id: ReplicaId,
+    /// Somebody said where it is.
+    pub(super) known: bool,
+    pub(super) local: bool,
+    /// Its directory is missing: nobody waits for it.
+    pub(super) absent: Option<String>,
+    pub(super) link: Link,
+    attempts: u32,
+    /// What it said of itself when it last promised to this engine.
+    pub(super) welcome: Option<Welcome>,
+    boot: BootId,
+    /// Frames sent and not answered, and since when nothing was answered.
+    pub(super) owes: u32,
+    pub(super) quiet_since: Now,
+    sequence: u64,
+    /// It failed while a member: it is to leave as soon as a view without it can be committed.
+    pub(super) failed: Option<String>,
+    /// It lost what it had acknowledged: it cannot stay a member, however well it answers now.
+    pub(super) lost: bool,
+    /// The last thing that went wrong with it.
+    pub(super) reason: String,
+}
+
+impl Peer {
+    pub(super) fn new(id: ReplicaId) -> Self {
+        Self {
+            id,
+            known: false,
+            local: false,
+            absent: None,
+            link: Link::Down { retry_at: Duration::ZERO },
+            attempts: 0,
+            welcome: None,
+            boot: BootId::nil(),
+            owes: 0,
+            quiet_since: Duration::ZERO,
+            sequence: 0,
+            failed: None,
+            lost: false,
+            reason: String::new(),
+        }
+    }
+    fn backoff(&mut self) -> Duration {
+        self.attempts = self.attempts.saturating_add(1);
+        RETRY_MIN.saturating_mul(1 << self.attempts.min(6).saturating_sub(1)).min(RETRY_MAX)
+    }
+}
+
+impl Engine {
+    /// Where a replica is known to be, or that its directory is missing.
+    pub fn locate(&mut self, replica: ReplicaId, known: bool, local: bool, absent: Option<String>, now: Now) {
+        let Some(slot) = self.slot_of(replica) else { return };
+        let peer = &mut self.peers[slot];
+        peer.known = known;
+        peer.local = local;
+        peer.absent = absent;
+        peer.attempts = 0;
+        if let Link::Down { .. } = peer.link {
+            peer.link = Link::Down { retry_at: now };
+        }
+        self.connect_due(now);
+        self.try_start(now);
+    }
+
+    /// Asks for every connection whose time has come.
+    pub(super) fn connect_due(&mut self, now: Now) {
+        if !matches!(self.phase, Phase::Fencing { .. } | Phase::Opening | Phase::Serving | Phase::Draining) {
+            return;
+        }
+        for slot in 0..self.peers.len() {
+            let peer = &mut self.peers[slot];
+            let due = matches!(peer.link, Link::Down { retry_at } if retry_at <= now);
+            if due && peer.known && peer.absent.is_none() {
+                peer.link = Link::Connecting;
+                let action = Action::Connect {
+                    replica: peer.id,
+                    generation: self.registry.generation,
+                    lineage: self.registry.status.lineage,
+                    epoch: self.view.epoch,
+                };
+                self.actions.push_back(action);
+            }
+        }
+    }
+
+    /// The handshake succeeded: the replica has persisted its promise to this engine's generation.
+    pub fn connected(
+        &mut self,
+        replica: ReplicaId,
+        session: u64,
+        promised: Generation,
+        welcome: Welcome,
+        boot: BootId,
+        now: Now,
+    ) {
+        let Some(slot) = self.slot_of(replica) else { return };
+        let awaited =
+            matches!(self.phase, Phase::Fencing { .. } | Phase::Opening | Phase::Serving | Phase::Draining);
+        if !awaited || promised != self.registry.generation {
+            // A handshake that began before this engine took a higher number.
+            self.actions.push_back(Action::Disconnect { replica, session });
+            return;
+        }
+        self.drop_link(slot, now, now);
+        let wrong = if welcome.lineage != self.registry.status.lineage {
+            Some("its data is of another history (lineage)".to_owned())
+        } else if welcome.size_bytes != self.config.volume_bytes {
+            Some(format!("it was made for {} bytes", welcome.size_bytes))
+        } else {
+            None
+        };
+        if let Some(reason) = wrong {
+            self.actions.push_back(Action::Disconnect { replica, session });
+            self.connect_failed(replica, ConnectFailure::Refused(reason), now);
+            return;
+        }
+        let former_boot = self.peers[slot].boot;
+        let peer = &mut self.peers[slot];
+        peer.link = Link::Up { session };
+        peer.attempts = 0;
+        peer.owes = 0;
+        peer.sequence = 0;
+        peer.quiet_since = now;
+        peer.boot = boot;
+        let first = peer.welcome.is_none();
+        peer.welcome = Some(welcome);
+        if self.required() & bit(slot) != 0 && !first {
+            self.member_returned(slot, former_boot, now);
+        } else {
+            self.live |= bit(slot);
+            self.peers[slot].failed = None;
+            self.peers[slot].reason = String::new();
+        }
+        self.try_start(now);
+        self.fill_next(now);
+    }
+
+    /// A member's connection was lost and is back. Its process may be another one, but what it acknowledged is in its
+    /// node's page cache; unless the node restarted.
+    fn member_returned(&mut self, slot: usize, former_boot: BootId, now: Now) {
+        let peer = &self.peers[slot];
+        let unflushed = self.writes_done != self.writes_flushed || self.ops.answered_by(slot);
+        let rebooted = peer.lost || (peer.boot != former_boot && unflushed);
+        let broken = peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty());
+        let others = self.required() & !bit(slot);
+        let alone = slots(others).all(|other| self.peers[other].failed.is_some());
+        // The last member stays although a flush failed on it: consumers were told, and no copy is better.
+        if rebooted || (broken && !alone) {
+            let reason = if rebooted { "its node restarted before a flush" } else { "a flush failed on it" };
+            self.peers[slot].lost = rebooted;
+            if slots(self.required()).all(|member| self.peers[member].lost) {
+                // Consumers believe in writes that are in no cache any more.
+                self.end(Ending::CacheLost, now);
+                return;
+            }
+            self.member_failed(slot, reason.to_owned(), now);
+            return;
+        }
+        let all_had_failed = slots(self.required()).all(|s| self.peers[s].failed.is_some());
+        if all_had_failed {
+            self.remove_not_before = now + STALL_GRACE;
+        }
+        self.peers[slot].failed = None;
+        self.peers[slot].reason = String::new();
+        self.live |= bit(slot);
+        self.persist_view_on(slot);
+        self.send_again(slot);
+        self.reconsider(now);
+        self.run_held(now);
+    }
+
+    /// The connection could not be made, or the handshake said no.
+    pub fn connect_failed(&mut self, replica: ReplicaId, why: ConnectFailure, now: Now) {
+        let Some(slot) = self.slot_of(replica) else { return };
+        let backoff = self.peers[slot].backoff();
+        self.peers[slot].link = Link::Down { retry_at: now + backoff };
+        let reason = match why {
+            ConnectFailure::Fenced { generation, engine } => {
+                return self.refused(generation, engine, now);
+            }
+            ConnectFailure::Gone(reason)
+            | ConnectFailure::Unreachable(reason)
+            | ConnectFailure::Refused(reason) => reason,
+        };
+        self.peers[slot].reason = reason.clone();
+        if self.required() & bit(slot) != 0 {
+            self.member_failed(slot, reason, now);
+        }
+        self.try_start(now);
+    }
+
+    /// The connection broke. A member is tried again at once: a reset is not a failure.
+    pub fn disconnected(&mut self, replica: ReplicaId, session: u64, reason: &str, now: Now) {
+        let Some(slot) = self.slot_of(replica) else { return };
+        if self.peers[slot].link != (Link::Up { session }) {
+            return;
+        }
+        reason.clone_into(&mut self.peers[slot].reason);
+        self.drop_link(slot, now, now);
+        if self.required() & bit(slot) == 0 {
+            self.give_up_target(slot, reason.to_owned(), now);
+        }
+        self.ask_others(slot, now);
+        self.connect_due(now);
+    }
+
+    /// Forgets the connection, if there is one.
+    fn drop_link(&mut self, slot: usize, retry_at: Now, now: Now) {
+        let peer = &mut self.peers[slot];
+        if let Link::Up { session } = peer.link {
+            self.actions.push_back(Action::Disconnect { replica: peer.id, session });
+        }
+        peer.link = Link::Down { retry_at };
+        peer.owes = 0;
+        peer.quiet_since = now;
+        self.live &= !bit(slot);
+    }
+
+    /// Drops the connection; it is made again after a while.
+    pub(super) fn hang_up(&mut self, slot: usize, reason: String, now: Now) {
+        let backoff = self.peers[slot].backoff();
+        self.peers[slot].reason = reason;
+        if matches!(self.peers[slot].link, Link::Up { .. }) {
+            self.drop_link(slot, now + backoff, now);
+        }
+    }
+
+    /// A member that cannot go on: it leaves by a view of its own, before any write that it lacks is acknowledged.
+    pub(super) fn member_failed(&mut self, slot: usize, reason: String, now: Now) {
+        let backoff = self.peers[slot].backoff();
+        if matches!(self.peers[slot].link, Link::Up { .. }) {
+            self.drop_link(slot, now + backoff, now);
+        }
+        self.peers[slot].reason.clone_from(&reason);
+        if self.required() & bit(slot) == 0 {
+            return;
+        }
+        if self.peers[slot].failed.is_none() {
+            self.peers[slot].failed = Some(reason.clone());
+        }
+        // One that was about to be added begins anew: it may miss writes from here on.
+        self.give_up_target(slot, reason, now);
+        self.ask_others(slot, now);
+        self.reconsider(now);
+    }
+
+    /// A reply came. `inline` is the payload where [`super::PayloadUse::Inline`] was said.
+    pub fn reply(&mut self, replica: ReplicaId, session: u64, header: &Header, inline: &[u8], now: Now) {
+        let Some(slot) = self.slot_of(replica) else { return };
+        let peer = &mut self.peers[slot];
+        if peer.link != (Link::Up { session }) || !header.reply {
+            return;
+        }
+        peer.owes = peer.owes.saturating_sub(1);
+        peer.quiet_since = now;
+        if header.status == Status::Fenced {
+            let engine = self.config.engine;
+            return self.refused(Generation(header.generation), engine, now);
+        }
+        match Tag::decode(header.tag) {
+            Some(Tag::Ping) | None => {}
+            Some(Tag::View { epoch }) => self.view_persisted(slot, epoch, header.status, now),
+            Some(Tag::Op { .. }) => self.op_reply(slot, header, inline, now),
+        }
+        self.drained(now);
+    }
+
+    /// Hands a frame to the shell.
+    pub(super) fn send(&mut self, slot: usize, header: Header, body: Body) {
+        let generation = self.registry.generation.0;
+        let peer = &mut self.peers[slot];
+        let Link::Up { session } = peer.link else { return };
+        peer.sequence += 1;
+        peer.owes += 1;
+        let header = Header { sequence: peer.sequence, generation, ..header };
+        self.actions.push_back(Action::Send { replica: peer.id, session, header, body });
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Now) {
+        for slot in slots(self.live) {
+            let peer = &self.peers[slot];
+            if peer.owes == 0 {
+                self.peers[slot].quiet_since = now;
+            } else if now.saturating_sub(peer.quiet_since) >= self.config.replica_timeout {
+                let reason = format!("no answer for {} s", self.config.replica_timeout.as_secs());
+                self.lost(slot, reason, now);
+            }
+        }
+        if now >= self.next_heartbeat {
+            self.next_heartbeat = now + self.config.heartbeat;
+            for slot in slots(self.live) {
+                if self.peers[slot].owes == 0 {
+                    self.send(slot, Header::request(Kind::Ping, Tag::Ping.encode(), 0), Body::None);
+                }
+            }
+        }
+        self.registry_again(now);
+        self.connect_due(now);
+        self.try_start(now);
+        self.reconsider(now);
+        self.fill_next(now);
+        self.check_suspended(now);
+        self.drained(now);
+    }
+
+    /// A replica that owes answers gives none.
+    fn lost(&mut self, slot: usize, reason: String, now: Now) {
+        if self.required() & bit(slot) != 0 {
+            self.member_failed(slot, reason, now);
+        } else {
+            self.hang_up(slot, reason.clone(), now);
+            self.give_up_target(slot, reason, now);
+        }
+    }
+
+    /// When [`Self::tick`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Now> {
+        if matches!(self.phase, Phase::New | Phase::Ended) {
+            return None;
+        }
+        let retries =
+            self.peers.iter().filter(|p| p.known && p.absent.is_none()).filter_map(|p| match p.link {
+                Link::Down { retry_at } => Some(retry_at),
+                Link::Connecting | Link::Up { .. } => None,
+            });
+        let silences = slots(self.live)
+            .filter(|slot| self.peers[*slot].owes > 0)
+            .map(|slot| self.peers[slot].quiet_since + self.config.replica_timeout);
+        let stall = (self.remove_not_before > Duration::ZERO && self.any_failed_member())
+            .then_some(self.remove_not_before);
+        retries.chain(silences).chain(stall).chain([self.next_heartbeat]).chain(self.start_deadline()).min()
+    }
+}

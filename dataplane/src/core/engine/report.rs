@@ -1,0 +1,169 @@
+//! What an engine says of itself.
+
+use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
+
+use super::peers::SUSPECT_AFTER;
+use super::view::Phase;
+use super::{Engine, Now, bit};
+use crate::core::start::Decision;
+use crate::units::REGION_BYTES;
+
+/// The volume's state as its engine sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineState {
+    /// On the way to its first view.
+    Attaching,
+    /// Every replica is a member, and all are known to be equal.
+    Healthy,
+    /// I/O goes on, with fewer members or with copies still to be compared.
+    Degraded,
+    /// I/O is held.
+    Suspended,
+    /// No replica is here, or the engine is fenced.
+    Faulted,
+    /// Draining.
+    Detaching,
+}
+
+/// What a replica is to its volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplicaMode {
+    /// In sync.
+    Member,
+    /// A member that does not answer.
+    Suspect,
+    /// Getting what it missed.
+    CatchingUp,
+    /// Being filled.
+    Rebuilding,
+    /// Its disk failed.
+    Faulted,
+    /// Not here.
+    Absent,
+}
+
+/// One replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaReport {
+    /// Which.
+    pub id: ReplicaId,
+    /// What it is.
+    pub mode: ReplicaMode,
+    /// Why, where there is something to say.
+    pub reason: String,
+    /// Of the filling.
+    pub done_bytes: u64,
+    /// Of the filling, as far as is known.
+    pub total_bytes: u64,
+}
+
+/// The whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The volume's state.
+    pub state: EngineState,
+    /// This engine's generation.
+    pub generation: Generation,
+    /// Of the committed view.
+    pub epoch: Epoch,
+    /// Each configured replica.
+    pub replicas: Vec<ReplicaReport>,
+    /// What a start or suspended I/O waits for; empty: nothing.
+    pub waiting_for: String,
+    /// Still to be compared after an unclean end.
+    pub unrepaired_bytes: u64,
+    /// Clients' reads answered.
+    pub reads: u64,
+    /// Clients' writes answered.
+    pub writes: u64,
+}
+
+impl Engine {
+    /// What to tell people now.
+    #[must_use]
+    pub fn report(&self, now: Now) -> Report {
+        Report {
+            state: self.state(now),
+            generation: self.registry.generation,
+            epoch: self.view.epoch,
+            replicas: (0..self.peers.len()).map(|slot| self.replica_report(slot, now)).collect(),
+            waiting_for: self.waiting_for(now),
+            unrepaired_bytes: self.unrepaired.count() * REGION_BYTES,
+            reads: self.reads_done,
+            writes: self.writes_done,
+        }
+    }
+
+    fn state(&self, now: Now) -> EngineState {
+        match self.phase {
+            Phase::New | Phase::Attaching | Phase::Fencing { .. } | Phase::Opening => {
+                if self.peers.iter().all(|peer| peer.absent.is_some()) {
+                    EngineState::Faulted
+                } else {
+                    EngineState::Attaching
+                }
+            }
+            Phase::Serving if self.blocked(now) => EngineState::Suspended,
+            Phase::Serving => {
+                let all = (0..self.peers.len()).fold(0, |mask, slot| mask | bit(slot));
+                let whole =
+                    self.members == all && self.members & !self.live == 0 && self.unrepaired.is_empty();
+                if whole { EngineState::Healthy } else { EngineState::Degraded }
+            }
+            Phase::Draining => EngineState::Detaching,
+            Phase::Ended => EngineState::Faulted,
+        }
+    }
+
+    fn replica_report(&self, slot: usize, now: Now) -> ReplicaReport {
+        let peer = &self.peers[slot];
+        let live = self.live & bit(slot) != 0;
+        let quiet = peer.owes > 0 && now.saturating_sub(peer.quiet_since) > SUSPECT_AFTER;
+        let mode = if self.members & bit(slot) != 0 {
+            if live && !quiet && peer.failed.is_none() { ReplicaMode::Member } else { ReplicaMode::Suspect }
+        } else if self.filling() & bit(slot) != 0 && self.serves() {
+            ReplicaMode::Rebuilding
+        } else if peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty()) {
+            ReplicaMode::Faulted
+        } else if live && self.registry.status.view.members.contains(peer.id) {
+            // Fenced, and the first view is on its way.
+            ReplicaMode::Member
+        } else {
+            ReplicaMode::Absent
+        };
+        let (done_bytes, total_bytes) = match self.fill.progress() {
+            Some((target, done, total)) if target == slot => (done, total),
+            Some(_) | None => (0, 0),
+        };
+        let reason = peer.absent.clone().unwrap_or_else(|| peer.reason.clone());
+        ReplicaReport { id: peer.id, mode, reason, done_bytes, total_bytes }
+    }
+
+    fn waiting_for(&self, now: Now) -> String {
+        match self.phase {
+            Phase::New | Phase::Attaching => "the registry".to_owned(),
+            Phase::Fencing { .. } => match self.decision() {
+                Decision::Wait { missing, why } if missing.is_empty() => why,
+                Decision::Wait { missing, why } => format!("{missing}: {why}"),
+                Decision::Start { .. } => "the other replicas, for a moment".to_owned(),
+            },
+            Phase::Opening => "its first view".to_owned(),
+            Phase::Serving if self.blocked(now) => self.blocked_by(),
+            Phase::Serving | Phase::Draining | Phase::Ended => String::new(),
+        }
+    }
+
+    fn blocked_by(&self) -> String {
+        match &self.proposal {
+            Some(_) => "a change of members: the registry has to take it (is the agent running?)".to_owned(),
+            None => {
+                let failed: Vec<_> = self
+                    .peers
+                    .iter()
+                    .filter_map(|peer| peer.failed.as_ref().map(|why| format!("{} ({why})", peer.id)))
+                    .collect();
+                format!("its last members: {}", failed.join(", "))
+            }
+        }
+    }
+}

@@ -1,0 +1,590 @@
+//! Attach, fence, decide, propose, commit. The rules: `docs/replication.md`.
+
+use std::time::Duration;
+
+use holdfast_proto::ids::{Epoch, Generation, InstanceUuid};
+use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
+
+use super::ops::Work;
+use super::peers::Link;
+use super::tag::Tag;
+use super::{Action, Body, Ending, Engine, Mask, Now, RegistryOutcome, bit, slots};
+use crate::core::region_map::RegionMap;
+use crate::core::start::{Decision, RegistryState, decide, majority};
+use crate::wire::header::{Header, Kind, Status};
+use crate::wire::payload::ViewUpdate;
+
+/// Where the engine is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    New,
+    /// Taking a generation.
+    Attaching,
+    /// Collecting promises.
+    Fencing {
+        since: Now,
+    },
+    /// The first view is on its way.
+    Opening,
+    Serving,
+    /// No new requests; the last ones are finished, flushed, and the record is marked clean.
+    Draining,
+    Ended,
+}
+
+/// The record as last read, and what is being asked of it.
+#[derive(Debug)]
+pub(super) struct Registry {
+    pub(super) version: u64,
+    pub(super) status: VolumeStatus,
+    /// Promised to this engine by the record.
+    pub(super) generation: Generation,
+    /// The last engine ended cleanly.
+    was_clean: bool,
+    /// The record was ours once: another engine in it has taken the volume over.
+    attached: bool,
+    state: RegistryState,
+    next_ask: u64,
+    pending: Option<Asked>,
+    /// The highest generation that somebody refused with.
+    refused_with: Generation,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Asked {
+    ask: u64,
+    purpose: Purpose,
+    wish: VolumeStatus,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Attach,
+    /// The proposal of this epoch counts once this is stored.
+    Commit(Epoch),
+    /// The view is committed already; the record follows.
+    Follow,
+    Clean,
+}
+
+impl Registry {
+    pub(super) fn new(version: u64, status: VolumeStatus) -> Self {
+        Self {
+            version,
+            generation: status.generation,
+            was_clean: status.clean,
+            attached: false,
+            status,
+            state: RegistryState::Attached,
+            next_ask: 1,
+            pending: None,
+            refused_with: Generation(0),
+        }
+    }
+}
+
+/// Why a view is proposed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    Start,
+    Remove,
+    Add { target: usize },
+}
+
+/// A view that is on its way to being committed.
+#[derive(Debug)]
+pub(super) struct Proposal {
+    view: View,
+    pub(super) members: Mask,
+    reason: Reason,
+    /// Who has it on stable storage.
+    persisted: Mask,
+    /// It counts only once the registry has it.
+    by_registry: bool,
+    /// Since when.
+    pub(super) since: Now,
+}
+
+impl Engine {
+    /// Begins: takes a generation.
+    pub fn start(&mut self, now: Now) {
+        self.phase = Phase::Attaching;
+        self.attach(now);
+    }
+
+    fn attach(&mut self, _now: Now) {
+        let highest = self.registry.status.generation.max(self.registry.refused_with);
+        let wish = VolumeStatus {
+            generation: highest.next(),
+            engine_uuid: self.config.engine,
+            clean: false,
+            ..self.registry.status.clone()
+        };
+        self.ask(Purpose::Attach, wish);
+    }
+
+    fn ask(&mut self, purpose: Purpose, wish: VolumeStatus) {
+        let ask = self.registry.next_ask;
+        self.registry.next_ask += 1;
+        self.actions.push_back(Action::CompareAndSwap {
+            ask,
+            expected_version: self.registry.version,
+            status: Box::new(wish.clone()),
+        });
+        self.registry.pending = Some(Asked { ask, purpose, wish });
+    }
+
+    /// The registry's answer. An answer to anything but the last question is passed over.
+    pub fn registry_result(&mut self, ask: u64, outcome: RegistryOutcome, now: Now) {
+        let Some(asked) = self.registry.pending.take_if(|asked| asked.ask == ask) else { return };
+        if self.phase == Phase::Ended {
+            return;
+        }
+        match outcome {
+            RegistryOutcome::Stored { version } => {
+                self.registry.version = version;
+                self.registry.status = asked.wish;
+                self.registry.state = RegistryState::Attached;
+                self.stored(asked.purpose, now);
+            }
+            RegistryOutcome::Conflict { version, status } => self.conflict(asked, version, *status, now),
+            RegistryOutcome::Missing => self.end(Ending::RecordMissing, now),
+            RegistryOutcome::Unreachable => self.registry_away(asked, now),
+        }
+        self.drained(now);
+    }
+
+    fn stored(&mut self, purpose: Purpose, now: Now) {
+        match purpose {
+            Purpose::Attach => {
+                self.registry.generation = self.registry.status.generation;
+                self.registry.attached = true;
+                self.begin_fencing(now);
+            }
+            Purpose::Commit(epoch) => {
+                if self.proposal.as_ref().is_some_and(|p| p.view.epoch == epoch) {
+                    self.commit(now);
+                } else {
+                    self.follow();
+                }
+            }
+            Purpose::Follow => self.follow(),
+            Purpose::Clean => self.end(Ending::Clean, now),
+        }
+        self.advance(now);
+    }
+
+    fn begin_fencing(&mut self, now: Now) {
+        self.phase = Phase::Fencing { since: now };
+        self.connect_due(now);
+        self.try_start(now);
+    }
+
+    /// The record is not as it was read. Either what was wanted is there already (the first answer was lost), or an
+    /// operator changed another part of it, or another engine has taken the volume.
+    fn conflict(&mut self, asked: Asked, version: u64, status: VolumeStatus, now: Now) {
+        let before = std::mem::replace(&mut self.registry.status, status.clone());
+        self.registry.version = version;
+        if status == asked.wish {
+            return self.stored(asked.purpose, now);
+        }
+        if asked.purpose == Purpose::Attach && !self.registry.attached {
+            // Nothing was promised to us yet: whoever came first keeps its number, ours is higher.
+            self.registry.was_clean = status.clean;
+            return self.attach(now);
+        }
+        let ours = status.generation == self.registry.generation && status.engine_uuid == self.config.engine;
+        if !ours {
+            return self.end(Ending::Fenced { by: status.generation }, now);
+        }
+        if status == before {
+            return self.ask(asked.purpose, asked.wish);
+        }
+        // Ours, and not what we last saw: an answer to an older question came late. The next question is asked anew.
+        match asked.purpose {
+            Purpose::Attach => self.attach(now),
+            Purpose::Commit(_) | Purpose::Follow => self.advance(now),
+            Purpose::Clean => {
+                let wish = VolumeStatus { view: self.view, clean: true, ..status };
+                self.ask(Purpose::Clean, wish);
+            }
+        }
+    }
+
+    fn registry_away(&mut self, asked: Asked, now: Now) {
+        self.registry.state = RegistryState::Unreachable;
+        match asked.purpose {
+            // A start without the registry: fenced under the next generation, it needs every replica.
+            Purpose::Attach => {
+                self.registry.generation =
+                    self.registry.status.generation.max(self.registry.refused_with).next();
+                self.begin_fencing(now);
+            }
+            Purpose::Clean => self.end(Ending::Unclean("the registry cannot be reached".to_owned()), now),
+            // Asked again with the next tick.
+            Purpose::Commit(_) | Purpose::Follow => {}
+        }
+    }
+
+    /// Somebody promised to another engine.
+    pub(super) fn refused(&mut self, generation: Generation, engine: InstanceUuid, now: Now) {
+        let another = generation > self.registry.generation || engine != self.config.engine;
+        if !another {
+            return;
+        }
+        if matches!(self.phase, Phase::Fencing { .. }) && self.proposal.is_none() {
+            // Nothing was proposed under our number: take a higher one. Whoever is promised the refuser is either gone,
+            // or will see ours in the registry.
+            self.registry.refused_with = self.registry.refused_with.max(generation);
+            self.forget_promises(now);
+            self.phase = Phase::Attaching;
+            if self.registry.pending.is_none() {
+                self.attach(now);
+            }
+            return;
+        }
+        self.end(Ending::Fenced { by: generation }, now);
+    }
+
+    /// A start that cannot do without the registry asks it again, under a higher number than was promised meanwhile.
+    pub(super) fn registry_again(&mut self, now: Now) {
+        let away = self.registry.state == RegistryState::Unreachable && self.registry.pending.is_none();
+        if away
+            && matches!(self.phase, Phase::Fencing { since } if now > since + self.config.start_patience)
+            && matches!(self.decision(), Decision::Wait { .. })
+        {
+            self.registry.refused_with = self.registry.refused_with.max(self.registry.generation);
+            self.forget_promises(now);
+            self.phase = Phase::Attaching;
+            self.attach(now);
+        }
+    }
+
+    fn forget_promises(&mut self, now: Now) {
+        for peer in &mut self.peers {
+            if let Link::Up { session } = peer.link {
+                self.actions.push_back(Action::Disconnect { replica: peer.id, session });
+            }
+            peer.link = Link::Down { retry_at: now };
+            peer.welcome = None;
+        }
+        self.live = 0;
+    }
+
+    /// When a start that could do with those that are here stops waiting for the others.
+    pub(super) fn start_deadline(&self) -> Option<Now> {
+        match self.phase {
+            Phase::Fencing { since } => {
+                Some(since + self.config.start_patience).filter(|at| *at > self.next_heartbeat)
+            }
+            _ => None,
+        }
+    }
+
+    /// Starts if the rules allow it, and nobody worth waiting for is missing.
+    pub(super) fn try_start(&mut self, now: Now) {
+        let Phase::Fencing { since } = self.phase else { return };
+        let expected = self.peers.iter().filter(|p| p.absent.is_none()).count();
+        let here = usize::try_from(self.live.count_ones()).unwrap_or(0);
+        if here < expected && now < since + self.config.start_patience {
+            return;
+        }
+        if let Decision::Start { newest, members, reseed } = self.decision() {
+            if members.len() < self.config.min_in_sync {
+                return;
+            }
+            self.view = newest;
+            self.phase = Phase::Opening;
+            self.propose(members, Reason::Start, reseed, now);
+        }
+    }
+
+    pub(super) fn decision(&self) -> Decision {
+        let fenced: Vec<_> = slots(self.live)
+            .filter_map(|slot| self.peers[slot].welcome.as_ref().map(|w| (self.peers[slot].id, w)))
+            .collect();
+        decide(&self.registry.status, self.registry.version, self.registry.state, &fenced)
+    }
+
+    /// Proposes a view one epoch above the newest, and asks its members to persist it.
+    fn propose(&mut self, members: ReplicaSet, reason: Reason, by_registry: bool, now: Now) {
+        let last = self.proposal.as_ref().map_or(self.view.epoch, |p| p.view.epoch);
+        let maj = majority(self.registry.status.configured.len());
+        let minority = members.len() < maj;
+        let record_minority = self.registry.status.view.members.len() < maj;
+        let after_flag = self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
+        let needs_registry = minority || record_minority || after_flag;
+        let view = View {
+            generation: self.registry.generation,
+            epoch: last.max(self.view.epoch).next(),
+            members,
+            needs_registry,
+        };
+        let mask = self.mask_of(&members);
+        self.proposal = Some(Proposal {
+            view,
+            members: mask,
+            reason,
+            persisted: 0,
+            by_registry: needs_registry || by_registry,
+            since: now,
+        });
+        for slot in slots(mask) {
+            self.persist_view_on(slot);
+        }
+        self.advance(now);
+    }
+
+    /// Asks a member of the proposal to persist it, if it has not yet and its turn has come: the one to be added is
+    /// last.
+    pub(super) fn persist_view_on(&mut self, slot: usize) {
+        let Some(proposal) = &self.proposal else { return };
+        if proposal.members & bit(slot) == 0 || proposal.persisted & bit(slot) != 0 {
+            return;
+        }
+        if let Reason::Add { target } = proposal.reason
+            && target == slot
+            && proposal.persisted | bit(target) != proposal.members
+        {
+            return;
+        }
+        let view = proposal.view;
+        self.send_view(slot, view, false);
+    }
+
+    pub(super) fn send_view(&mut self, slot: usize, view: View, syncing: bool) {
+        let update = ViewUpdate {
+            view,
+            configured: self.registry.status.configured,
+            lineage: self.registry.status.lineage,
+            incarnation: self.registry.status.incarnation,
+            revision: self.registry.version,
+            syncing,
+            repaired: !syncing && self.phase == Phase::Serving && self.unrepaired.is_empty(),
+        };
+        let epoch = if syncing { 0 } else { view.epoch.0 };
+        let header = Header::request(Kind::PersistView, Tag::View { epoch }.encode(), 0);
+        self.send(slot, header, Body::View(Box::new(update)));
+    }
+
+    /// A replica has answered about a view.
+    pub(super) fn view_persisted(&mut self, slot: usize, epoch: u64, status: Status, now: Now) {
+        if epoch == 0 {
+            return self.target_marked(slot, status == Status::Ok, now);
+        }
+        let Some(proposal) = self.proposal.as_mut().filter(|p| p.view.epoch.0 == epoch) else { return };
+        if status != Status::Ok {
+            return self.member_failed(slot, format!("it cannot persist a view: {status:?}"), now);
+        }
+        proposal.persisted |= bit(slot);
+        if let Reason::Add { target } = proposal.reason
+            && proposal.persisted | bit(target) == proposal.members
+        {
+            self.persist_view_on(target);
+        }
+        self.advance(now);
+    }
+
+    /// Commits the proposal if all that is needed is there; asks the registry where it is needed.
+    fn advance(&mut self, now: Now) {
+        let Some(proposal) = &self.proposal else {
+            self.follow();
+            return;
+        };
+        if proposal.persisted != proposal.members {
+            return;
+        }
+        if !proposal.by_registry {
+            self.commit(now);
+        } else if self.registry.pending.is_none() {
+            let view = proposal.view;
+            let wish = self.wish(view);
+            self.ask(Purpose::Commit(view.epoch), wish);
+        }
+    }
+
+    fn wish(&self, view: View) -> VolumeStatus {
+        VolumeStatus {
+            view,
+            generation: self.registry.generation,
+            engine_uuid: self.config.engine,
+            clean: false,
+            ..self.registry.status.clone()
+        }
+    }
+
+    /// Brings the record up to date with a view that was committed without it.
+    fn follow(&mut self) {
+        let committed = matches!(self.phase, Phase::Serving | Phase::Draining);
+        if committed && self.registry.pending.is_none() && self.registry.status.view != self.view {
+            let wish = self.wish(self.view);
+            self.ask(Purpose::Follow, wish);
+        }
+    }
+
+    fn commit(&mut self, now: Now) {
+        let Some(proposal) = self.proposal.take() else { return };
+        self.view = proposal.view;
+        self.members = proposal.members;
+        match proposal.reason {
+            Reason::Start => self.opened(now),
+            Reason::Remove => {}
+            Reason::Add { target } => self.target_added(target, now),
+        }
+        for slot in 0..self.peers.len() {
+            if self.members & bit(slot) == 0 {
+                self.peers[slot].failed = None;
+                self.peers[slot].lost = false;
+            }
+        }
+        self.view_committed(now);
+        self.follow();
+        self.reconsider(now);
+        self.fill_next(now);
+    }
+
+    /// The first view counts: clients may come.
+    fn opened(&mut self, _now: Now) {
+        self.phase = Phase::Serving;
+        if !self.registry.was_clean {
+            // The engine before may have left what no flush has covered.
+            self.writes_done += 1;
+        }
+        if !self.registry.was_clean && self.members.count_ones() > 1 {
+            self.unrepaired = RegionMap::full(self.config.volume_bytes);
+            self.fill.repair_all();
+        }
+        self.actions.push_back(Action::Serve);
+    }
+
+    pub(super) fn any_failed_member(&self) -> bool {
+        slots(self.required()).any(|slot| self.peers[slot].failed.is_some())
+    }
+
+    /// Members that failed leave, where a view without them is possible.
+    pub(super) fn reconsider(&mut self, now: Now) {
+        if !matches!(self.phase, Phase::Opening | Phase::Serving | Phase::Draining) {
+            return;
+        }
+        let base = self.required();
+        let failed = slots(base)
+            .filter(|slot| self.peers[*slot].failed.is_some())
+            .fold(0, |mask, slot| mask | bit(slot));
+        let remain = base & !failed;
+        let enough = usize::try_from(remain.count_ones()).unwrap_or(0) >= self.config.min_in_sync.max(1);
+        if failed == 0 || !enough || remain & !self.live != 0 || now < self.remove_not_before {
+            if failed == 0 {
+                self.retry_registry(now);
+            }
+            return;
+        }
+        let members = self.set_of(remain);
+        let (reason, by_registry) = match &self.proposal {
+            Some(Proposal { reason: Reason::Start, by_registry, .. }) => (Reason::Start, *by_registry),
+            Some(_) | None => (Reason::Remove, false),
+        };
+        self.propose(members, reason, by_registry, now);
+    }
+
+    /// What the registry could not take is asked again.
+    fn retry_registry(&mut self, now: Now) {
+        if self.registry.pending.is_none() && self.registry.state == RegistryState::Unreachable {
+            self.advance(now);
+        }
+    }
+
+    /// Proposes to add a replica that holds everything. False: not now.
+    pub(super) fn propose_add(&mut self, target: usize, now: Now) -> bool {
+        let idle = self.phase == Phase::Serving && self.proposal.is_none();
+        if !idle || self.any_failed_member() || self.members & !self.live != 0 {
+            return false;
+        }
+        let members = self.set_of(self.members | bit(target));
+        self.propose(members, Reason::Add { target }, false, now);
+        true
+    }
+
+    /// Whether clients' requests are carried out now.
+    pub(super) fn serves(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Draining)
+    }
+
+    /// Whether clients' requests are taken (they may have to wait).
+    pub(super) fn takes_requests(&self) -> bool {
+        !matches!(self.phase, Phase::Draining | Phase::Ended)
+    }
+
+    /// Takes no more requests; ends once those taken are done, flushed on every member, and the record says so.
+    pub fn drain(&mut self, now: Now) {
+        match self.phase {
+            Phase::Serving => {
+                self.phase = Phase::Draining;
+                self.drained(now);
+            }
+            Phase::New | Phase::Attaching | Phase::Fencing { .. } | Phase::Opening => {
+                self.end(Ending::Unclean("it had not started to serve".to_owned()), now);
+            }
+            Phase::Draining | Phase::Ended => {}
+        }
+    }
+
+    /// Goes on with the drain when the last operation has ended.
+    pub(super) fn drained(&mut self, now: Now) {
+        let busy = self.ops.clients > 0 || self.ops.any(|_| true) || self.proposal.is_some();
+        if self.phase == Phase::Draining && !busy && self.registry.pending.is_none() {
+            self.admit(Work::FlushAll, 0, 0, now);
+            self.run_ready(now);
+        }
+    }
+
+    pub(super) fn flushed_all(&mut self, ok: bool, now: Now) {
+        if !ok {
+            return self.end(Ending::Unclean("the last flush failed".to_owned()), now);
+        }
+        if !self.unrepaired.is_empty() {
+            let left = self.unrepaired.count();
+            let why = format!("{left} regions have not been compared since the last unclean end");
+            return self.end(Ending::Unclean(why), now);
+        }
+        let wish = VolumeStatus { clean: true, ..self.wish(self.view) };
+        self.ask(Purpose::Clean, wish);
+    }
+
+    pub(super) fn end(&mut self, ending: Ending, now: Now) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.phase = Phase::Ended;
+        self.proposal = None;
+        self.fail_clients(now);
+        self.actions.push_back(Action::End(ending));
+    }
+
+    /// I/O that could not be done for too long fails; the engine stays.
+    pub(super) fn check_suspended(&mut self, now: Now) {
+        let blocked = self.blocked(now);
+        self.suspended_since = match (blocked, self.suspended_since) {
+            (false, _) => None,
+            (true, None) => Some(now),
+            (true, since) => since,
+        };
+        if self.suspended_since.is_some()
+            && self
+                .oldest_client()
+                .is_some_and(|since| now.saturating_sub(since) >= self.config.suspend_timeout)
+        {
+            self.fail_clients(now);
+        }
+    }
+
+    /// Whether nothing can be acknowledged now (a change of view that takes its normal course is not meant).
+    pub(super) fn blocked(&self, now: Now) -> bool {
+        const NORMAL: Duration = Duration::from_secs(1);
+        if !self.serves() {
+            return true;
+        }
+        let slow = self.proposal.as_ref().is_some_and(|p| now.saturating_sub(p.since) > NORMAL);
+        let stuck = self.proposal.is_none() && self.any_failed_member();
+        slow || stuck
+    }
+}

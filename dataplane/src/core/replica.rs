@@ -1,0 +1,411 @@
+//! What a replica promises: fencing, views, and what it knows about its own data's reliability.
+//!
+//! Calling order: `handle_*` for what happened, then [`Replica::poll_action`] until it returns `None`, and carry the
+//! actions out in order. One piece of work is done at a time, in the order of arrival; each answer comes after what it
+//! says is on stable storage ([`Action::Persist`], then [`Replica::handle_persisted`]).
+
+use std::collections::VecDeque;
+
+use holdfast_proto::ids::{BootId, Generation};
+use holdfast_proto::record::View;
+
+use crate::layout::Meta;
+use crate::wire::Status;
+use crate::wire::handshake::{Hello, RefusalKind, Refused, Role, Welcome};
+use crate::wire::payload::ViewUpdate;
+
+/// Engines waiting to be fenced in; each is an authenticated connection. More are told to come again.
+const FENCES_MAX: usize = 8;
+
+/// What the shell must do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Drop the engine's connection; when all I/O it submitted has ended, [`Replica::handle_dropped`].
+    DropSession,
+    /// Put this on stable storage, then [`Replica::handle_persisted`].
+    Persist(Box<Meta>),
+    /// Take this engine; its connection is `session` from now on.
+    Welcome {
+        /// Of [`Replica::handle_fence`].
+        ticket: u64,
+        /// What to tell it.
+        welcome: Box<Welcome>,
+        /// Its session.
+        session: Session,
+    },
+    /// Send this engine away.
+    Refuse {
+        /// Of [`Replica::handle_fence`].
+        ticket: u64,
+        /// What to tell it.
+        refused: Refused,
+    },
+    /// Answer a PersistView. `reopen`: everything is being filled anew after a failed fsync; drop what the page cache
+    /// holds (it may differ from the disk, and be taken for the disk's content) and let flushes count again.
+    AnswerView {
+        /// Of [`Replica::handle_view`].
+        ticket: u64,
+        /// How it went.
+        status: Status,
+        /// See above.
+        reopen: bool,
+    },
+}
+
+/// One engine's connection: its number within this process, and the generation its frames must carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// Grows with each.
+    pub number: u64,
+    /// Of the engine.
+    pub generation: Generation,
+}
+
+#[derive(Debug)]
+enum Work {
+    Fence { ticket: u64, hello: Box<Hello> },
+    View { ticket: u64, generation: Generation, update: Box<ViewUpdate> },
+    SyncFailed(String),
+    Clean { session: u64 },
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    /// Waits for the end of the older connection's I/O.
+    Dropping {
+        ticket: u64,
+        hello: Box<Hello>,
+    },
+    /// Waits for `next` to be on stable storage.
+    Persisting {
+        next: Box<Meta>,
+        then: Then,
+    },
+}
+
+#[derive(Debug)]
+enum Then {
+    Welcome { ticket: u64 },
+    AnswerView { ticket: u64, reopen: bool },
+    KeepFailed,
+    Nothing,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Replica {
+    /// As on stable storage, but for `failed`, which holds as soon as it is known.
+    meta: Meta,
+    boot: BootId,
+    session: u64,
+    /// The last flush that the present engine's connections had acknowledged.
+    flush_sequence: u64,
+    /// Whether all data was on stable storage when the last session's I/O had ended.
+    clean: bool,
+    failed_while_syncing: bool,
+    work: VecDeque<Work>,
+    state: State,
+    actions: VecDeque<Action>,
+}
+
+/// What `meta` must become when a directory is opened, before anything else: where the node has restarted since
+/// writes that no flush covered, they may be gone. `None`: it may stay.
+#[must_use]
+pub fn reopened(meta: &Meta, boot: BootId) -> Option<Meta> {
+    (meta.unflushed && meta.boot != boot).then(|| Meta {
+        cache_lost: true,
+        unflushed: false,
+        boot,
+        ..meta.clone()
+    })
+}
+
+impl Replica {
+    /// A replica with this `meta` on stable storage (see [`reopened`]).
+    #[must_use]
+    pub fn new(meta: Meta, boot: BootId) -> Self {
+        let clean = !meta.unflushed;
+        Self {
+            meta,
+            boot,
+            session: 0,
+            flush_sequence: 0,
+            clean,
+            failed_while_syncing: false,
+            work: VecDeque::new(),
+            state: State::Idle,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// What it is and promised.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle) && self.work.is_empty() && self.actions.is_empty()
+    }
+
+    /// An engine has proven the key and wants to be taken.
+    pub fn handle_fence(&mut self, ticket: u64, hello: Hello) {
+        let waiting = self.work.iter().filter(|work| matches!(work, Work::Fence { .. })).count();
+        if waiting >= FENCES_MAX {
+            let refused = self.refused(RefusalKind::Storage, "too many engines are waiting".to_owned());
+            self.actions.push_back(Action::Refuse { ticket, refused });
+            return;
+        }
+        self.work.push_back(Work::Fence { ticket, hello: Box::new(hello) });
+        self.advance();
+    }
+
+    /// No connection is left and all I/O that one had submitted has ended. `clean`: everything is on stable storage.
+    pub fn handle_dropped(&mut self, flush_sequence: u64, clean: bool) {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Dropping { ticket, hello } => {
+                self.clean = clean;
+                self.promise(ticket, &hello, flush_sequence);
+            }
+            State::Idle | State::Persisting { .. } => unreachable!("dropped without being asked to"),
+        }
+        self.advance();
+    }
+
+    /// The engine of the session with this generation wants a view persisted.
+    pub fn handle_view(&mut self, ticket: u64, generation: Generation, update: ViewUpdate) {
+        self.work.push_back(Work::View { ticket, generation, update: Box::new(update) });
+        self.advance();
+    }
+
+    /// An fsync of the data failed.
+    pub fn handle_sync_failed(&mut self, reason: String) {
+        self.work.push_back(Work::SyncFailed(reason));
+        self.advance();
+    }
+
+    /// A session ended by itself (or never began); see [`Replica::handle_dropped`] for `clean`.
+    pub fn handle_session_ended(&mut self, session: u64, clean: bool) {
+        self.clean = clean;
+        if clean {
+            self.work.push_back(Work::Clean { session });
+            self.advance();
+        }
+    }
+
+    /// The welcome could not be sent: there will be no such session.
+    pub fn handle_session_lost(&mut self, session: u64) {
+        self.handle_session_ended(session, self.clean);
+    }
+
+    /// Everything is finished and on stable storage, and no further engine is taken.
+    pub fn handle_stopped_clean(&mut self) {
+        self.handle_session_ended(self.session, true);
+    }
+
+    /// [`Action::Persist`] was carried out, or `Err(status, reason)`.
+    pub fn handle_persisted(&mut self, result: Result<(), (Status, String)>) {
+        let State::Persisting { next, then } = std::mem::replace(&mut self.state, State::Idle) else {
+            unreachable!("persisted without being asked to")
+        };
+        match result {
+            Ok(()) => {
+                self.meta = *next;
+                match then {
+                    Then::Welcome { ticket } => self.welcome(ticket),
+                    Then::AnswerView { ticket, reopen } => self.answer_view(ticket, Status::Ok, reopen),
+                    Then::KeepFailed | Then::Nothing => {}
+                }
+            }
+            Err((status, reason)) => match then {
+                Then::Welcome { ticket } => {
+                    let refused =
+                        self.refused(RefusalKind::Storage, format!("persist the promise: {reason}"));
+                    self.actions.push_back(Action::Refuse { ticket, refused });
+                }
+                Then::AnswerView { ticket, .. } => self.answer_view(ticket, status, false),
+                // On disk or not, this process does not claim a flush again.
+                Then::KeepFailed => self.meta.failed = next.failed,
+                Then::Nothing => {}
+            },
+        }
+        self.advance();
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn advance(&mut self) {
+        while matches!(self.state, State::Idle) {
+            match self.work.pop_front() {
+                None => return,
+                Some(Work::Fence { ticket, hello }) => self.begin_fence(ticket, hello),
+                Some(Work::View { ticket, generation, update }) => {
+                    self.begin_view(ticket, generation, &update);
+                }
+                Some(Work::SyncFailed(failed)) => {
+                    self.failed_while_syncing |= self.meta.syncing;
+                    self.persist(Meta { failed, ..self.meta.clone() }, Then::KeepFailed);
+                }
+                // A later session may have written since.
+                Some(Work::Clean { session }) => {
+                    if session == self.session && self.meta.unflushed {
+                        self.persist(Meta { unflushed: false, ..self.meta.clone() }, Then::Nothing);
+                    }
+                }
+            }
+        }
+    }
+
+    fn persist(&mut self, next: Meta, then: Then) {
+        self.actions.push_back(Action::Persist(Box::new(next.clone())));
+        self.state = State::Persisting { next: Box::new(next), then };
+    }
+
+    // ---- fencing ----
+
+    fn begin_fence(&mut self, ticket: u64, hello: Box<Hello>) {
+        match self.check_fence(&hello) {
+            Ok(()) => {
+                self.actions.push_back(Action::DropSession);
+                self.state = State::Dropping { ticket, hello };
+            }
+            Err(refused) => self.actions.push_back(Action::Refuse { ticket, refused }),
+        }
+    }
+
+    fn check_fence(&self, hello: &Hello) -> Result<(), Refused> {
+        let meta = &self.meta;
+        let identity = |reason| Err(self.refused(RefusalKind::Identity, reason));
+        if hello.volume != meta.volume || hello.replica != meta.replica {
+            return identity(format!(
+                "this is {} of volume {}, not {} of {}",
+                meta.replica, meta.volume, hello.replica, hello.volume
+            ));
+        }
+        if hello.role != Role::Engine {
+            return identity("only engines are served".to_owned());
+        }
+        if hello.lineage != meta.lineage {
+            return identity(format!("this data is of lineage {}, not {}", meta.lineage, hello.lineage));
+        }
+        let foreign = hello.generation == meta.promised && hello.engine != meta.promised_to;
+        if hello.generation < meta.promised || foreign {
+            let reason = format!(
+                "promised to generation {} of engine {}, not to generation {} of engine {}",
+                meta.promised, meta.promised_to, hello.generation, hello.engine
+            );
+            return Err(self.refused(RefusalKind::Fenced, reason));
+        }
+        Ok(())
+    }
+
+    fn refused(&self, kind: RefusalKind, reason: String) -> Refused {
+        Refused { kind, generation: self.meta.promised, engine: self.meta.promised_to, reason }
+    }
+
+    /// The older connection's I/O has ended: from here on it is this engine's.
+    fn promise(&mut self, ticket: u64, hello: &Hello, flush_sequence: u64) {
+        let same = hello.generation == self.meta.promised && hello.engine == self.meta.promised_to;
+        self.flush_sequence = if same { flush_sequence } else { 0 };
+        let next = Meta {
+            promised: hello.generation,
+            promised_to: hello.engine,
+            // Durable before the first write, once per session: after a restart of the node nobody could tell whether
+            // this session wrote something that no flush covered.
+            unflushed: true,
+            boot: self.boot,
+            ..self.meta.clone()
+        };
+        if next == self.meta {
+            self.welcome(ticket);
+        } else {
+            self.persist(next, Then::Welcome { ticket });
+        }
+    }
+
+    fn welcome(&mut self, ticket: u64) {
+        self.session += 1;
+        let session = Session { number: self.session, generation: self.meta.promised };
+        let meta = &self.meta;
+        let welcome = Box::new(Welcome {
+            size_bytes: meta.size_bytes,
+            lineage: meta.lineage,
+            view: meta.view,
+            configured: meta.configured,
+            incarnation: meta.incarnation,
+            revision: meta.revision,
+            syncing: meta.syncing,
+            cache_lost: meta.cache_lost,
+            failed: meta.failed.clone(),
+            flush_sequence: self.flush_sequence,
+        });
+        self.actions.push_back(Action::Welcome { ticket, welcome, session });
+    }
+
+    // ---- views ----
+
+    fn answer_view(&mut self, ticket: u64, status: Status, reopen: bool) {
+        if reopen {
+            self.failed_while_syncing = false;
+        }
+        self.actions.push_back(Action::AnswerView { ticket, status, reopen });
+    }
+
+    fn begin_view(&mut self, ticket: u64, generation: Generation, update: &ViewUpdate) {
+        match self.check_view(generation, update) {
+            Ok(next) => {
+                let reopen = next.syncing && !next.failed.is_empty();
+                if next == self.meta {
+                    self.answer_view(ticket, Status::Ok, reopen);
+                } else {
+                    self.persist(next, Then::AnswerView { ticket, reopen });
+                }
+            }
+            Err(status) => self.answer_view(ticket, status, false),
+        }
+    }
+
+    fn check_view(&self, generation: Generation, update: &ViewUpdate) -> Result<Meta, Status> {
+        let meta = &self.meta;
+        if generation != meta.promised || update.view.generation != meta.promised {
+            return Err(Status::Fenced);
+        }
+        let member = update.view.members.contains(meta.replica);
+        if update.lineage != meta.lineage || (member && update.syncing) || !follows(&update.view, &meta.view)
+        {
+            return Err(Status::Invalid);
+        }
+        if member && meta.syncing && self.failed_while_syncing {
+            return Err(Status::Failed);
+        }
+        // Only what has been filled and made a member is as good as the others again; neither a removal nor a view
+        // that does not mention it makes it so.
+        let synced = member && meta.syncing;
+        Ok(Meta {
+            view: update.view,
+            configured: update.configured,
+            incarnation: update.incarnation,
+            revision: update.revision,
+            syncing: !member && (update.syncing || meta.syncing),
+            // After a repair, what was lost with the cache has been copied from a member that kept it.
+            cache_lost: meta.cache_lost && !synced && !(member && update.repaired),
+            failed: if synced { String::new() } else { meta.failed.clone() },
+            ..meta.clone()
+        })
+    }
+}
+
+/// Whether `next` may stand where `view` stood: a later one, or the very same again.
+fn follows(next: &View, view: &View) -> bool {
+    next.order() > view.order() || next == view
+}
+
+#[cfg(test)]
+#[path = "replica_tests.rs"]
+mod tests;

@@ -1,0 +1,316 @@
+//! Tables for fencing, promises and views.
+
+use holdfast_proto::ids::{Epoch, Incarnation, InstanceUuid, Lineage, ProcessUuid, ReplicaId, VolumeId};
+use holdfast_proto::record::ReplicaSet;
+use uuid::Uuid;
+
+use super::*;
+
+const BOOT: BootId = BootId(Uuid::from_u128(9));
+
+fn set(ids: &[u32]) -> ReplicaSet {
+    ids.iter().map(|id| ReplicaId(*id)).collect()
+}
+fn view(generation: u64, epoch: u64, members: &[u32]) -> View {
+    View {
+        generation: Generation(generation),
+        epoch: Epoch(epoch),
+        members: set(members),
+        needs_registry: false,
+    }
+}
+fn engine(n: u128) -> InstanceUuid {
+    InstanceUuid(Uuid::from_u128(n))
+}
+fn meta() -> Meta {
+    Meta {
+        node: "node-a".parse().unwrap(),
+        volume: VolumeId(Uuid::from_u128(1)),
+        volume_name: "demo".parse().unwrap(),
+        replica: ReplicaId(2),
+        size_bytes: 1 << 20,
+        lineage: Lineage(Uuid::from_u128(3)),
+        promised: Generation(4),
+        promised_to: engine(5),
+        view: view(4, 6, &[1, 2]),
+        configured: set(&[1, 2, 3]),
+        incarnation: Incarnation(Uuid::from_u128(7)),
+        revision: 8,
+        syncing: false,
+        boot: BOOT,
+        unflushed: false,
+        cache_lost: false,
+        failed: String::new(),
+    }
+}
+fn hello(generation: u64, of: u128) -> Hello {
+    Hello {
+        version_min: 1,
+        version_max: 1,
+        features: 0,
+        payload_bytes_max: 262_144,
+        volume: meta().volume,
+        replica: meta().replica,
+        key_id: 1,
+        role: Role::Engine,
+        lineage: meta().lineage,
+        generation: Generation(generation),
+        engine: engine(of),
+        epoch: Epoch(0),
+        process: ProcessUuid(Uuid::from_u128(1)),
+        boot: BOOT,
+        nonce: [0; 32],
+    }
+}
+fn update(view: View, syncing: bool) -> ViewUpdate {
+    let m = meta();
+    ViewUpdate {
+        view,
+        configured: m.configured,
+        lineage: m.lineage,
+        incarnation: m.incarnation,
+        revision: 9,
+        syncing,
+        repaired: false,
+    }
+}
+
+/// Fences an engine in and persists what is asked; returns what it was told.
+fn take(replica: &mut Replica, hello: Hello) -> Result<(Welcome, Session), Refused> {
+    replica.handle_fence(1, hello);
+    loop {
+        match replica.poll_action().expect("an answer") {
+            Action::DropSession => replica.handle_dropped(0, true),
+            Action::Persist(_) => replica.handle_persisted(Ok(())),
+            Action::Welcome { ticket: 1, welcome, session } => return Ok((*welcome, session)),
+            Action::Refuse { ticket: 1, refused } => return Err(refused),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+}
+fn propose(replica: &mut Replica, generation: u64, update: ViewUpdate) -> (Status, bool) {
+    replica.handle_view(7, Generation(generation), update);
+    loop {
+        match replica.poll_action().expect("an answer") {
+            Action::Persist(_) => replica.handle_persisted(Ok(())),
+            Action::AnswerView { ticket: 7, status, reopen } => return (status, reopen),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn who_is_taken_and_who_is_not() {
+    let (higher, same, lower, foreign) = (hello(5, 6), hello(4, 5), hello(3, 5), hello(4, 6));
+    let table: [(&str, Hello, Option<RefusalKind>); 8] = [
+        ("higher", higher.clone(), None),
+        ("the same again", same, None),
+        ("lower", lower, Some(RefusalKind::Fenced)),
+        ("equal but foreign", foreign, Some(RefusalKind::Fenced)),
+        ("volume", Hello { volume: VolumeId(Uuid::nil()), ..higher.clone() }, Some(RefusalKind::Identity)),
+        ("replica", Hello { replica: ReplicaId(1), ..higher.clone() }, Some(RefusalKind::Identity)),
+        ("lineage", Hello { lineage: Lineage(Uuid::nil()), ..higher.clone() }, Some(RefusalKind::Identity)),
+        ("role", Hello { role: Role::Replica, ..higher }, Some(RefusalKind::Identity)),
+    ];
+    for (name, hello, refusal) in table {
+        let mut replica = Replica::new(meta(), BOOT);
+        let taken = take(&mut replica, hello.clone());
+        assert_eq!(taken.as_ref().err().map(|r| r.kind), refusal, "{name}");
+        match taken {
+            Ok((_, session)) => {
+                assert_eq!(session.generation, hello.generation, "{name}");
+                assert_eq!(
+                    (replica.meta().promised, replica.meta().promised_to),
+                    (hello.generation, hello.engine)
+                );
+                assert!(replica.meta().unflushed, "{name}");
+            }
+            Err(refused) => {
+                assert_eq!(replica.meta(), &meta(), "{name}: a refusal changes nothing");
+                // It names the one promised to.
+                assert_eq!((refused.generation, refused.engine), (Generation(4), engine(5)), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_older_io_ends_then_the_promise_is_durable_then_the_answer() {
+    let mut replica = Replica::new(meta(), BOOT);
+    replica.handle_fence(1, hello(5, 6));
+    assert_eq!(replica.poll_action(), Some(Action::DropSession));
+    assert_eq!(replica.poll_action(), None, "nothing before the old I/O has ended");
+    assert_eq!(replica.meta().promised, Generation(4));
+    replica.handle_dropped(0, false);
+    let Some(Action::Persist(next)) = replica.poll_action() else { panic!("expected the promise") };
+    assert_eq!((next.promised, next.promised_to, next.unflushed), (Generation(5), engine(6), true));
+    assert_eq!(replica.poll_action(), None, "nothing before the promise is durable");
+    replica.handle_persisted(Ok(()));
+    assert!(matches!(replica.poll_action(), Some(Action::Welcome { ticket: 1, .. })));
+}
+
+#[test]
+fn a_promise_that_cannot_be_kept_is_not_given() {
+    let mut replica = Replica::new(meta(), BOOT);
+    replica.handle_fence(1, hello(5, 6));
+    replica.poll_action();
+    replica.handle_dropped(0, true);
+    replica.poll_action();
+    replica.handle_persisted(Err((Status::NoSpace, "disk full".to_owned())));
+    let Some(Action::Refuse { refused, .. }) = replica.poll_action() else { panic!("expected a refusal") };
+    assert_eq!(refused.kind, RefusalKind::Storage);
+    assert!(refused.reason.contains("disk full"));
+    assert_eq!(replica.meta(), &meta());
+}
+
+#[test]
+fn fences_are_taken_one_at_a_time_and_the_older_loses_whatever_the_order() {
+    let mut replica = Replica::new(meta(), BOOT);
+    replica.handle_fence(1, hello(6, 6));
+    replica.handle_fence(2, hello(5, 7));
+    assert_eq!(replica.poll_action(), Some(Action::DropSession));
+    assert_eq!(replica.poll_action(), None);
+    replica.handle_dropped(0, true);
+    replica.poll_action();
+    replica.handle_persisted(Ok(()));
+    assert!(matches!(replica.poll_action(), Some(Action::Welcome { ticket: 1, .. })));
+    let Some(Action::Refuse { ticket: 2, refused }) = replica.poll_action() else { panic!() };
+    assert_eq!((refused.kind, refused.generation), (RefusalKind::Fenced, Generation(6)));
+}
+
+#[test]
+fn too_many_waiting_engines_are_sent_away() {
+    let mut replica = Replica::new(meta(), BOOT);
+    for ticket in 0..=9 {
+        replica.handle_fence(ticket, hello(5 + ticket, 6));
+    }
+    assert_eq!(replica.poll_action(), Some(Action::DropSession));
+    assert!(matches!(replica.poll_action(), Some(Action::Refuse { ticket: 9, .. })));
+}
+
+#[test]
+fn the_flush_sequence_is_the_same_engines_or_none() {
+    let mut replica = Replica::new(meta(), BOOT);
+    let mut told = |hello| {
+        replica.handle_fence(1, hello);
+        loop {
+            match replica.poll_action().unwrap() {
+                Action::DropSession => replica.handle_dropped(42, false),
+                Action::Persist(_) => replica.handle_persisted(Ok(())),
+                Action::Welcome { welcome, .. } => return welcome.flush_sequence,
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    };
+    assert_eq!(told(hello(4, 5)), 42);
+    assert_eq!(told(hello(5, 6)), 0);
+    assert_eq!(told(hello(5, 6)), 42);
+}
+
+#[test]
+fn which_views_are_persisted() {
+    let table: [(&str, u64, ViewUpdate, Status); 10] = [
+        ("next epoch", 4, update(view(4, 7, &[1, 2, 3]), false), Status::Ok),
+        ("without it", 4, update(view(4, 7, &[1, 3]), false), Status::Ok),
+        ("the same again", 4, update(view(4, 6, &[1, 2]), false), Status::Ok),
+        ("the same order, other members", 4, update(view(4, 6, &[1]), false), Status::Invalid),
+        ("older epoch", 4, update(view(4, 5, &[1, 2]), false), Status::Invalid),
+        ("older generation", 4, update(view(3, 9, &[1, 2]), false), Status::Fenced),
+        ("newer generation than promised", 4, update(view(5, 1, &[1, 2]), false), Status::Fenced),
+        ("of a connection fenced meanwhile", 3, update(view(4, 7, &[1, 2]), false), Status::Fenced),
+        ("syncing member", 4, update(view(4, 7, &[1, 2]), true), Status::Invalid),
+        (
+            "another lineage",
+            4,
+            ViewUpdate { lineage: Lineage(Uuid::nil()), ..update(view(4, 7, &[2]), false) },
+            Status::Invalid,
+        ),
+    ];
+    for (name, generation, update, status) in table {
+        let mut replica = Replica::new(meta(), BOOT);
+        assert_eq!(propose(&mut replica, generation, update), (status, false), "{name}");
+        if status == Status::Ok {
+            assert_eq!((replica.meta().view, replica.meta().revision), (update.view, 9), "{name}");
+        } else {
+            assert_eq!(replica.meta(), &meta(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_view_is_durable_before_its_answer_and_a_failed_one_is_not_claimed() {
+    let mut replica = Replica::new(meta(), BOOT);
+    replica.handle_view(7, Generation(4), update(view(4, 7, &[2]), false));
+    assert!(matches!(replica.poll_action(), Some(Action::Persist(_))));
+    assert_eq!(replica.poll_action(), None);
+    replica.handle_persisted(Err((Status::NoSpace, String::new())));
+    assert_eq!(
+        replica.poll_action(),
+        Some(Action::AnswerView { ticket: 7, status: Status::NoSpace, reopen: false })
+    );
+    assert_eq!(replica.meta().view, view(4, 6, &[1, 2]));
+}
+
+#[test]
+fn only_a_sync_that_ends_in_membership_clears_what_was_lost() {
+    let lost = Meta { cache_lost: true, failed: "EIO".to_owned(), ..meta() };
+    // Members stay unreliable however often they are told that they are members.
+    let mut replica = Replica::new(lost.clone(), BOOT);
+    propose(&mut replica, 4, update(view(4, 7, &[1, 2]), false));
+    assert!(replica.meta().cache_lost && !replica.meta().failed.is_empty());
+    // Removed, filled, and a member again. A view in between that does not say "syncing" does not end the sync.
+    propose(&mut replica, 4, update(view(4, 8, &[1]), false));
+    assert!(!replica.meta().syncing);
+    assert_eq!(propose(&mut replica, 4, update(view(4, 8, &[1]), true)), (Status::Ok, true));
+    propose(&mut replica, 4, update(view(4, 9, &[1]), false));
+    assert!(replica.meta().syncing && replica.meta().cache_lost && !replica.meta().failed.is_empty());
+    propose(&mut replica, 4, update(view(4, 10, &[1, 2]), false));
+    let m = replica.meta();
+    assert!(!m.syncing && !m.cache_lost && m.failed.is_empty());
+}
+
+#[test]
+fn a_sync_whose_fsync_failed_does_not_end_in_membership() {
+    let mut replica = Replica::new(meta(), BOOT);
+    propose(&mut replica, 4, update(view(4, 7, &[1]), true));
+    replica.handle_sync_failed("EIO".to_owned());
+    replica.poll_action();
+    replica.handle_persisted(Err((Status::Io, "EIO again".to_owned())));
+    assert_eq!(replica.meta().failed, "EIO", "known even where it could not be persisted");
+    assert_eq!(propose(&mut replica, 4, update(view(4, 8, &[1, 2]), false)).0, Status::Failed);
+    assert_eq!(propose(&mut replica, 4, update(view(4, 7, &[1]), true)), (Status::Ok, true), "begun anew");
+    assert_eq!(propose(&mut replica, 4, update(view(4, 8, &[1, 2]), false)).0, Status::Ok);
+    assert!(replica.meta().failed.is_empty());
+}
+
+#[test]
+fn unflushed_is_set_once_per_session_and_cleared_when_clean() {
+    let mut replica = Replica::new(meta(), BOOT);
+    let (_, first) = take(&mut replica, hello(5, 6)).unwrap();
+    assert!(replica.meta().unflushed);
+    // A reconnect writes nothing to the disk.
+    replica.handle_fence(2, hello(5, 6));
+    assert_eq!(replica.poll_action(), Some(Action::DropSession));
+    replica.handle_dropped(0, false);
+    let Some(Action::Welcome { session: second, .. }) = replica.poll_action() else { panic!() };
+    // The end of the older session says nothing about the newer one.
+    replica.handle_session_ended(first.number, true);
+    assert_eq!(replica.poll_action(), None);
+    replica.handle_session_ended(second.number, false);
+    assert_eq!(replica.poll_action(), None);
+    replica.handle_session_ended(second.number, true);
+    let Some(Action::Persist(next)) = replica.poll_action() else { panic!("expected the clean mark") };
+    assert!(!next.unflushed);
+}
+
+#[test]
+fn a_reboot_after_unflushed_writes_loses_the_cache() {
+    let other = BootId(Uuid::from_u128(10));
+    for (unflushed, boot, lost) in
+        [(true, BOOT, false), (true, other, true), (false, other, false), (false, BOOT, false)]
+    {
+        let next = reopened(&Meta { unflushed, ..meta() }, boot);
+        assert_eq!(next.is_some(), lost, "{unflushed} {boot}");
+        assert!(next.is_none_or(|m| m.cache_lost && !m.unflushed && m.boot == boot));
+    }
+}

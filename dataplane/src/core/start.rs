@@ -1,0 +1,262 @@
+//! May an engine start, and with which members? Pure, from what it fenced and what the registry says.
+//! The rules and why each is needed: `docs/replication.md`.
+
+use holdfast_proto::ids::ReplicaId;
+use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
+
+use crate::wire::handshake::Welcome;
+
+/// More than half of `configured` replicas.
+#[must_use]
+pub fn majority(configured: usize) -> usize {
+    configured / 2 + 1
+}
+
+/// What the registry has to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegistryState {
+    /// Our generation is in the record: nobody else takes one without our seeing it.
+    Attached,
+    /// It cannot be reached.
+    Unreachable,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Propose a view with these members, its epoch being one above `newest`'s.
+    Start {
+        /// The newest view known.
+        newest: View,
+        /// Those of its members that are here and can serve.
+        members: ReplicaSet,
+        /// The record went back (or is of another registry): it must take this view, whatever its size.
+        reseed: bool,
+    },
+    /// Not yet.
+    Wait {
+        /// Those that would decide it.
+        missing: ReplicaSet,
+        /// For people.
+        why: String,
+    },
+}
+
+/// Decides. `record` is the status as it was read at attach, `version` the record's version; `fenced` are the replicas
+/// of the record's lineage that promised to this engine.
+#[must_use]
+pub fn decide(
+    record: &VolumeStatus,
+    version: u64,
+    registry: RegistryState,
+    fenced: &[(ReplicaId, &Welcome)],
+) -> Decision {
+    let configured = record.configured;
+    let (count, maj) = (configured.len(), majority(configured.len()));
+    let here: ReplicaSet = fenced.iter().map(|(id, _)| *id).collect();
+    let away = configured.difference(&here);
+    let newest = fenced
+        .iter()
+        .map(|(_, welcome)| welcome.view)
+        .chain([record.view])
+        .max_by_key(View::order)
+        .unwrap_or(record.view);
+    let present = newest.members.intersection(&here);
+    if present.is_empty() {
+        return wait(
+            newest.members.difference(&here),
+            format!("the newest view known is {newest}, and none of its members is here"),
+        );
+    }
+    let gone_back = fenced.iter().any(|(_, w)| w.incarnation != record.incarnation || w.revision > version);
+    let all_here = away.is_empty();
+    let allowed = match registry {
+        RegistryState::Unreachable => {
+            if !all_here {
+                return wait(away, "the registry cannot be reached, so every replica is needed".to_owned());
+            }
+            if newest.needs_registry {
+                return wait(
+                    ReplicaSet::new(),
+                    format!("view {newest} can only be followed with the registry"),
+                );
+            }
+            true
+        }
+        RegistryState::Attached if gone_back => {
+            if !all_here {
+                return wait(
+                    away,
+                    "the registry is older than what replicas heard of it, so every replica is needed"
+                        .to_owned(),
+                );
+            }
+            true
+        }
+        RegistryState::Attached => {
+            let minority =
+                record.view.members.len() < maj && !record.view.members.intersection(&here).is_empty();
+            here.len() > count - maj || minority
+        }
+    };
+    if !allowed {
+        return wait(
+            away,
+            format!("a start needs {} of {count} replicas, {} are here", count - maj + 1, here.len()),
+        );
+    }
+    Decision::Start { newest, members: usable(present, fenced), reseed: gone_back }
+}
+
+fn wait(missing: ReplicaSet, why: String) -> Decision {
+    Decision::Wait { missing, why }
+}
+
+/// Members that may serve. In this order of preference: those that hold all they acknowledged; those whose node lost
+/// its cache with writes that no flush covered (where all did, that is a power loss: one is as good as another); those
+/// whose disk failed a flush or that are still being filled (consumers were told). A member that is left out is filled
+/// again: a flush must not be acknowledged by one that lacks what was written before it.
+fn usable(present: ReplicaSet, fenced: &[(ReplicaId, &Welcome)]) -> ReplicaSet {
+    let pick = |wanted: &dyn Fn(&Welcome) -> bool| -> ReplicaSet {
+        fenced.iter().filter(|(id, w)| present.contains(*id) && wanted(w)).map(|(id, _)| *id).collect()
+    };
+    let sound = |w: &Welcome| w.failed.is_empty() && !w.syncing;
+    [pick(&|w| sound(w) && !w.cache_lost), pick(&sound)]
+        .into_iter()
+        .find(|set| !set.is_empty())
+        .unwrap_or(present)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use holdfast_proto::ids::{Epoch, Generation, Incarnation, InstanceUuid, Lineage};
+
+    pub(crate) fn set(ids: &[u32]) -> ReplicaSet {
+        ids.iter().map(|id| ReplicaId(*id)).collect()
+    }
+    pub(crate) fn view(generation: u64, epoch: u64, members: &[u32], needs_registry: bool) -> View {
+        View {
+            generation: Generation(generation),
+            epoch: Epoch(epoch),
+            members: set(members),
+            needs_registry,
+        }
+    }
+    pub(crate) fn status(configured: &[u32], view: View) -> VolumeStatus {
+        VolumeStatus {
+            incarnation: Incarnation::nil(),
+            lineage: Lineage::nil(),
+            generation: view.generation,
+            engine_uuid: InstanceUuid::nil(),
+            view,
+            configured: set(configured),
+            clean: false,
+            instance_uuids: std::collections::BTreeMap::new(),
+        }
+    }
+    pub(crate) fn welcome(view: View) -> Welcome {
+        Welcome {
+            size_bytes: 1 << 30,
+            lineage: Lineage::nil(),
+            view,
+            configured: ReplicaSet::new(),
+            incarnation: Incarnation::nil(),
+            revision: 0,
+            syncing: false,
+            cache_lost: false,
+            failed: String::new(),
+            flush_sequence: 0,
+        }
+    }
+    fn run(record: &VolumeStatus, registry: RegistryState, fenced: &[(u32, Welcome)]) -> Decision {
+        let fenced: Vec<_> = fenced.iter().map(|(id, w)| (ReplicaId(*id), w)).collect();
+        decide(record, 10, registry, &fenced)
+    }
+    fn members(decision: &Decision) -> Option<ReplicaSet> {
+        match decision {
+            Decision::Start { members, .. } => Some(*members),
+            Decision::Wait { .. } => None,
+        }
+    }
+    use RegistryState::{Attached, Unreachable};
+
+    #[test]
+    fn three_replicas_need_two_one_a_member() {
+        let v = view(1, 1, &[1, 2, 3], false);
+        let record = status(&[1, 2, 3], v);
+        assert_eq!(members(&run(&record, Attached, &[(1, welcome(v))])), None);
+        let two = [(1, welcome(v)), (2, welcome(v))];
+        assert_eq!(members(&run(&record, Attached, &two)), Some(set(&[1, 2])));
+    }
+
+    #[test]
+    fn counterexample_1_one_of_three_with_the_registry_is_not_enough() {
+        // r1 and r2 went on without the registry; r3 alone must not start.
+        let record = status(&[1, 2, 3], view(1, 1, &[1, 2, 3], false));
+        let decision = run(&record, Attached, &[(3, welcome(view(1, 1, &[1, 2, 3], false)))]);
+        assert!(matches!(decision, Decision::Wait { missing, .. } if missing == set(&[1, 2])));
+    }
+
+    #[test]
+    fn counterexample_2_a_view_of_a_newer_generation_outranks_a_higher_epoch() {
+        let record = status(&[1, 2, 3], view(1, 1, &[1, 2, 3], false));
+        let fenced = [(1, welcome(view(1, 3, &[1], true))), (2, welcome(view(2, 2, &[2, 3], false)))];
+        assert_eq!(members(&run(&record, Attached, &fenced)), Some(set(&[2])));
+    }
+
+    #[test]
+    fn a_minority_in_the_record_may_start_alone_and_nobody_else() {
+        let record = status(&[1, 2, 3], view(2, 5, &[2], true));
+        let stale = view(1, 1, &[1, 2, 3], false);
+        assert_eq!(members(&run(&record, Attached, &[(2, welcome(record.view))])), Some(set(&[2])));
+        let others = [(1, welcome(stale)), (3, welcome(stale))];
+        assert_eq!(members(&run(&record, Attached, &others)), None);
+    }
+
+    #[test]
+    fn counterexample_8_without_the_registry_all_are_needed_and_no_flag() {
+        let record = status(&[1, 2], view(1, 1, &[1, 2], false));
+        let v = record.view;
+        assert_eq!(members(&run(&record, Unreachable, &[(1, welcome(v))])), None);
+        let both = [(1, welcome(v)), (2, welcome(v))];
+        assert_eq!(members(&run(&record, Unreachable, &both)), Some(set(&[1, 2])));
+        let flagged = [(1, welcome(view(1, 2, &[1], true))), (2, welcome(v))];
+        assert_eq!(members(&run(&record, Unreachable, &flagged)), None);
+    }
+
+    #[test]
+    fn counterexample_9_a_registry_that_went_back_needs_all() {
+        let record = status(&[1, 2], view(1, 1, &[1, 2], false));
+        let ahead = Welcome { revision: 11, ..welcome(record.view) };
+        assert_eq!(members(&run(&record, Attached, &[(2, ahead.clone())])), None);
+        let decision = run(&record, Attached, &[(2, ahead), (1, welcome(view(1, 2, &[1], true)))]);
+        assert!(matches!(decision, Decision::Start { reseed: true, members, .. } if members == set(&[1])));
+    }
+
+    #[test]
+    fn a_member_that_failed_a_flush_serves_only_where_there_is_no_other() {
+        let v = view(1, 1, &[1, 2], false);
+        let record = status(&[1, 2], v);
+        let bad = Welcome { failed: "fsync".to_owned(), ..welcome(v) };
+        assert_eq!(members(&run(&record, Attached, &[(1, bad.clone()), (2, welcome(v))])), Some(set(&[2])));
+        assert_eq!(members(&run(&record, Attached, &[(1, bad.clone()), (2, bad)])), Some(set(&[1, 2])));
+    }
+
+    #[test]
+    fn a_member_whose_node_lost_its_cache_is_filled_again() {
+        let v = view(1, 1, &[1, 2], false);
+        let record = status(&[1, 2], v);
+        let lost = Welcome { cache_lost: true, ..welcome(v) };
+        assert_eq!(members(&run(&record, Attached, &[(1, lost.clone()), (2, welcome(v))])), Some(set(&[2])));
+        assert_eq!(members(&run(&record, Attached, &[(1, lost.clone()), (2, lost)])), Some(set(&[1, 2])));
+    }
+
+    #[test]
+    fn one_replica_starts_with_it_alone() {
+        let v = view(0, 0, &[1], true);
+        let record = status(&[1], v);
+        assert_eq!(members(&run(&record, Attached, &[(1, welcome(v))])), Some(set(&[1])));
+        assert_eq!(members(&run(&record, Attached, &[])), None);
+    }
+}

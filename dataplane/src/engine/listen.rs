@@ -1,0 +1,146 @@
+//! Taking NBD clients: listening, their handshakes, and handing their sockets to the data thread.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+use super::connect::Task;
+use super::frontends::CLIENTS_MAX;
+use super::message::{Command, DataHandle};
+use crate::control::server;
+use crate::error::Error;
+use crate::frontend::nbd::{ExportInfo, negotiate};
+
+/// Handshakes at once; the next client waits in the kernel's queue.
+const HANDSHAKES_MAX: usize = CLIENTS_MAX;
+/// How long a client may take to say what it wants.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// A connection that could not be accepted (no descriptors left) is tried again after this.
+const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(200);
+/// A TCP address that is taken is tried again after this.
+const BIND_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Where clients come in. Dropped: no new ones do.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    socket: PathBuf,
+    _tasks: Vec<Task>,
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        // The instance's lock is held: this is our socket file.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// What every handshake needs.
+struct Door {
+    export: ExportInfo,
+    data: DataHandle,
+    slots: Semaphore,
+}
+
+/// Listens on the unix socket and, where one is given, at the TCP address; `tcp` hears of the latter's fate.
+///
+/// # Errors
+/// When the unix socket cannot be made.
+pub(super) fn open(
+    socket: PathBuf,
+    address: Option<SocketAddr>,
+    export: ExportInfo,
+    data: DataHandle,
+    tcp: impl Fn(Result<SocketAddr, String>) + 'static,
+) -> Result<Listeners, Error> {
+    let door = Rc::new(Door { export, data, slots: Semaphore::new(HANDSHAKES_MAX) });
+    let listener = server::listen(&socket)?;
+    tracing::info!(socket = %socket.display(), "NBD clients may come");
+    let mut tasks = vec![Task::spawn(unix(listener, Rc::clone(&door)))];
+    if let Some(address) = address {
+        tasks.push(Task::spawn(serve_tcp(address, door, tcp)));
+    }
+    Ok(Listeners { socket, _tasks: tasks })
+}
+
+async fn unix(listener: UnixListener, door: Rc<Door>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let into_fd = |stream: tokio::net::UnixStream| stream.into_std().map(OwnedFd::from);
+                receive(stream, into_fd, &door).await;
+            }
+            Err(e) => accept_failed(&e).await,
+        }
+    }
+}
+
+async fn serve_tcp(
+    address: SocketAddr,
+    door: Rc<Door>,
+    report: impl Fn(Result<SocketAddr, String>) + 'static,
+) {
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(e) => {
+                report(Err(format!("NBD over TCP: listen at {address}: {e}")));
+                tokio::time::sleep(BIND_RETRY_AFTER).await;
+            }
+        }
+    };
+    let address = listener.local_addr().unwrap_or(address);
+    tracing::warn!(%address, "NBD over TCP has no authentication: whoever reaches this address can read and write");
+    report(Ok(address));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Without it small replies of the handshake may wait; no more than that is lost.
+                let _ = stream.set_nodelay(true);
+                let into_fd = |stream: tokio::net::TcpStream| stream.into_std().map(OwnedFd::from);
+                receive(stream, into_fd, &door).await;
+            }
+            Err(e) => accept_failed(&e).await,
+        }
+    }
+}
+
+async fn accept_failed(e: &io::Error) {
+    tracing::warn!("accept an NBD client: {e}");
+    tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
+}
+
+/// Shakes hands in a task of its own, once there is room for one more.
+async fn receive<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    mut stream: S,
+    into_fd: impl FnOnce(S) -> io::Result<OwnedFd> + 'static,
+    door: &Rc<Door>,
+) {
+    // Never closed, so never refused.
+    let Ok(slot) = door.slots.acquire().await else { return };
+    slot.forget();
+    let door = Rc::clone(door);
+    tokio::task::spawn_local(async move {
+        let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, negotiate(&mut stream, &door.export)).await;
+        door.slots.add_permits(1);
+        let refused: &dyn fmt::Display = match &shaken {
+            Ok(Ok(Some(negotiated))) => match into_fd(stream) {
+                Ok(socket) => {
+                    return door.data.tell(Command::Client { socket, negotiated: *negotiated });
+                }
+                Err(e) => return tracing::warn!("an NBD client is dropped: {e}"),
+            },
+            Ok(Ok(None)) => return,
+            Ok(Err(e)) => e,
+            Err(_) => &"its handshake took too long",
+        };
+        tracing::info!("an NBD client is dropped: {refused}");
+    });
+}

@@ -1,0 +1,175 @@
+//! What the core reports, in the agent's words.
+
+use holdfast_proto::pb::instance as pb;
+
+use crate::core::engine::{Ending, EngineState, ReplicaMode, Report};
+
+/// What the control thread knows beside the report.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) report: Option<Report>,
+    pub(super) clients: usize,
+    /// Set while clients can come.
+    pub(super) nbd_socket: String,
+    pub(super) nbd_tcp: String,
+    /// What goes wrong with a frontend, for people.
+    pub(super) trouble: String,
+    pub(super) served: bool,
+    pub(super) draining: bool,
+    pub(super) ending: Option<Ending>,
+}
+
+impl Facts {
+    /// Writes it down for watchers.
+    pub(super) fn show(&self, status: &mut pb::InstanceStatus) {
+        let Some(report) = &self.report else { return };
+        let phase = match (self.draining, self.served) {
+            (true, _) => "stopping",
+            (false, true) => "running",
+            (false, false) => "starting",
+        };
+        phase.clone_into(&mut status.phase);
+        status.reason = self.reason(report);
+        status.engine = Some(pb::EngineStatus {
+            state: self.state(report).to_owned(),
+            generation: report.generation.0,
+            epoch: report.epoch.0,
+            nbd_socket: self.nbd_socket.clone(),
+            nbd_tcp: self.nbd_tcp.clone(),
+            replicas: report
+                .replicas
+                .iter()
+                .map(|replica| pb::ReplicaState {
+                    id: replica.id.0,
+                    mode: mode(replica.mode).to_owned(),
+                    reason: replica.reason.clone(),
+                    done_bytes: replica.done_bytes,
+                    total_bytes: replica.total_bytes,
+                })
+                .collect(),
+            clients: u32::try_from(self.clients).unwrap_or(u32::MAX),
+            waiting_for: report.waiting_for.clone(),
+            reads: report.reads,
+            writes: report.writes,
+            fenced: matches!(self.ending, Some(Ending::Fenced { .. })),
+            unrepaired_bytes: report.unrepaired_bytes,
+        });
+    }
+
+    fn reason(&self, report: &Report) -> String {
+        let reason = match &self.ending {
+            Some(ending) => describe(ending),
+            None if !report.waiting_for.is_empty() => format!("waiting for {}", report.waiting_for),
+            None => String::new(),
+        };
+        match (reason.is_empty(), self.trouble.is_empty()) {
+            (true, _) => self.trouble.clone(),
+            (false, true) => reason,
+            (false, false) => format!("{reason}; {}", self.trouble),
+        }
+    }
+
+    fn state(&self, report: &Report) -> &'static str {
+        match (&self.ending, report.state) {
+            (Some(Ending::Clean | Ending::Unclean(_)), _) | (None, EngineState::Detaching) => "detaching",
+            (Some(Ending::Fenced { .. } | Ending::CacheLost | Ending::RecordMissing), _)
+            | (None, EngineState::Faulted) => "faulted",
+            (None, EngineState::Attaching) => "attaching",
+            (None, EngineState::Healthy) => "healthy",
+            (None, EngineState::Degraded) => "degraded",
+            (None, EngineState::Suspended) => "suspended",
+        }
+    }
+}
+
+/// How an engine ended, for people.
+pub(super) fn describe(ending: &Ending) -> String {
+    match ending {
+        Ending::Clean => "drained and flushed on every member".to_owned(),
+        Ending::Unclean(why) => why.clone(),
+        Ending::Fenced { by } => {
+            format!(
+                "an engine of generation {by} has taken the volume over; this one serves nothing any more"
+            )
+        }
+        Ending::CacheLost => {
+            "every member lost its cache with writes in it that were acknowledged and not flushed; \
+             what was flushed is safe"
+                .to_owned()
+        }
+        Ending::RecordMissing => "the volume has no record any more".to_owned(),
+    }
+}
+
+fn mode(mode: ReplicaMode) -> &'static str {
+    match mode {
+        ReplicaMode::Member => "member",
+        ReplicaMode::Suspect => "suspect",
+        ReplicaMode::CatchingUp => "catching_up",
+        ReplicaMode::Rebuilding => "rebuilding",
+        ReplicaMode::Faulted => "faulted",
+        ReplicaMode::Absent => "absent",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_proto::ids::{Epoch, Generation};
+
+    fn report(state: EngineState) -> Report {
+        Report {
+            state,
+            generation: Generation(3),
+            epoch: Epoch(4),
+            replicas: Vec::new(),
+            waiting_for: String::new(),
+            unrepaired_bytes: 0,
+            reads: 0,
+            writes: 0,
+        }
+    }
+
+    fn shown(facts: &Facts) -> (String, String, bool) {
+        let mut status = pb::InstanceStatus::default();
+        facts.show(&mut status);
+        let engine = status.engine.unwrap();
+        (status.phase, engine.state, engine.fenced)
+    }
+
+    #[test]
+    fn a_fenced_engine_says_so_and_keeps_running() {
+        let facts = Facts {
+            report: Some(report(EngineState::Faulted)),
+            served: true,
+            ending: Some(Ending::Fenced { by: Generation(9) }),
+            ..Facts::default()
+        };
+        assert_eq!(shown(&facts), ("running".to_owned(), "faulted".to_owned(), true));
+    }
+
+    #[test]
+    fn after_a_drain_it_is_detaching_and_not_faulted() {
+        let facts = Facts {
+            report: Some(report(EngineState::Faulted)),
+            served: true,
+            draining: true,
+            ending: Some(Ending::Clean),
+            ..Facts::default()
+        };
+        assert_eq!(shown(&facts), ("stopping".to_owned(), "detaching".to_owned(), false));
+    }
+
+    #[test]
+    fn what_a_start_waits_for_is_the_reason() {
+        let mut waiting = report(EngineState::Attaching);
+        waiting.waiting_for = "{r2}: it would decide".to_owned();
+        let facts = Facts { report: Some(waiting), ..Facts::default() };
+        let mut status = pb::InstanceStatus::default();
+        facts.show(&mut status);
+        assert_eq!(
+            (status.phase.as_str(), status.reason.as_str()),
+            ("starting", "waiting for {r2}: it would decide")
+        );
+    }
+}

@@ -1,0 +1,536 @@
+//! A whole replica but for the process around it: the agent's calls over its socket, engines over its data port.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use holdfast_proto::ids::{BootId, Epoch, Generation, InstanceUuid, Lineage, ProcessUuid, ReplicaId};
+use holdfast_proto::pb::instance as pb;
+use holdfast_proto::record::{ReplicaSet, View};
+use pb::instance_client::InstanceClient;
+use pb::watch_item::Item;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::transport::{Channel, Endpoint};
+
+use super::config::tests::sample;
+use super::test_engine::{PATIENCE, TestEngine};
+use super::{ReplicaConfig, ReplicaRole};
+use crate::control::handshake::{ConnectError, VolumeKey, connect, nonce};
+use crate::control::{Instance, InstanceArgs, server};
+use crate::error::Error;
+use crate::layout::read_label;
+use crate::wire::handshake::{
+    HandshakeError, Hello, MessageKind, PREFIX_BYTES, Prefix, Proof, RefusalKind, Refused, Role, Welcome,
+    frame,
+};
+use crate::wire::payload::ViewUpdate;
+use crate::wire::{Kind, Status};
+
+struct Replica {
+    thread: Option<JoinHandle<Result<(), Error>>>,
+    client: InstanceClient<Channel>,
+    uuid: InstanceUuid,
+    config: pb::ReplicaConfig,
+}
+
+/// A configuration with ports of its own: tests run side by side. Below the kernel's ephemeral ports.
+fn config(dir: &Path) -> pb::ReplicaConfig {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Other test processes on this machine choose their own by their pid.
+    let base = 12_000 + (std::process::id() % 100) * 150;
+    let port_min = base + NEXT.fetch_add(10, Ordering::Relaxed);
+    let data_dir = dir.join("demo.r2").display().to_string();
+    pb::ReplicaConfig { data_dir, port_min, port_max: port_min + 9, port_preferred: 0, ..sample() }
+}
+
+impl Replica {
+    /// Runs one on a thread of its own and confirms it.
+    async fn start(dir: &Path, config: pb::ReplicaConfig) -> Self {
+        let uuid = InstanceUuid::random();
+        let args = InstanceArgs {
+            name: "demo-r2".to_owned(),
+            uuid,
+            instance_dir: dir.to_owned(),
+            control: dir.join("control"),
+        };
+        let control = args.control.clone();
+        let (ready, started) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            tokio_uring::start(async {
+                let (instance, ended) = Instance::new(args, "replica").unwrap();
+                let listener = server::listen(&instance.args.control).unwrap();
+                ready.send(()).unwrap();
+                let role = Rc::new(ReplicaRole::start(&instance));
+                server::serve(instance, ended, listener, role, PATIENCE).await
+            })
+        });
+        started.await.unwrap();
+        let uri = format!("unix:{}", control.display());
+        let mut client = InstanceClient::new(Endpoint::from_shared(uri).unwrap().connect().await.unwrap());
+        client.confirm(pb::ConfirmRequest { uuid: uuid.to_string() }).await.unwrap();
+        Self { thread: Some(thread), client, uuid, config }
+    }
+
+    async fn configure(&mut self) -> Result<(), tonic::Status> {
+        let role = Some(pb::configure_request::Role::Replica(self.config.clone()));
+        let request = pb::ConfigureRequest { uuid: self.uuid.to_string(), role };
+        self.client.configure(request).await.map(drop)
+    }
+
+    async fn started(dir: &Path, config: pb::ReplicaConfig) -> Self {
+        let mut replica = Self::start(dir, config).await;
+        replica.configure().await.unwrap();
+        replica
+    }
+
+    /// Watches until the status is as wanted.
+    async fn until(&mut self, wanted: impl Fn(&pb::InstanceStatus) -> bool) -> pb::InstanceStatus {
+        let watch = async {
+            let mut items = self.client.watch(pb::WatchRequest {}).await.unwrap().into_inner();
+            loop {
+                match items.message().await.unwrap().unwrap().item {
+                    Some(Item::Status(status)) if wanted(&status) => return status,
+                    _ => {}
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, watch).await.unwrap()
+    }
+
+    async fn address(&mut self) -> SocketAddr {
+        let status = self.until(|s| s.replica.is_some()).await;
+        status.replica.unwrap().address.parse().unwrap()
+    }
+
+    fn key(&self) -> VolumeKey {
+        VolumeKey::try_from(self.config.key.as_ref().unwrap()).unwrap()
+    }
+
+    fn hello(&self, generation: u64, engine: InstanceUuid) -> Hello {
+        Hello {
+            version_min: 1,
+            version_max: 1,
+            features: 0,
+            payload_bytes_max: 262_144,
+            volume: self.config.volume_id.parse().unwrap(),
+            replica: ReplicaId(2),
+            key_id: 0,
+            role: Role::Engine,
+            lineage: self.config.lineage.parse().unwrap(),
+            generation: Generation(generation),
+            engine,
+            epoch: Epoch(0),
+            process: ProcessUuid::random(),
+            boot: BootId::random(),
+            nonce: [0; 32],
+        }
+    }
+
+    async fn connect(&mut self, hello: Hello) -> Result<(TestEngine, Welcome), ConnectError> {
+        let address = self.address().await;
+        let generation = hello.generation.0;
+        let (socket, challenge, welcome) = connect(address, &self.key(), hello, PATIENCE).await?;
+        assert_eq!(challenge.version, 1);
+        Ok((TestEngine::new(socket.into(), generation), welcome))
+    }
+
+    async fn refused(&mut self, hello: Hello) -> Refused {
+        match self.connect(hello).await {
+            Err(ConnectError::Refused(refused)) => refused,
+            other => panic!("expected a refusal, found {other:?}"),
+        }
+    }
+
+    async fn stop(mut self) -> Result<(), Error> {
+        self.client.stop(pb::StopRequest {}).await.unwrap();
+        // Beside this runtime, on which the client takes the server's last frames.
+        let thread = self.thread.take().unwrap();
+        tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap()
+    }
+}
+
+/// The engine's calls block: they run beside this runtime.
+async fn with<T: Send + 'static>(
+    engine: TestEngine,
+    calls: impl FnOnce(&mut TestEngine) -> T + Send + 'static,
+) -> (TestEngine, T) {
+    tokio::task::spawn_blocking(move || {
+        let mut engine = engine;
+        let result = calls(&mut engine);
+        (engine, result)
+    })
+    .await
+    .unwrap()
+}
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+fn tmp() -> (tempfile::TempDir, PathBuf) {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().to_owned();
+    (tmp, path)
+}
+
+fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], syncing: bool) -> Vec<u8> {
+    ViewUpdate {
+        view: View {
+            generation: Generation(generation),
+            epoch: Epoch(epoch),
+            members: ReplicaSet::checked(members.iter().copied()).unwrap(),
+            needs_registry: false,
+        },
+        configured: ReplicaSet::checked([1, 2, 3]).unwrap(),
+        lineage: replica.config.lineage.parse().unwrap(),
+        incarnation: replica.config.incarnation.parse().unwrap(),
+        revision: 5,
+        syncing,
+        repaired: false,
+    }
+    .encode()
+}
+
+#[test]
+fn from_creation_to_a_clean_end() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        replica.configure().await.unwrap();
+        let status = replica.until(|s| s.phase == "running").await.replica.unwrap();
+        assert_eq!((status.mode.as_str(), status.generation), ("open", 0));
+        let data_dir = PathBuf::from(&replica.config.data_dir);
+
+        let first = InstanceUuid::random();
+        let hello = replica.hello(1, first);
+        let (engine, welcome) = replica.connect(hello).await.unwrap();
+        assert_eq!((welcome.size_bytes, welcome.syncing, welcome.cache_lost), (1 << 20, false, false));
+        assert_eq!(welcome.view.members, ReplicaSet::checked([1, 2, 3]).unwrap());
+        // The promise is on the disk, and so is the mark that writes may follow.
+        let (meta, _) = read_label(&data_dir).unwrap();
+        assert_eq!((meta.promised, meta.promised_to, meta.unflushed), (Generation(1), first, true));
+
+        let view = update(&replica, 1, 1, &[1, 2], false);
+        let (engine, ()) = with(engine, move |engine| {
+            let header = engine.header(Kind::PersistView, 0, 0);
+            assert_eq!(engine.call(header, &view).0.status, Status::Ok);
+            let header = engine.header(Kind::PersistView, 0, 0);
+            assert_eq!(
+                engine.call(header, &[view.as_slice(), b"newer fields"].concat()).0.status,
+                Status::Ok
+            );
+            assert_eq!(engine.write(4096, &[7; 4096], 0), Status::Ok);
+        })
+        .await;
+        let (meta, _) = read_label(&data_dir).unwrap();
+        assert_eq!((meta.view.order(), meta.revision), ((Generation(1), Epoch(1)), 5));
+        replica.until(|s| s.replica.as_ref().is_some_and(|r| r.epoch == 1)).await;
+
+        // The same engine again: a reconnect. The older connection ends.
+        let hello = replica.hello(1, first);
+        let (again, welcome) = replica.connect(hello).await.unwrap();
+        assert_eq!(welcome.view.epoch, Epoch(1));
+        with(engine, |engine| assert!(engine.until_closed().is_empty())).await;
+        let (again, ()) = with(again, |engine| assert_eq!(engine.read(4096, 4096), vec![7; 4096])).await;
+
+        // A newer engine; the older one is told who took over.
+        let second = InstanceUuid::random();
+        let hello = replica.hello(2, second);
+        let (engine, _) = replica.connect(hello).await.unwrap();
+        with(again, |engine| assert!(engine.until_closed().is_empty())).await;
+        let hello = replica.hello(1, first);
+        let refused = replica.refused(hello).await;
+        assert_eq!(
+            (refused.kind, refused.generation, refused.engine),
+            (RefusalKind::Fenced, Generation(2), second)
+        );
+        let hello = replica.hello(2, first);
+        assert_eq!(replica.refused(hello).await.kind, RefusalKind::Fenced);
+        let hello = Hello { lineage: Lineage::random(), ..replica.hello(9, first) };
+        assert_eq!(replica.refused(hello).await.kind, RefusalKind::Identity);
+
+        let (engine, ()) =
+            with(engine, |engine| assert_eq!(engine.write(0, &[8; 4096], 0), Status::Ok)).await;
+        for _repeated in 0..2 {
+            let drained =
+                replica.client.drain(pb::DrainRequest { deadline_ms: 0 }).await.unwrap().into_inner();
+            assert_eq!((drained.clean, drained.reason.as_str()), (true, ""));
+        }
+        with(engine, |engine| assert!(engine.until_closed().is_empty())).await;
+        assert!(!read_label(&data_dir).unwrap().0.unflushed);
+        let hello = replica.hello(3, second);
+        assert_eq!(replica.refused(hello).await.kind, RefusalKind::Absent);
+        assert_eq!(read_label(&data_dir).unwrap().0.promised, Generation(2), "and promised nothing");
+        replica.stop().await.unwrap();
+        let image = std::fs::read(data_dir.join("head.img")).unwrap();
+        assert_eq!((&image[..4096], &image[4096..8192]), (&[8; 4096][..], &[7; 4096][..]));
+    });
+}
+
+#[test]
+fn a_clean_detach_clears_the_mark_and_a_dirty_one_does_not() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        let data_dir = PathBuf::from(&replica.config.data_dir);
+        let uuid = InstanceUuid::random();
+        for (generation, flush) in [(1, false), (2, true)] {
+            let hello = replica.hello(generation, uuid);
+            let (engine, _) = replica.connect(hello).await.unwrap();
+            let (engine, ()) = with(engine, move |engine| {
+                assert_eq!(engine.write(0, &[1; 4096], 0), Status::Ok);
+                if flush {
+                    assert_eq!(engine.flush(), Status::Ok);
+                }
+            })
+            .await;
+            drop(engine);
+            if !flush {
+                // The next fence waits for the end of this session; the mark stays.
+                continue;
+            }
+            let cleared = async {
+                while read_label(&data_dir).unwrap().0.unflushed {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, cleared).await.unwrap();
+        }
+        replica.stop().await.unwrap();
+        assert!(!read_label(&data_dir).unwrap().0.unflushed);
+    });
+}
+
+#[test]
+fn a_missing_directory_is_absent_and_never_made_again() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        replica.until(|s| s.replica.as_ref().is_some_and(|r| r.mode == "open")).await;
+        let (config, data_dir) = (replica.config.clone(), PathBuf::from(&replica.config.data_dir));
+        replica.stop().await.unwrap();
+        let away = dir.join("away");
+        std::fs::rename(&data_dir, &away).unwrap();
+
+        let mut replica = Replica::started(&dir, pb::ReplicaConfig { create: false, ..config }).await;
+        let status = replica.until(|s| s.replica.is_some()).await;
+        assert_eq!((status.phase.as_str(), status.replica.unwrap().mode.as_str()), ("running", "absent"));
+        assert!(status.reason.contains("is the disk mounted?"), "{}", status.reason);
+        let hello = replica.hello(1, InstanceUuid::random());
+        let refused = replica.refused(hello.clone()).await;
+        assert_eq!(refused.kind, RefusalKind::Absent);
+        assert!(refused.reason.contains("is the disk mounted?"), "{}", refused.reason);
+        assert!(!data_dir.exists());
+
+        // The disk is mounted at last.
+        std::fs::rename(&away, &data_dir).unwrap();
+        replica.until(|s| s.replica.as_ref().is_some_and(|r| r.mode == "open")).await;
+        replica.connect(hello).await.unwrap();
+        replica.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn a_foreign_directory_is_absent_and_left_alone() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        replica.until(|s| s.replica.as_ref().is_some_and(|r| r.mode == "open")).await;
+        let foreign = pb::ReplicaConfig { replica_id: 3, ..replica.config.clone() };
+        let data_dir = PathBuf::from(&replica.config.data_dir);
+        replica.stop().await.unwrap();
+        let before = std::fs::read(data_dir.join("meta")).unwrap();
+        let mut replica = Replica::started(&dir, foreign).await;
+        let status = replica.until(|s| s.replica.is_some()).await;
+        assert_eq!(status.replica.unwrap().mode, "absent");
+        assert!(
+            status.reason.contains("expected r3") && status.reason.contains("found r2"),
+            "{}",
+            status.reason
+        );
+        replica.stop().await.unwrap();
+        assert_eq!(std::fs::read(data_dir.join("meta")).unwrap(), before);
+    });
+}
+
+#[test]
+fn a_port_in_use_is_passed_over_and_none_left_is_said() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut config = config(&dir);
+        config.port_max = config.port_min + 1;
+        config.port_preferred = config.port_max;
+        let port = |n: u32| SocketAddr::from(([127, 0, 0, 1], u16::try_from(n).unwrap()));
+        let (min, max) = (port(config.port_min), port(config.port_max));
+        let taken = std::net::TcpListener::bind(max).unwrap();
+        let mut replica = Replica::started(&dir, config.clone()).await;
+        assert_eq!(replica.address().await, min);
+        let other = dir.join("other");
+        std::fs::create_dir(&other).unwrap();
+        let mut second = Replica::start(&other, config).await;
+        let said = second.configure().await.unwrap_err();
+        assert!(said.message().contains("is free on 127.0.0.1"), "{said}");
+        drop(taken);
+        second.config.data_dir = other.join("demo.r2").display().to_string();
+        second.configure().await.unwrap();
+        assert_eq!(second.address().await, max);
+        second.stop().await.unwrap();
+        replica.stop().await.unwrap();
+    });
+}
+
+/// Sends `bytes` and reads what the replica says until it closes; `None`: nothing.
+async fn say(address: SocketAddr, bytes: &[u8]) -> Option<Refused> {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    // It may close while we write.
+    let _ = stream.write_all(bytes).await;
+    let _ = stream.shutdown().await;
+    read_refusal(&mut stream).await
+}
+
+async fn read_refusal(stream: &mut tokio::net::TcpStream) -> Option<Refused> {
+    let mut said = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut said)).await.unwrap().unwrap();
+    let (prefix, body) = said.split_first_chunk::<PREFIX_BYTES>()?;
+    Prefix::decode(prefix).unwrap().check(MessageKind::Refused, body).unwrap();
+    Some(Refused::decode(body).unwrap())
+}
+
+#[test]
+fn hostile_bytes_at_the_data_port_are_told_and_dropped() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        let address = replica.address().await;
+        let uuid = InstanceUuid::random();
+        let hello = Hello { key_id: replica.key().id, nonce: nonce(), ..replica.hello(1, uuid) };
+        let good = frame(MessageKind::Hello, &hello.encode());
+
+        assert_eq!(say(address, &[0xff; 3000]).await.unwrap().kind, RefusalKind::Version);
+        assert_eq!(say(address, b"GET / HTTP/1.1\r\n\r\n").await.unwrap().kind, RefusalKind::Version);
+        let proof = frame(MessageKind::Proof, &[0; 32]);
+        assert_eq!(say(address, &proof).await.unwrap().kind, RefusalKind::Version);
+        let old = Hello { version_min: 9, version_max: 9, ..hello.clone() };
+        let refused = say(address, &frame(MessageKind::Hello, &old.encode())).await.unwrap();
+        assert!(refused.reason.contains("no common protocol version"), "{}", refused.reason);
+        for cut in [0, 1, PREFIX_BYTES - 1, PREFIX_BYTES, good.len() - 1] {
+            assert_eq!(say(address, &good[..cut]).await, None, "cut at {cut}");
+        }
+        let mut damaged = good.clone();
+        damaged[40] ^= 1;
+        assert_eq!(say(address, &damaged).await.unwrap().kind, RefusalKind::Version);
+        let mut long = good.clone();
+        long[6..8].copy_from_slice(&u16::MAX.to_le_bytes());
+        assert_eq!(say(address, &long).await.unwrap().kind, RefusalKind::Version);
+        for other in [
+            Hello { replica: ReplicaId(3), ..hello.clone() },
+            Hello { volume: holdfast_proto::ids::VolumeId::random(), ..hello.clone() },
+            Hello { key_id: 99, ..hello.clone() },
+        ] {
+            let refused = say(address, &frame(MessageKind::Hello, &other.encode())).await.unwrap();
+            assert_eq!(refused.kind, RefusalKind::Identity);
+            assert_eq!((refused.generation, refused.engine), (Generation(0), InstanceUuid::nil()));
+        }
+
+        // Nothing of it reached the promises, and an engine is still served.
+        let (meta, _) = read_label(Path::new(&replica.config.data_dir)).unwrap();
+        assert_eq!(meta.promised, Generation(0));
+        let hello = replica.hello(1, uuid);
+        replica.connect(hello).await.unwrap();
+        replica.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn neither_side_goes_on_without_the_key() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        let address = replica.address().await;
+        let hello = replica.hello(1, InstanceUuid::random());
+        let wrong = VolumeKey { secret: [9; 32], ..replica.key() };
+        let error = connect(address, &wrong, hello.clone(), PATIENCE).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Handshake(HandshakeError::Proof)), "{error}");
+
+        // An engine that does not check, and goes on with a proof by the wrong key.
+        let hello = Hello { key_id: wrong.id, nonce: nonce(), ..hello };
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(&frame(MessageKind::Hello, &hello.encode())).await.unwrap();
+        let mut prefix = [0; PREFIX_BYTES];
+        stream.read_exact(&mut prefix).await.unwrap();
+        let mut body = vec![0; Prefix::decode(&prefix).unwrap().body_bytes()];
+        stream.read_exact(&mut body).await.unwrap();
+        let challenge = crate::wire::handshake::Challenge::decode(&body).unwrap();
+        let proof = Proof::of(&wrong.secret, &hello, &challenge);
+        stream.write_all(&frame(MessageKind::Proof, &proof.encode())).await.unwrap();
+        assert_eq!(read_refusal(&mut stream).await.unwrap().kind, RefusalKind::Identity);
+        let (meta, _) = read_label(Path::new(&replica.config.data_dir)).unwrap();
+        assert_eq!(meta.promised, Generation(0));
+        replica.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn an_engine_does_not_believe_a_stranger_that_says_fenced() {
+    run(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let liar = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let refused = Refused {
+                kind: RefusalKind::Fenced,
+                generation: Generation(99),
+                engine: InstanceUuid::random(),
+                reason: String::new(),
+            };
+            stream.write_all(&frame(MessageKind::Refused, &refused.encode())).await.unwrap();
+            stream
+        };
+        let (_tmp, dir) = tmp();
+        let config = ReplicaConfig::try_from(&config(&dir)).unwrap();
+        let hello = Hello {
+            version_min: 1,
+            version_max: 1,
+            features: 0,
+            payload_bytes_max: 1,
+            volume: config.volume,
+            replica: config.replica,
+            key_id: 0,
+            role: Role::Engine,
+            lineage: config.lineage,
+            generation: Generation(1),
+            engine: InstanceUuid::random(),
+            epoch: Epoch(0),
+            process: ProcessUuid::random(),
+            boot: BootId::random(),
+            nonce: [0; 32],
+        };
+        let (result, _stream) = tokio::join!(connect(address, &config.key, hello.clone(), PATIENCE), liar);
+        assert!(matches!(result.unwrap_err(), ConnectError::Handshake(HandshakeError::Proof)));
+        drop(listener);
+        let nobody = connect(address, &config.key, hello, Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(nobody, ConnectError::Unreachable(_)), "{nobody}");
+    });
+}
+
+#[test]
+fn a_connection_that_says_nothing_does_not_hold_up_others() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        let address = replica.address().await;
+        let mut silent = Vec::new();
+        for _ in 0..30 {
+            let stream = std::net::TcpStream::connect(address).unwrap();
+            (&stream).write_all(b"H").unwrap();
+            silent.push(stream);
+        }
+        let hello = replica.hello(1, InstanceUuid::random());
+        replica.connect(hello).await.unwrap();
+        replica.stop().await.unwrap();
+    });
+}

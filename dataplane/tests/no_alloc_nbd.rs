@@ -1,0 +1,140 @@
+//! Shows that a client's requests allocate nothing once its tables have grown.
+//!
+//! Counted for the test's own thread: the harness allocates too, whenever it likes.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use holdfast_dataplane::frontend::nbd::proto::{RequestHeader, command, command_flag};
+use holdfast_dataplane::frontend::nbd::{Client, ClientLimits, Negotiated, Transport};
+use holdfast_dataplane::frontend::{BlockKind, Extent, PartResult, Submit};
+use holdfast_dataplane::io::{Buf, Pool, PoolConfig};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    // A thread that is ending has no counter any more, and is none of ours.
+    let _ = ALLOCATIONS.try_with(|counter| counter.set(counter.get() + 1));
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`, and all memory comes from `System`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `realloc`, and all memory comes from `System`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Replays bytes prepared before, and only counts what is sent.
+struct Replay {
+    pool: Pool,
+    bytes: Vec<u8>,
+    at: usize,
+    sent: usize,
+}
+
+impl Transport for Replay {
+    fn received(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at += n;
+    }
+
+    fn receive_into(&mut self, _buf: Buf, _filled: usize) {
+        panic!("all bytes are there already");
+    }
+
+    fn alloc(&self, len: usize) -> Option<Buf> {
+        self.pool.alloc(len)
+    }
+
+    fn send(&mut self, head: &[u8], payload: Option<(&Buf, Range<usize>)>) {
+        self.sent += head.len() + payload.map_or(0, |(_, range)| range.len());
+    }
+
+    fn queued_bytes(&self) -> usize {
+        0
+    }
+}
+
+fn batch() -> Vec<u8> {
+    let request = |command, flags, len: u32| {
+        RequestHeader { flags, command, cookie: u64::from(len), offset: 512, len }.encode().to_vec()
+    };
+    let requests = [
+        [request(command::WRITE, command_flag::FUA, 4096), vec![1; 4096]].concat(),
+        [request(command::WRITE, 0, 300_000), vec![1; 300_000]].concat(),
+        request(command::READ, 0, 4096),
+        request(command::READ, 0, 1 << 20),
+        request(command::READ, command_flag::DF, 1 << 20),
+        RequestHeader { flags: 0, command: command::FLUSH, cookie: 0, offset: 0, len: 0 }.encode().to_vec(),
+        request(command::TRIM, 0, 1 << 20),
+        request(command::WRITE_ZEROES, 0, 1 << 20),
+        request(command::BLOCK_STATUS, 0, 1 << 20),
+        request(99, 0, 1),
+    ];
+    requests.concat()
+}
+
+#[test]
+fn requests_allocate_nothing() {
+    let pool = Pool::new(PoolConfig { small: 16, medium: 16, large: 64 }).unwrap();
+    let mut link = Replay { pool: pool.clone(), bytes: batch(), at: 0, sent: 0 };
+    let negotiated = Negotiated { structured_replies: true, base_allocation: true };
+    let mut client = Client::new(negotiated, 1 << 30, ClientLimits::default());
+    let mut out: VecDeque<Submit> = VecDeque::with_capacity(64);
+    let extents = [true, false].map(|allocated| Extent { len: 512 * 1024, allocated });
+    let mut round = || {
+        link.at = 0;
+        link.sent = 0;
+        client.on_received(&mut link, &mut out).unwrap();
+        while let Some(Submit { part, request, buf }) = out.pop_back() {
+            drop(buf);
+            let result = match request.kind {
+                BlockKind::Read => {
+                    let covering = request.offset % 4096 + request.len;
+                    let len = usize::try_from(covering).unwrap().next_multiple_of(4096);
+                    PartResult::Data(pool.alloc(len).unwrap())
+                }
+                BlockKind::BlockStatus => PartResult::Extents(&extents),
+                BlockKind::Write | BlockKind::Flush | BlockKind::Trim | BlockKind::WriteZeroes { .. } => {
+                    PartResult::Done
+                }
+            };
+            client.on_complete(part, result, &mut link);
+        }
+        assert_eq!((client.in_flight(), link.at), (0, link.bytes.len()));
+        assert!(link.sent > 2 << 20, "the reads are answered");
+    };
+    round();
+    let before = ALLOCATIONS.get();
+    for _ in 0..1000 {
+        round();
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    drop(std::hint::black_box(Box::new(1)));
+    assert_eq!(ALLOCATIONS.get() - before, 1, "the allocator does count");
+}
