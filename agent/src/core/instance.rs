@@ -112,7 +112,7 @@ impl From<InstanceName> for String {
 /// Where an instance is in its life. Only `Down` proves that no process exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Its process exists (or is about to) and opens no data yet.
+    /// Its process exists (or is about to); it has not been verified and confirmed by this agent yet.
     Pending,
     /// Confirmed; it is opening what it serves.
     Starting,

@@ -148,16 +148,21 @@ impl Shared {
         deadline: std::time::Duration,
         wanted: impl Fn(Option<&pb::VolumeInfo>) -> bool,
     ) -> Option<pb::VolumeInfo> {
+        self.settle(deadline, |_| wanted(self.volume(name).as_ref())).await;
+        self.volume(name)
+    }
+
+    /// Waits until the inventory is as `wanted` says, or the deadline is over.
+    pub(super) async fn settle(&self, deadline: std::time::Duration, wanted: impl Fn(&Snapshot) -> bool) {
         let mut revisions = self.revision.subscribe();
         let until = Instant::now() + deadline;
         loop {
             revisions.mark_unchanged();
-            let volume = self.volume(name);
-            if wanted(volume.as_ref()) {
-                return volume;
+            if wanted(&self.snapshot()) {
+                return;
             }
             if !matches!(tokio::time::timeout_at(until, revisions.changed()).await, Ok(Ok(()))) {
-                return volume;
+                return;
             }
         }
     }

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_proto::ids::{BootId, InstanceUuid, VolumeId};
 use tokio::sync::mpsc;
 
-use super::NodeConfig;
 use super::shared::{Homes, Shared, blocking};
 use super::supervisor::{Found, Supervisor};
+use super::{NodeConfig, Snapshot};
 use crate::core::Moment;
 use crate::core::instance::{Instance, InstanceName, State};
 use crate::error::Error;
@@ -26,6 +27,8 @@ use crate::store::{DataDir, Read, atomic};
 
 /// Events of instances that the supervisor has not taken yet; a driver that finds no room waits.
 const EVENTS_MAX: usize = 1024;
+/// A start does not wait longer than this for what it adopts.
+const ADOPT_WITHIN: Duration = Duration::from_secs(2);
 
 struct Prepared {
     homes: Homes,
@@ -34,7 +37,7 @@ struct Prepared {
     cgroup: Cgroup,
 }
 
-/// Starts the node. The inventory is complete when this returns.
+/// Starts the node. When this returns, the inventory is complete and what runs has been adopted, or did not answer.
 pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let preparing = config.clone();
     let prepared = blocking(move || prepare(&preparing)).await?;
@@ -53,10 +56,19 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let found = blocking(move || find_instances(&store, boot_id)).await?;
     remove_unused_binaries(&shared, &context.binary, &found);
     let mut supervisor = Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock);
+    let living = found.iter().filter(|found| !found.instance.is_down());
+    let adopted: Vec<String> = living.map(|found| found.name.to_string()).collect();
     supervisor.take_over(&shared, found);
     supervisor.reconcile(&shared).await;
     tokio::spawn(supervisor.run(commands, reports));
+    // What runs answers within milliseconds; what does not is reported later.
+    let asking = |snapshot: &Snapshot| adopted.iter().any(|name| is_pending(snapshot, name));
+    shared.settle(ADOPT_WITHIN, |snapshot| !asking(snapshot)).await;
     Ok(shared)
+}
+
+fn is_pending(snapshot: &Snapshot, name: &str) -> bool {
+    snapshot.instances.iter().any(|instance| instance.name == *name && instance.state == "pending")
 }
 
 fn prepare(config: &NodeConfig) -> Result<Prepared, Error> {
@@ -144,10 +156,7 @@ fn judge(
     let nobody = |state| Instance::new(InstanceUuid::nil(), VolumeId::nil(), 0, state, now);
     let down = |error| State::Down { error, retry_at: now };
     let (instance, record) = match (read, life) {
-        (Read::Found(record), Ok(Life::Held)) => {
-            let state = State::Unknown("it lives and is being asked".to_owned());
-            (of(&record, state), Some(record))
-        }
+        (Read::Found(record), Ok(Life::Held)) => (of(&record, State::Pending), Some(record)),
         (Read::Found(record), Ok(Life::Free)) => {
             // A recorded process that was not asked to end, and is gone.
             let error = record.process.map(|_| {

@@ -239,6 +239,7 @@ pub(super) async fn detach(
     let turn = shared.begin(name.as_str(), "detach").await?;
     shared.reconcile().await?;
     let clients = shared.volume(name.as_str()).map_or(0, |volume| volume.clients);
+    let silent = engine_is_silent(shared, &name);
     change(shared, "detach", &name, |record| {
         if record.spec.attach.is_none() {
             return Ok(false);
@@ -246,6 +247,11 @@ pub(super) async fn detach(
         if clients > 0 && !request.force {
             return Err(Error::refused(format!(
                 "detach volume {name}: {clients} clients are connected; disconnect them, or use --force"
+            )));
+        }
+        if silent && !request.force {
+            return Err(Error::refused(format!(
+                "detach volume {name}: its engine does not answer, so its clients cannot be known; use --force"
             )));
         }
         record.spec.attach = None;
@@ -256,6 +262,14 @@ pub(super) async fn detach(
     drop(turn);
     let ended = |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| volume.state == "detached");
     info("detach", &name, shared.wait(name.as_str(), DETACH_WITHIN, ended).await)
+}
+
+/// Whether an engine runs, or may run, that cannot be asked.
+fn engine_is_silent(shared: &Shared, name: &VolumeName) -> bool {
+    let snapshot = shared.snapshot();
+    let engine = InstanceName::engine(name).to_string();
+    let runs = snapshot.volumes.iter().any(|v| v.name == name.as_str() && v.engine.is_some());
+    runs && snapshot.instances.iter().any(|i| i.name == engine && i.state == "error")
 }
 
 /// Forgets a detached volume.

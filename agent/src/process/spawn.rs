@@ -60,7 +60,7 @@ pub fn check_socket_path(path: &Path) -> Result<(), Error> {
 /// Starts the process of a record that is already durable.
 ///
 /// The child makes a session of its own (a caller of `setsid` must not lead a process group, so none is made for it
-/// here) and closes nothing: the standard library opens every descriptor close-on-exec.
+/// here). The agent's own descriptors are all close-on-exec; what the agent itself inherited, the child closes first.
 ///
 /// # Errors
 /// When the log cannot be opened or the binary cannot be executed.

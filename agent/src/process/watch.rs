@@ -55,14 +55,19 @@ impl Watched {
 
     /// Waits for its end and reaps it. Cancel safe.
     pub async fn ended(&mut self) -> String {
-        if let Err(error) = self.fd.readable().await {
-            return format!("its end cannot be watched: {error}");
-        }
-        match self.child.as_mut().map(Child::wait) {
-            Some(Ok(status)) => told(status),
-            Some(Err(error)) => format!("its exit status is lost: {error}"),
-            // Another agent's child: only its parent may know.
-            None => "it ended".to_owned(),
+        loop {
+            let mut guard = match self.fd.readable().await {
+                Ok(guard) => guard,
+                Err(error) => return format!("its end cannot be watched: {error}"),
+            };
+            // Never a blocking wait: should the descriptor have been ready for nothing, the runtime must go on.
+            match self.child.as_mut().map(Child::try_wait) {
+                Some(Ok(Some(status))) => return told(status),
+                Some(Ok(None)) => guard.clear_ready(),
+                Some(Err(error)) => return format!("its exit status is lost: {error}"),
+                // Another agent's child: only its parent may know.
+                None => return "it ended".to_owned(),
+            }
         }
     }
 
@@ -79,7 +84,8 @@ impl Watched {
     reason = "the replacement is unsafe for any descriptor; an OwnedFd keeps its own promise to stay open"
 )]
 fn open(pid: i32) -> io::Result<AsyncFd<OwnedFd>> {
-    let pid = Pid::from_raw(pid).filter(|p| p.as_raw_nonzero().get() > 0);
+    // The number may come from a peer or a file; zero and less mean groups and everybody.
+    let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     AsyncFd::with_interest(pidfd_open(pid, PidfdFlags::NONBLOCK)?, tokio::io::Interest::READABLE)
 }
@@ -105,10 +111,22 @@ mod tests {
         }
     }
 
+    /// Ends its process even when the test fails.
+    struct Sleeper(Option<Child>);
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            if let Some(mut child) = self.0.take() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+
     #[tokio::test]
     async fn only_the_process_that_was_meant_is_adopted() {
-        let child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
-        let found = proc::process(i32::try_from(child.id()).unwrap()).unwrap();
+        let mut sleeper = Sleeper(Some(Command::new("/bin/sleep").arg("1000").spawn().unwrap()));
+        let pid = sleeper.0.as_ref().unwrap().id();
+        let found = proc::process(i32::try_from(pid).unwrap()).unwrap();
         let later = ProcessId { start_time_ticks: found.start_time_ticks + 1, ..found };
         assert_eq!(Watched::adopt(later).unwrap_err().kind(), io::ErrorKind::NotFound);
         for nobody in [0, -1, i32::MAX] {
@@ -119,7 +137,7 @@ mod tests {
         adopted.signal(Signal::TERM);
         assert_eq!(adopted.ended().await, "it ended");
         adopted.signal(Signal::TERM);
-        let mut child = Watched { child: Some(child), ..Watched::adopt(found).unwrap() };
+        let mut child = Watched { child: sleeper.0.take(), ..Watched::adopt(found).unwrap() };
         assert_eq!(child.ended().await, "killed by signal 15");
     }
 }
