@@ -2,60 +2,28 @@
 //! client that writes, reads, flushes, trims and zeroes. Only what the thread named "data" asks for is counted; what it
 //! may allocate for is its report to the agent, a few times a second.
 //!
-//! The whole file is one test: it counts for the whole process. Engine and replicas are a process each, because an
+//! The whole file is one test: it has an allocator of its own. Engine and replicas are a process each, because an
 //! instance makes its process its own.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod no_alloc_counting;
+
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_dataplane::control::InstanceArgs;
 use holdfast_dataplane::frontend::nbd::proto;
 use holdfast_proto::ids::{Incarnation, InstanceUuid, Lineage, VolumeId};
 use holdfast_proto::pb::instance as pb;
+use no_alloc_counting::Counting;
 use pb::instance_client::InstanceClient;
 use pb::registry_result_request::{Outcome, Stored};
 use tonic::transport::{Channel, Endpoint};
 
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-fn count() {
-    let mut name = [0u8; 16];
-    // SAFETY: PR_GET_NAME writes at most 16 bytes to the address given.
-    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    if name.starts_with(b"data\0") {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, and all memory comes from `System`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`, and all memory comes from `System`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::threads_named("data");
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What this process is; unset: the test that starts the others.
@@ -292,13 +260,13 @@ fn engine(dir: &Path) {
     for _ in 0..50 {
         round(&mut stream, &requests, &mut replies);
     }
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = ALLOCATOR.allocations();
     assert!(before > 0, "the counter counts");
     const ROUNDS: usize = 300;
     for _ in 0..ROUNDS {
         round(&mut stream, &requests, &mut replies);
     }
-    let allocated = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let allocated = ALLOCATOR.allocations() - before;
     let done = u64::try_from(ROUNDS * requests.len()).unwrap();
     println!("{allocated} allocations for {done} requests");
     assert!(allocated < done / 20, "{allocated} allocations for {done} requests");

@@ -1,9 +1,9 @@
 //! Shows that a client's requests allocate nothing once its tables have grown.
 //!
-//! Counted for the test's own thread: the harness allocates too, whenever it likes.
+//! The whole file is one test: it has an allocator of its own.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod no_alloc_counting;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -11,40 +11,10 @@ use holdfast_dataplane::frontend::nbd::proto::{RequestHeader, command, command_f
 use holdfast_dataplane::frontend::nbd::{Client, ClientLimits, Negotiated, Transport};
 use holdfast_dataplane::frontend::{BlockKind, Extent, PartResult, Submit};
 use holdfast_dataplane::io::{Buf, Pool, PoolConfig};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // A thread that is ending has no counter any more, and is none of ours.
-    let _ = ALLOCATIONS.try_with(|counter| counter.set(counter.get() + 1));
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, and all memory comes from `System`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`, and all memory comes from `System`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
+use no_alloc_counting::Counting;
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::threads_named("counted");
 
 /// Replays bytes prepared before, and only counts what is sent.
 struct Replay {
@@ -101,6 +71,11 @@ fn batch() -> Vec<u8> {
 
 #[test]
 fn requests_allocate_nothing() {
+    let counted = std::thread::Builder::new().name("counted".to_owned()).spawn(requests).unwrap();
+    counted.join().unwrap();
+}
+
+fn requests() {
     let pool = Pool::new(PoolConfig { small: 16, medium: 16, large: 64 }).unwrap();
     let mut link = Replay { pool: pool.clone(), bytes: batch(), at: 0, sent: 0 };
     let negotiated = Negotiated { structured_replies: true, base_allocation: true };
@@ -130,11 +105,11 @@ fn requests_allocate_nothing() {
         assert!(link.sent > 2 << 20, "the reads are answered");
     };
     round();
-    let before = ALLOCATIONS.get();
+    let before = ALLOCATOR.allocations();
     for _ in 0..1000 {
         round();
     }
-    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert_eq!(ALLOCATOR.allocations() - before, 0);
     drop(std::hint::black_box(Box::new(1)));
-    assert_eq!(ALLOCATIONS.get() - before, 1, "the allocator does count");
+    assert_eq!(ALLOCATOR.allocations() - before, 1, "the allocator does count");
 }

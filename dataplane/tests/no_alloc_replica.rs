@@ -4,11 +4,11 @@
 //!
 //! The whole file is one test: it counts for the whole process.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod no_alloc_counting;
+
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_dataplane::control::InstanceArgs;
@@ -20,44 +20,12 @@ use holdfast_proto::ids::{
     BootId, Epoch, Generation, Incarnation, InstanceUuid, Lineage, ProcessUuid, ReplicaId, VolumeId,
 };
 use holdfast_proto::pb::instance as pb;
+use no_alloc_counting::Counting;
 use pb::instance_client::InstanceClient;
 use tonic::transport::{Channel, Endpoint};
 
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-fn count() {
-    let mut name = [0u8; 16];
-    // SAFETY: PR_GET_NAME writes at most 16 bytes to the address given.
-    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    if name.starts_with(b"data\0") {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, and all memory comes from `System`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`, and all memory comes from `System`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::threads_named("data");
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Which mode this process tests; unset: it starts one for each.
@@ -217,12 +185,12 @@ fn run(io_mode: &str) {
     for _ in 0..50 {
         round(&mut stream, &frames, &mut bytes);
     }
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = ALLOCATOR.allocations();
     assert!(before > 0, "the counter counts");
     for _ in 0..200 {
         round(&mut stream, &frames, &mut bytes);
     }
-    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - before, 0, "io mode {io_mode}");
+    assert_eq!(ALLOCATOR.allocations() - before, 0, "io mode {io_mode}");
 
     runtime.block_on(client.stop(pb::StopRequest {})).unwrap();
     drop((client, runtime));
