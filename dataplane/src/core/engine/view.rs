@@ -295,6 +295,10 @@ impl Engine {
             }
             self.view = newest;
             self.phase = Phase::Opening;
+            if !self.registry.was_clean {
+                // The engine before may have left what no flush has covered.
+                self.writes_done += 1;
+            }
             self.propose(members, Reason::Start, reseed, now);
         }
     }
@@ -446,10 +450,6 @@ impl Engine {
     /// The first view counts: clients may come.
     fn opened(&mut self, _now: Now) {
         self.phase = Phase::Serving;
-        if !self.registry.was_clean {
-            // The engine before may have left what no flush has covered.
-            self.writes_done += 1;
-        }
         if !self.registry.was_clean && self.members.count_ones() > 1 {
             self.unrepaired = RegionMap::full(self.config.volume_bytes);
             self.fill.repair_all();
