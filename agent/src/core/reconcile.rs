@@ -62,7 +62,7 @@ pub enum Action {
         /// Which.
         name: InstanceName,
     },
-    /// End a process; engines drain first, unless a newer engine has taken over.
+    /// End a process; engines drain first.
     Stop {
         /// Which.
         name: InstanceName,
@@ -194,8 +194,10 @@ impl<'a> Planner<'a> {
             && running.is_up()
             && running.engine_status().is_some_and(|status| status.fenced)
         {
-            // It serves nothing any more; the record says that one is to serve here.
-            self.stop(record, &engine, running.uuid(), false);
+            // Refused is refused for good: one started again would take the volume back, and be fenced in turn.
+            let reason =
+                format!("{engine}: a newer engine has the volume; detach and attach it to take it back");
+            self.block(record, reason);
             return;
         }
         let (replicas, waiting) = self.endpoints(record);

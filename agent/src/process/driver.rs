@@ -177,7 +177,8 @@ impl Task {
         let cause = self.attend(&mut process).await;
         self.forget_process().await;
         self.context.cgroup.remove(&self.record.name.to_string());
-        if self.stop.borrow().is_some() {
+        // What was asked to end needs no explanation, and what was killed could not give one.
+        if self.stop.borrow().is_some() || cause.starts_with("killed") {
             return cause;
         }
         let log = self.context.store.log_of(&self.record.name.to_string());

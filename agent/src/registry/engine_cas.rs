@@ -2,7 +2,7 @@
 //!
 //! The rules are those of `replication-rules`: the comparison is with exactly the version that the engine expected
 //! when it asked, never with a newer one; a conflict answers with the record as it is; a missing record is an answer
-//! of its own. What cannot be read is no answer at all: the engine stays suspended until it is known.
+//! of its own. What cannot be read or stored is an error, and the engine is told no more than that.
 
 use holdfast_proto::ids::{Generation, VolumeId, VolumeName};
 use holdfast_proto::pb::instance as pb;

@@ -265,7 +265,7 @@ impl Instance for Fake {
                 drop(state);
                 self.ask(|status| *status = wished);
             }
-            Outcome::Missing(_) => {
+            Outcome::Missing(_) | Outcome::Unavailable(_) => {
                 self.asks.send_replace(None);
             }
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::pb::instance::ask::Ask;
 use holdfast_proto::pb::instance::configure_request::Role;
+use holdfast_proto::pb::instance::registry_result_request::{Outcome, Unavailable};
 use holdfast_proto::pb::instance::watch_item::Item;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -14,7 +15,8 @@ use tokio::time::{Instant, sleep};
 use super::{DRAIN_WITHIN, StopWish, Task, port_of};
 use crate::core::instance::Event;
 use crate::process::link::{self, Client};
-use crate::registry::engine_cas;
+use crate::registry::{Registry, engine_cas};
+use crate::store::instances::SpawnRecord;
 
 const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
@@ -22,6 +24,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(1);
 const SILENT_AFTER: Duration = Duration::from_secs(10);
 /// The first configuration opens data, which may mean reading maps from a slow disk.
 const CONFIGURE_WITHIN: Duration = Duration::from_secs(60);
+/// A registry that has not answered an ask for so long is told to be away. Engines hold I/O meanwhile.
+const REGISTRY_WITHIN: Duration = Duration::from_secs(3);
 /// What failed for a reason outside is not tried more often than this.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -158,23 +162,9 @@ impl Task {
                 let record = self.record.clone();
                 let client = client.clone();
                 work.spawn(async move {
-                    let name = record.name.volume();
-                    let mut told = false;
-                    loop {
-                        match engine_cas::execute(&*context.registry, name, record.volume_id, &cas).await {
-                            Ok(outcome) => {
-                                answer(client, record.uuid.to_string(), ask.ask_id, outcome).await;
-                                return Done::Answered(ask.ask_id);
-                            }
-                            // Nothing is known, so nothing is said: the engine holds its I/O.
-                            Err(error) if !told => {
-                                tracing::warn!(instance = %record.name, %error, "its ask must wait");
-                                told = true;
-                            }
-                            Err(_) => {}
-                        }
-                        sleep(TRY_AGAIN).await;
-                    }
+                    let outcome = ask_registry(&*context.registry, &record, &cas).await;
+                    answer(client, record.uuid.to_string(), ask.ask_id, outcome).await;
+                    Done::Answered(ask.ask_id)
                 });
             }
             Some(Ask::RegistryCas(_)) => {}
@@ -220,12 +210,23 @@ async fn configure(mut client: Client, uuid: String, role: Role) -> Done {
     Done::Configured(told.map(|_| Box::new(role)))
 }
 
-async fn answer(
-    mut client: Client,
-    uuid: String,
-    ask_id: u64,
-    outcome: pb::registry_result_request::Outcome,
-) {
+/// Executes an ask; when the registry cannot tell for a while, that is the answer, and the engine knows what it may
+/// do without one. What it then asks again is compared with what it expected at first.
+async fn ask_registry(registry: &dyn Registry, record: &SpawnRecord, cas: &pb::RegistryCas) -> Outcome {
+    let begun = Instant::now();
+    loop {
+        match engine_cas::execute(registry, record.name.volume(), record.volume_id, cas).await {
+            Ok(outcome) => return outcome,
+            Err(error) if begun.elapsed() >= REGISTRY_WITHIN => {
+                tracing::warn!(instance = %record.name, %error, "the registry does not answer its ask");
+                return Outcome::Unavailable(Unavailable { reason: error.to_string() });
+            }
+            Err(_) => sleep(TRY_AGAIN).await,
+        }
+    }
+}
+
+async fn answer(mut client: Client, uuid: String, ask_id: u64, outcome: Outcome) {
     let request = pb::RegistryResultRequest { uuid, ask_id, outcome: Some(outcome) };
     if let Err(why) = link::within(client.registry_result(request)).await {
         // It asks again, and the answer is the same.
@@ -247,4 +248,39 @@ async fn end(mut client: Client, wish: StopWish, name: String) -> Done {
         tracing::debug!(instance = name, why, "it does not answer to a stop");
     }
     Done::Ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::record;
+    use crate::registry::file::FileRegistry;
+    use crate::store::instances::tests::sample;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_cannot_tell_is_said_to_be_away_and_may_be_asked_again() {
+        let tmp = tempfile::tempdir().unwrap();
+        let registry = FileRegistry::open(&tmp.path().join("registry")).unwrap();
+        let mut volume = record("demo", "node-a", 1);
+        volume.status.incarnation = registry.incarnation();
+        let volume = registry.create(volume).await.unwrap();
+        let spawned = SpawnRecord { volume_id: volume.id, ..sample("demo.engine") };
+        let mut status = volume.status.clone();
+        status.generation = status.generation.next();
+        let cas = pb::RegistryCas {
+            volume_id: volume.id.to_string(),
+            expected_version: 1,
+            status: Some((&status).into()),
+        };
+        let (path, away) = (tmp.path().join("registry/volumes"), tmp.path().join("away"));
+        std::fs::rename(&path, &away).unwrap();
+        let outcome = ask_registry(&registry, &spawned, &cas).await;
+        assert!(
+            matches!(&outcome, Outcome::Unavailable(told) if told.reason.contains("mounted")),
+            "{outcome:?}"
+        );
+        std::fs::rename(&away, &path).unwrap();
+        let outcome = ask_registry(&registry, &spawned, &cas).await;
+        assert!(matches!(outcome, Outcome::Stored(_)), "{outcome:?}");
+    }
 }
