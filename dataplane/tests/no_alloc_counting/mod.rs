@@ -6,19 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The system's allocator, with a count.
 #[derive(Debug)]
-pub struct Counting {
+pub(crate) struct Counting {
     thread: &'static str,
     allocations: AtomicU64,
 }
 
 impl Counting {
     /// Counts for threads of this name, of at most 15 bytes.
-    pub const fn threads_named(thread: &'static str) -> Self {
+    pub(crate) const fn threads_named(thread: &'static str) -> Self {
         Self { thread, allocations: AtomicU64::new(0) }
     }
 
     /// How often memory was asked for so far.
-    pub fn allocations(&self) -> u64 {
+    pub(crate) fn allocations(&self) -> u64 {
         self.allocations.load(Ordering::Relaxed)
     }
 
