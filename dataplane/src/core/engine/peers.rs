@@ -96,9 +96,14 @@ impl Engine {
         self.try_start(now);
     }
 
+    /// Whether connections to replicas are wanted now.
+    fn connects(&self) -> bool {
+        matches!(self.phase, Phase::Fencing { .. } | Phase::Opening | Phase::Serving | Phase::Draining)
+    }
+
     /// Asks for every connection whose time has come.
     pub(super) fn connect_due(&mut self, now: Now) {
-        if !matches!(self.phase, Phase::Fencing { .. } | Phase::Opening | Phase::Serving | Phase::Draining) {
+        if !self.connects() {
             return;
         }
         for slot in 0..self.peers.len() {
@@ -128,9 +133,7 @@ impl Engine {
         now: Now,
     ) {
         let Some(slot) = self.slot_of(replica) else { return };
-        let awaited =
-            matches!(self.phase, Phase::Fencing { .. } | Phase::Opening | Phase::Serving | Phase::Draining);
-        if !awaited || promised != self.registry.generation {
+        if !self.connects() || promised != self.registry.generation {
             // A handshake that began before this engine took a higher number.
             self.actions.push_back(Action::Disconnect { replica, session });
             return;
@@ -333,6 +336,9 @@ impl Engine {
         self.connect_due(now);
         self.try_start(now);
         self.reconsider(now);
+        if now >= self.remove_not_before {
+            self.remove_not_before = Duration::ZERO;
+        }
         self.fill_next(now);
         self.check_suspended(now);
         self.drained(now);
@@ -354,11 +360,11 @@ impl Engine {
         if matches!(self.phase, Phase::New | Phase::Ended) {
             return None;
         }
-        let retries =
-            self.peers.iter().filter(|p| p.known && p.absent.is_none()).filter_map(|p| match p.link {
-                Link::Down { retry_at } => Some(retry_at),
-                Link::Connecting | Link::Up { .. } => None,
-            });
+        let wanted = self.peers.iter().filter(|p| self.connects() && p.known && p.absent.is_none());
+        let retries = wanted.filter_map(|p| match p.link {
+            Link::Down { retry_at } => Some(retry_at),
+            Link::Connecting | Link::Up { .. } => None,
+        });
         let silences = slots(self.live)
             .filter(|slot| self.peers[*slot].owes > 0)
             .map(|slot| self.peers[slot].quiet_since + self.config.replica_timeout);
