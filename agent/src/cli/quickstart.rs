@@ -50,7 +50,7 @@ pub(super) struct Args {
     /// Where records and replicas are kept
     #[arg(long, value_name = "DIR", default_value = "./holdfast-data")]
     data_dir: PathBuf,
-    /// How replicas do file I/O, at its first start [default: the agent's choice]
+    /// How replicas do file I/O, at its first start [default: the agent's choice, today buffered]
     #[arg(long, value_name = "MODE")]
     io_mode: Option<IoMode>,
     /// TCP ports that replicas may listen on [default: 20000-29999]

@@ -18,7 +18,8 @@ Examples:
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    override_usage = "holdfast replica [OPTIONS] <COMMAND>"
 )]
 pub(super) struct Args {
     #[command(subcommand)]

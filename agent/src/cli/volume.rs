@@ -38,11 +38,11 @@ Examples:
         /// Copies of the data, 1 to 5
         #[arg(long, default_value_t = 3, value_parser = replicas)]
         replicas: u32,
-        /// How replicas do file I/O [default: the agent's choice]
+        /// How replicas do file I/O [default: the agent's choice, today buffered]
         #[arg(long, value_name = "MODE")]
         io_mode: Option<IoMode>,
     },
-    /// Start serving a volume on this node; does nothing where it is attached already
+    /// Start serving a volume on this node; repeating it changes nothing
     #[command(after_help = "\
 Examples:
   holdfast volume attach db
@@ -62,11 +62,11 @@ Examples:
     Detach {
         /// The volume
         name: VolumeName,
-        /// Disconnect clients that are still there
+        /// Disconnect clients that are still there; also needed where the engine does not answer
         #[arg(long)]
         force: bool,
     },
-    /// Forget a detached volume; its data stays on disk unless it is purged
+    /// Forget a volume, refused while it is attached; its data stays on disk unless it is purged
     #[command(after_help = "\
 Examples:
   holdfast volume delete db   replica data stays, listed by `holdfast replica ls`

@@ -19,11 +19,11 @@ const RECONNECT: Duration = Duration::from_millis(200);
 /// What to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Target {
-    /// All replicas are members
+    /// All replicas are members, and known to be equal
     Healthy,
-    /// It serves with fewer replicas than it should
+    /// It serves with fewer members, or with copies still to be compared
     Degraded,
-    /// No engine serves it
+    /// Nothing of it runs
     Detached,
 }
 

@@ -44,7 +44,7 @@ pub struct AgentFlags {
     /// What is logged: error, warn, info, debug, trace, or a filter [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<LogLevel>,
-    /// Stop all instances when the agent is told to end; without it they keep serving
+    /// Drain and stop all instances when the agent is told to end; without it they keep serving
     #[arg(long)]
     pub stop_instances: bool,
     /// A replica silent for this long is left out [default: 8s]
