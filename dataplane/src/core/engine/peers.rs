@@ -93,7 +93,22 @@ impl Engine {
             peer.link = Link::Down { retry_at: now };
         }
         self.connect_due(now);
+        self.unreachable_members(now);
         self.try_start(now);
+    }
+
+    /// A member without a connection and without a known place (its process has ended, its directory is missing) has
+    /// failed: nobody is going to try to reach it.
+    fn unreachable_members(&mut self, now: Now) {
+        for slot in slots(self.required()) {
+            let peer = &self.peers[slot];
+            let nowhere = matches!(peer.link, Link::Down { .. }) && (!peer.known || peer.absent.is_some());
+            if nowhere && peer.failed.is_none() {
+                let reason =
+                    peer.absent.clone().unwrap_or_else(|| format!("it does not run ({})", peer.reason));
+                self.member_failed(slot, reason, now);
+            }
+        }
     }
 
     /// Whether connections to replicas are wanted now.
@@ -239,6 +254,7 @@ impl Engine {
         }
         self.ask_others(slot, now);
         self.connect_due(now);
+        self.unreachable_members(now);
     }
 
     /// Forgets the connection, if there is one.
@@ -334,6 +350,7 @@ impl Engine {
         }
         self.registry_again(now);
         self.connect_due(now);
+        self.unreachable_members(now);
         self.try_start(now);
         self.reconsider(now);
         if now >= self.remove_not_before {

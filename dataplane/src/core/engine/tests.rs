@@ -173,6 +173,12 @@ impl World {
         self.actions();
     }
 
+    fn locate(&mut self, slot: usize, known: bool) {
+        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
+        self.engine.locate(id, known, true, None, self.now);
+        self.actions();
+    }
+
     /// The engine's process is killed; another begins from the record.
     fn restart_engine(&mut self) {
         if self.trace {
@@ -630,6 +636,16 @@ impl World {
             14 => self.registry_up = false,
             15..=18 => self.registry_up = true,
             19..=20 if self.reboots => self.reboot(slot),
+            21..=22 => {
+                // The agent is first to see that the process has ended.
+                self.disks[slot].up = false;
+                self.locate(slot, false);
+                self.reset(slot);
+            }
+            23..=26 => {
+                self.disks[slot].up = true;
+                self.locate(slot, true);
+            }
             _ => {}
         }
         if let Some(ending) = &self.ended {
@@ -642,8 +658,9 @@ impl World {
     fn recovers(&mut self, seed: u64) {
         self.faults = false;
         self.registry_up = true;
-        for disk in &mut self.disks {
-            disk.up = true;
+        for slot in 0..self.disks.len() {
+            self.disks[slot].up = true;
+            self.locate(slot, true);
         }
         for step in 0.. {
             self.load = step < 2000;
