@@ -21,7 +21,7 @@ use crate::config::{LISTEN, absolute};
 use crate::runtime_dir;
 
 /// Longer than any answer takes (a detach drains first); a stopped agent must not hold a script for ever.
-const ANSWER_WITHIN: Duration = Duration::from_secs(90);
+const ANSWER_WITHIN: Duration = Duration::from_secs(120);
 
 /// A connection to one agent.
 #[derive(Debug, Clone)]

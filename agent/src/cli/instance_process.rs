@@ -1,12 +1,11 @@
 //! The hidden commands that the agent starts: one process, one instance.
 
-use std::fmt::Display;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use holdfast_dataplane::control::InstanceArgs;
+use holdfast_dataplane::error::Error;
 use holdfast_proto::ids::InstanceUuid;
-
-use crate::complaint::Complaint;
 
 /// What the agent says about an instance on its command line; nothing secret.
 #[derive(Debug, Clone, clap::Args)]
@@ -32,15 +31,22 @@ impl From<ProcessArgs> for InstanceArgs {
 }
 
 /// Serves a volume until told to end.
-pub(super) fn engine(args: ProcessArgs) -> Result<(), Complaint> {
+pub(super) fn engine(args: ProcessArgs) -> ExitCode {
     ended("engine", holdfast_dataplane::engine::run(args.into()))
 }
 
 /// Keeps a copy until told to end.
-pub(super) fn replica(args: ProcessArgs) -> Result<(), Complaint> {
+pub(super) fn replica(args: ProcessArgs) -> ExitCode {
     ended("replica", holdfast_dataplane::replica::run(args.into()))
 }
 
-fn ended<E: Display>(kind: &str, result: Result<(), E>) -> Result<(), Complaint> {
-    result.map_err(|error| Complaint::failed(format!("the {kind} ended: {error}")))
+/// An instance's exit code says more than a command's: the agent tells people what it means.
+fn ended(kind: &str, result: Result<(), Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: the {kind} ended: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
 }

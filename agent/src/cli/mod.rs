@@ -109,7 +109,7 @@ pub fn run() -> ExitCode {
     };
     let out = Out::new(cli.global.output);
     match dispatch(cli, &out) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(complaint) => {
             out.complain(&complaint);
             ExitCode::from(complaint.kind.exit_code())
@@ -117,9 +117,9 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli, out: &Out) -> Result<(), Complaint> {
+fn dispatch(cli: Cli, out: &Out) -> Result<ExitCode, Complaint> {
     let global = cli.global;
-    match cli.command {
+    let done = match cli.command {
         Command::Agent(flags) => agent::run(&flags),
         Command::Quickstart(args) => quickstart::run(&args, out),
         Command::Volume(command) => client_runtime(volume::run(command, &global, out)),
@@ -127,15 +127,18 @@ fn dispatch(cli: Cli, out: &Out) -> Result<(), Complaint> {
         Command::Replica(replica::Args { command: Some(command), .. }) => {
             client_runtime(replica::run(&command, &global, out))
         }
-        Command::Replica(replica::Args { process: Some(args), .. }) => instance_process::replica(args),
+        Command::Replica(replica::Args { process: Some(args), .. }) => {
+            return Ok(instance_process::replica(args));
+        }
         Command::Replica(replica::Args { command: None, process: None }) => {
             Err(Complaint::new(ErrorKind::Invalid, "replica needs a command").remedy("`holdfast replica ls`"))
         }
         Command::Node(command) => client_runtime(node::run(&command, &global, out)),
         Command::Watch => client_runtime(watch::run(&global, out)),
         Command::Version => client_runtime(version::run(&global, out)),
-        Command::Engine(args) => instance_process::engine(args),
-    }
+        Command::Engine(args) => return Ok(instance_process::engine(args)),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// One thread is enough to ask a question.

@@ -21,7 +21,7 @@ use crate::error::Error;
 /// Blocks are the unit of checksums and of every size.
 pub const SIZE_MULTIPLE_BYTES: u64 = 4096;
 /// The largest file that ext4 keeps with 4 KiB blocks is just under this: a larger image could not be made there.
-pub const SIZE_MAX_BYTES: u64 = 16 << 40;
+pub const SIZE_MAX_BYTES: u64 = holdfast_dataplane::units::VOLUME_BYTES_MAX;
 
 /// One record of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +137,9 @@ pub fn check_size(size_bytes: u64) -> Result<(), String> {
         ));
     }
     if size_bytes > SIZE_MAX_BYTES {
-        return Err(format!("size: expected at most 16 TiB ({SIZE_MAX_BYTES} bytes), found {size_bytes}"));
+        return Err(format!(
+            "size: expected at most {SIZE_MAX_BYTES} bytes (16 TiB less a block), found {size_bytes}"
+        ));
     }
     Ok(())
 }
