@@ -27,6 +27,8 @@ use crate::store::replica_dirs;
 pub const IO_MODE_DEFAULT: &str = "buffered";
 /// An attach answers early with what it waits for: the wish stands, and `volume wait` waits longer.
 const ATTACH_WITHIN: Duration = Duration::from_secs(10);
+/// A client's end of connection reaches the agent by way of the engine within this.
+const DEPART_WITHIN: Duration = Duration::from_secs(1);
 /// Longer than a drain and the signals after it.
 const DETACH_WITHIN: Duration = Duration::from_secs(100);
 const DELETE_WITHIN: Duration = Duration::from_secs(60);
@@ -238,7 +240,10 @@ pub(super) async fn detach(
     let name = name_of("detach", &request.name)?;
     let turn = shared.begin(name.as_str(), "detach").await?;
     shared.reconcile().await?;
-    let clients = shared.volume(name.as_str()).map_or(0, |volume| volume.clients);
+    // A client that has just disconnected is still counted until its engine has seen it and said so.
+    let gone =
+        |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| request.force || volume.clients == 0);
+    let clients = shared.wait(name.as_str(), DEPART_WITHIN, gone).await.map_or(0, |volume| volume.clients);
     let silent = engine_is_silent(shared, &name);
     change(shared, "detach", &name, |record| {
         if record.spec.attach.is_none() {

@@ -459,7 +459,8 @@ impl Data {
 
     /// Tells the control thread what has changed.
     fn report(&mut self) {
-        if !self.look && self.now < self.told.looked_at + REPORT_EVERY {
+        let come_or_gone = self.frontends.count() != self.told.clients;
+        if !self.look && !come_or_gone && self.now < self.told.looked_at + REPORT_EVERY {
             return;
         }
         self.look = false;
