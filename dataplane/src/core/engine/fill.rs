@@ -98,7 +98,11 @@ impl Fill {
         match work {
             Work::Repair => self.repairs += 1,
             Work::Copy { .. } => self.copies += 1,
-            Work::Client(_) | Work::Scan { .. } | Work::FlushTarget { .. } | Work::FlushAll => {}
+            Work::Client(_)
+            | Work::Scan { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushAll
+            | Work::Abandoned => {}
         }
     }
     /// The replica that is being filled, and how far: `(place, done bytes, total bytes)`.
@@ -331,7 +335,11 @@ impl Engine {
         match work {
             Work::Repair => self.fill.repairs -= 1,
             Work::Copy { .. } => self.fill.copies -= 1,
-            Work::Client(_) | Work::Scan { .. } | Work::FlushTarget { .. } | Work::FlushAll => return,
+            Work::Client(_)
+            | Work::Scan { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushAll
+            | Work::Abandoned => return,
         }
         self.fill_next(now);
     }

@@ -31,6 +31,9 @@ pub(super) enum Work {
     FlushTarget { target: usize },
     /// The last flush before a clean end.
     FlushAll,
+    /// A client's that failed while a member may still be carrying it out: it keeps its range until no member is, so
+    /// that what is asked for next cannot be overtaken by it.
+    Abandoned,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +127,8 @@ impl Op {
             | Work::Copy { .. }
             | Work::Scan { .. }
             | Work::FlushTarget { .. }
-            | Work::FlushAll => None,
+            | Work::FlushAll
+            | Work::Abandoned => None,
         }
     }
     /// Whether it changes the data of members.
@@ -230,7 +234,7 @@ impl Engine {
                 return self.ops.id(id);
             }
             Work::Client(Request::Read | Request::Extents) | Work::Scan { .. } => false,
-            Work::Client(_) | Work::Repair | Work::Copy { .. } => true,
+            Work::Client(_) | Work::Repair | Work::Copy { .. } | Work::Abandoned => true,
         };
         let (start, len) = block_cover(offset, len);
         if self.lock.acquire(id, start, start + len, exclusive) {
@@ -271,6 +275,9 @@ impl Engine {
     }
 
     fn run(&mut self, id: u32, now: Now) {
+        if self.ops.get(id).work == Work::Abandoned {
+            return self.release(id, now);
+        }
         if !self.serves() {
             self.ops.get_mut(id).stage = Stage::Held;
             self.ops.held.push_back(id);
@@ -284,7 +291,8 @@ impl Engine {
             | Work::Repair
             | Work::Scan { .. }
             | Work::FlushTarget { .. }
-            | Work::FlushAll => false,
+            | Work::FlushAll
+            | Work::Abandoned => false,
         };
         if reads && self.unrepaired.touches(op.offset, op.len) {
             self.repair_first(id, now);
@@ -308,6 +316,7 @@ impl Engine {
             Work::Scan { mask } => self.spread_out(id, Stage::Main, mask),
             Work::Repair => self.repair(id, now),
             Work::Copy { .. } => self.ask_source(id),
+            Work::Abandoned => {}
         }
     }
 
@@ -410,7 +419,10 @@ impl Engine {
             (Stage::Main, Work::Scan { .. }) => (main(Kind::Extents), Body::None),
             (
                 Stage::Main,
-                Work::Client(Request::Read | Request::Extents) | Work::Repair | Work::Copy { .. },
+                Work::Client(Request::Read | Request::Extents)
+                | Work::Repair
+                | Work::Copy { .. }
+                | Work::Abandoned,
             )
             | (Stage::Waiting | Stage::Held | Stage::Drain | Stage::Acknowledged, _) => return,
         };
@@ -568,9 +580,11 @@ impl Engine {
                 self.end_own(id, now);
             }
             // The only member cannot be compared with anything.
-            Work::Repair | Work::Scan { .. } | Work::FlushTarget { .. } | Work::FlushAll => {
-                self.end_own(id, now)
-            }
+            Work::Repair
+            | Work::Scan { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushAll
+            | Work::Abandoned => self.end_own(id, now),
         }
     }
 
@@ -613,7 +627,7 @@ impl Engine {
                 self.target_flushed(target, flushed, now);
             }
             (Stage::Main, Work::Client(_) | Work::FlushAll) => self.settle_main(id, now),
-            (Stage::Main, Work::Repair | Work::Copy { .. })
+            (Stage::Main, Work::Repair | Work::Copy { .. } | Work::Abandoned)
             | (
                 Stage::Waiting
                 | Stage::Held
@@ -687,7 +701,8 @@ impl Engine {
                 | Work::Repair
                 | Work::Copy { .. }
                 | Work::Scan { .. }
-                | Work::FlushTarget { .. } => {}
+                | Work::FlushTarget { .. }
+                | Work::Abandoned => {}
             }
         }
         if work == Work::FlushAll {
@@ -791,6 +806,10 @@ impl Engine {
 
     /// Nothing of the former attempt is in flight: from the beginning.
     fn begin_again(&mut self, id: u32, now: Now) {
+        if self.ops.get(id).work == Work::Abandoned {
+            self.release(id, now);
+            return self.run_ready(now);
+        }
         let op = self.ops.get_mut(id);
         op.attempt = op.attempt.wrapping_add(1);
         op.stage = Stage::Waiting;
@@ -946,20 +965,31 @@ impl Engine {
         (op.offset, op.len, op.failed, std::mem::take(&mut op.extents))
     }
 
-    /// Fails every client's operation: the engine is fenced, or I/O was suspended for too long.
+    /// Fails every client's operation: the engine is fenced, or I/O was suspended for too long. A change that a member
+    /// may be carrying out this very moment keeps its range until it is not; so does one whose turn has not come, since
+    /// others count on its place in the queue.
     pub(super) fn fail_clients(&mut self, now: Now) {
         let clients: Vec<_> = self.ops.live().filter(|id| self.ops.get(*id).client().is_some()).collect();
         self.ops.held.retain(|id| !clients.contains(id));
         self.ops.acknowledged.retain(|id| !clients.contains(id));
-        self.ready.retain(|id| !clients.contains(id));
         for id in clients {
             let op = self.ops.get(id);
-            if op.mutates() && op.stage == Stage::Main {
+            let (mutates, stage, in_flight) = (op.mutates(), op.stage, op.pending & self.live);
+            if mutates && stage == Stage::Main {
                 let (offset, len) = op.cover();
                 self.differ(offset, len);
             }
             self.finish_client(id, Outcome::Failed(Failure::Unavailable));
-            self.release(id, now);
+            let op = self.ops.get_mut(id);
+            op.work = Work::Abandoned;
+            match stage {
+                Stage::Waiting => {}
+                Stage::Main if mutates && in_flight != 0 => {
+                    op.stage = Stage::Drain;
+                    op.pending = in_flight;
+                }
+                _ => self.release(id, now),
+            }
         }
         self.run_ready(now);
     }
