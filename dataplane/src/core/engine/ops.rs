@@ -726,6 +726,7 @@ impl Engine {
 
     /// The answers of the replicas in `gone` are no longer needed.
     pub(super) fn drop_pending(&mut self, gone: Mask, now: Now) {
+        let live = self.live;
         let concerned: Vec<_> = self.ops.live().filter(|id| self.ops.get(*id).pending & gone != 0).collect();
         for id in concerned {
             let op = self.ops.get_mut(id);
@@ -746,6 +747,8 @@ impl Engine {
                 }
                 (Stage::Digest | Stage::Source | Stage::Spread, Work::Repair) => {
                     op.stage = Stage::Drain;
+                    // Whose connection is gone carries nothing out, and is not asked again when it is back.
+                    op.pending &= live;
                     if op.pending == 0 {
                         self.begin_again(id, now);
                     }
