@@ -821,7 +821,8 @@ impl Engine {
     }
 
     fn repair(&mut self, id: u32, now: Now) {
-        let members = self.members & self.required();
+        // With the one that is about to be added: from its proposal on it must hold whatever the others do.
+        let members = self.required();
         let region = self.ops.get(id).offset / REGION_BYTES;
         if members.count_ones() < 2 || !self.unrepaired.contains(region) {
             return self.repaired(id, now);
@@ -874,7 +875,7 @@ impl Engine {
         let (work, source) = (op.work, op.source);
         let to = match work {
             Work::Copy { target } => bit(target) & self.targets,
-            _ => self.members & self.required() & !bit(source),
+            _ => self.required() & !bit(source),
         };
         if to == 0 {
             return self.end_own(id, now);
