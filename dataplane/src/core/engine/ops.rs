@@ -887,6 +887,10 @@ impl Engine {
         if self.ops.get(id).failed != 0 {
             return self.own_failed(id, now);
         }
+        if self.ops.get(id).stage == Stage::Spread {
+            // What was given to them is in their caches only: until a flush they can lose it with their node.
+            self.writes_done += 1;
+        }
         self.mark_repaired(self.ops.get(id).offset / REGION_BYTES);
         self.end_own(id, now);
     }
