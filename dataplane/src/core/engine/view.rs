@@ -293,6 +293,9 @@ impl Engine {
             if members.len() < self.config.min_in_sync {
                 return;
             }
+            // A clean end leaves the record at the newest view. A newer one is of an engine that the record does not
+            // know of: it ran without the registry, and nobody knows how it ended.
+            self.registry.was_clean &= newest == self.registry.status.view;
             self.view = newest;
             self.phase = Phase::Opening;
             if !self.registry.was_clean {
