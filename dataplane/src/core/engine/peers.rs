@@ -104,7 +104,15 @@ impl Engine {
         for slot in 0..self.peers.len() {
             let peer = &mut self.peers[slot];
             let due = matches!(peer.link, Link::Down { retry_at } if retry_at <= now);
-            if due && peer.known && peer.absent.is_none() {
+            let reachable = peer.known && peer.absent.is_none();
+            if due && !reachable && peer.failed.is_none() && self.required() & bit(slot) != 0 {
+                // No try will tell: without this, what it owes would be waited for, and nothing called suspended.
+                let why = self.peers[slot].absent.clone();
+                self.member_failed(slot, why.unwrap_or_else(|| "nobody knows where it is".to_owned()), now);
+                continue;
+            }
+            let peer = &mut self.peers[slot];
+            if due && reachable {
                 peer.link = Link::Connecting;
                 let action = Action::Connect {
                     replica: peer.id,
