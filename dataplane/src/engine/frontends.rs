@@ -236,13 +236,11 @@ impl Frontends {
                 self.answer(at, part.part, PartResult::Data(buf), x);
             }
             (Outcome::Done, Answer::Done, _) => self.answer(at, part.part, PartResult::Done, x),
-            (Outcome::Done, Answer::Flush, _) => match x.core.submit(Request::Flush, 0, 0, x.now) {
-                Ok(op) => x.buffers.begin(op, Part { answer: Answer::Done, ..part }, None),
-                Err(failure) => {
-                    let error = self.error(failure);
-                    self.answer(at, part.part, PartResult::Error(error), x);
-                }
-            },
+            (Outcome::Done, Answer::Flush, _) => {
+                // Not at once: the core may have more to say about operations whose places it would give away here.
+                let request = BlockRequest { kind: BlockKind::Flush, offset: 0, len: 0, fua: false };
+                self.waiting.push_back((at, Submit { part: part.part, request, buf: None }));
+            }
             (Outcome::Done | Outcome::Extents(_), _, _) => {
                 debug_assert!(false, "an outcome of another kind than the request");
                 self.answer(at, part.part, PartResult::Error(BlockError::Io), x);
