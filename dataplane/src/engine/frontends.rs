@@ -142,6 +142,20 @@ impl Frontends {
         match self.begin(at, submit, x) {
             Ok(()) => true,
             Err(submit) => {
+                let for_memory = x.buffers.clients() < OPERATIONS_MAX;
+                self.waiting.push_front((at, submit));
+                for_memory && self.begin_behind(x)
+            }
+        }
+    }
+
+    /// A read waits for memory. What brought its own may hold all there is, and goes first.
+    fn begin_behind(&mut self, x: &mut Context<'_>) -> bool {
+        let behind = self.waiting.iter().position(|(_, submit)| submit.request.kind != BlockKind::Read);
+        let Some((at, submit)) = behind.and_then(|behind| self.waiting.remove(behind)) else { return false };
+        match self.begin(at, submit, x) {
+            Ok(()) => true,
+            Err(submit) => {
                 self.waiting.push_front((at, submit));
                 false
             }
