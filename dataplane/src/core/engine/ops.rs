@@ -298,6 +298,13 @@ impl Engine {
             self.repair_first(id, now);
             return;
         }
+        if op.work == Work::Client(Request::Extents) && self.unrepaired.touches(op.offset, op.len) {
+            // One member's hole may be another's data until they have been compared.
+            let all = vec![Extent { len: op.len, allocated: true }];
+            self.ops.get_mut(id).extents.push((0, all));
+            self.ops.get_mut(id).stage = Stage::Read;
+            return self.acknowledge(id, now);
+        }
         match op.work {
             Work::Client(Request::Read | Request::Extents) => self.read(id),
             Work::Client(Request::Write { .. }) if op.unaligned() => self.read_edges(id),
