@@ -142,6 +142,20 @@ impl Frontends {
         match self.begin(at, submit, x) {
             Ok(()) => true,
             Err(submit) => {
+                let for_memory = x.buffers.clients() < OPERATIONS_MAX;
+                self.waiting.push_front((at, submit));
+                for_memory && self.begin_behind(x)
+            }
+        }
+    }
+
+    /// A read waits for memory. What brought its own may hold all there is, and goes first.
+    fn begin_behind(&mut self, x: &mut Context<'_>) -> bool {
+        let behind = self.waiting.iter().position(|(_, submit)| submit.request.kind != BlockKind::Read);
+        let Some((at, submit)) = behind.and_then(|behind| self.waiting.remove(behind)) else { return false };
+        match self.begin(at, submit, x) {
+            Ok(()) => true,
+            Err(submit) => {
                 self.waiting.push_front((at, submit));
                 false
             }
@@ -236,13 +250,11 @@ impl Frontends {
                 self.answer(at, part.part, PartResult::Data(buf), x);
             }
             (Outcome::Done, Answer::Done, _) => self.answer(at, part.part, PartResult::Done, x),
-            (Outcome::Done, Answer::Flush, _) => match x.core.submit(Request::Flush, 0, 0, x.now) {
-                Ok(op) => x.buffers.begin(op, Part { answer: Answer::Done, ..part }, None),
-                Err(failure) => {
-                    let error = self.error(failure);
-                    self.answer(at, part.part, PartResult::Error(error), x);
-                }
-            },
+            (Outcome::Done, Answer::Flush, _) => {
+                // Not at once: the core may have more to say about operations whose places it would give away here.
+                let request = BlockRequest { kind: BlockKind::Flush, offset: 0, len: 0, fua: false };
+                self.waiting.push_back((at, Submit { part: part.part, request, buf: None }));
+            }
             (Outcome::Done | Outcome::Extents(_), _, _) => {
                 debug_assert!(false, "an outcome of another kind than the request");
                 self.answer(at, part.part, PartResult::Error(BlockError::Io), x);

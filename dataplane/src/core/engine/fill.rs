@@ -58,6 +58,9 @@ pub(super) struct Fill {
     target: Option<Target>,
     retry_at: [Now; 8],
     failures: [u32; 8],
+    /// Something is being begun; whatever ends at once meanwhile only says that there is more to begin.
+    beginning: bool,
+    more: bool,
 }
 
 impl Fill {
@@ -70,6 +73,8 @@ impl Fill {
             target: None,
             retry_at: [Duration::ZERO; 8],
             failures: [0; 8],
+            beginning: false,
+            more: false,
         }
     }
     /// Members may differ anywhere: first find out where there is data at all.
@@ -98,7 +103,11 @@ impl Fill {
         match work {
             Work::Repair => self.repairs += 1,
             Work::Copy { .. } => self.copies += 1,
-            Work::Client(_) | Work::Scan { .. } | Work::FlushTarget { .. } | Work::FlushAll => {}
+            Work::Client(_)
+            | Work::Scan { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushAll
+            | Work::Abandoned => {}
         }
     }
     /// The replica that is being filled, and how far: `(place, done bytes, total bytes)`.
@@ -132,8 +141,24 @@ impl Engine {
         }
     }
 
-    /// Begins what can be begun now.
+    /// Begins what can be begun now. What ends as soon as it is begun makes room for the next: one after the other, not
+    /// one within the other, for there may be as many as the volume has regions.
     pub(super) fn fill_next(&mut self, now: Now) {
+        if std::mem::replace(&mut self.fill.beginning, true) {
+            self.fill.more = true;
+            return;
+        }
+        loop {
+            self.fill.more = false;
+            self.begin_fill(now);
+            if !self.fill.more {
+                break;
+            }
+        }
+        self.fill.beginning = false;
+    }
+
+    fn begin_fill(&mut self, now: Now) {
         if self.phase != Phase::Serving || self.proposal.is_some() || self.any_failed_member() {
             return;
         }
@@ -331,7 +356,11 @@ impl Engine {
         match work {
             Work::Repair => self.fill.repairs -= 1,
             Work::Copy { .. } => self.fill.copies -= 1,
-            Work::Client(_) | Work::Scan { .. } | Work::FlushTarget { .. } | Work::FlushAll => return,
+            Work::Client(_)
+            | Work::Scan { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushAll
+            | Work::Abandoned => return,
         }
         self.fill_next(now);
     }
@@ -359,7 +388,7 @@ fn common_holes(offset: u64, len: u64, found: &[(usize, Vec<Extent>)]) -> (u64, 
     if found.is_empty() {
         return (end, Vec::new());
     }
-    let reach = found.iter().map(|(_, list)| offset + list.iter().map(|e| e.len).sum::<u64>()).min();
+    let reach = found.iter().map(|(_, list)| list.iter().fold(offset, |at, e| at.saturating_add(e.len))).min();
     let mut known = reach.unwrap_or(end).min(end);
     if known < end {
         known -= known % REGION_BYTES;

@@ -31,6 +31,9 @@ pub(super) enum Work {
     FlushTarget { target: usize },
     /// The last flush before a clean end.
     FlushAll,
+    /// A client's that failed while a member may still be carrying it out: it keeps its range until no member is, so
+    /// that what is asked for next cannot be overtaken by it.
+    Abandoned,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +127,8 @@ impl Op {
             | Work::Copy { .. }
             | Work::Scan { .. }
             | Work::FlushTarget { .. }
-            | Work::FlushAll => None,
+            | Work::FlushAll
+            | Work::Abandoned => None,
         }
     }
     /// Whether it changes the data of members.
@@ -230,7 +234,7 @@ impl Engine {
                 return self.ops.id(id);
             }
             Work::Client(Request::Read | Request::Extents) | Work::Scan { .. } => false,
-            Work::Client(_) | Work::Repair | Work::Copy { .. } => true,
+            Work::Client(_) | Work::Repair | Work::Copy { .. } | Work::Abandoned => true,
         };
         let (start, len) = block_cover(offset, len);
         if self.lock.acquire(id, start, start + len, exclusive) {
@@ -271,6 +275,9 @@ impl Engine {
     }
 
     fn run(&mut self, id: u32, now: Now) {
+        if self.ops.get(id).work == Work::Abandoned {
+            return self.release(id, now);
+        }
         if !self.serves() {
             self.ops.get_mut(id).stage = Stage::Held;
             self.ops.held.push_back(id);
@@ -284,11 +291,19 @@ impl Engine {
             | Work::Repair
             | Work::Scan { .. }
             | Work::FlushTarget { .. }
-            | Work::FlushAll => false,
+            | Work::FlushAll
+            | Work::Abandoned => false,
         };
         if reads && self.unrepaired.touches(op.offset, op.len) {
             self.repair_first(id, now);
             return;
+        }
+        if op.work == Work::Client(Request::Extents) && self.unrepaired.touches(op.offset, op.len) {
+            // One member's hole may be another's data until they have been compared.
+            let all = vec![Extent { len: op.len, allocated: true }];
+            self.ops.get_mut(id).extents.push((0, all));
+            self.ops.get_mut(id).stage = Stage::Read;
+            return self.acknowledge(id, now);
         }
         match op.work {
             Work::Client(Request::Read | Request::Extents) => self.read(id),
@@ -308,6 +323,7 @@ impl Engine {
             Work::Scan { mask } => self.spread_out(id, Stage::Main, mask),
             Work::Repair => self.repair(id, now),
             Work::Copy { .. } => self.ask_source(id),
+            Work::Abandoned => {}
         }
     }
 
@@ -410,7 +426,10 @@ impl Engine {
             (Stage::Main, Work::Scan { .. }) => (main(Kind::Extents), Body::None),
             (
                 Stage::Main,
-                Work::Client(Request::Read | Request::Extents) | Work::Repair | Work::Copy { .. },
+                Work::Client(Request::Read | Request::Extents)
+                | Work::Repair
+                | Work::Copy { .. }
+                | Work::Abandoned,
             )
             | (Stage::Waiting | Stage::Held | Stage::Drain | Stage::Acknowledged, _) => return,
         };
@@ -568,9 +587,11 @@ impl Engine {
                 self.end_own(id, now);
             }
             // The only member cannot be compared with anything.
-            Work::Repair | Work::Scan { .. } | Work::FlushTarget { .. } | Work::FlushAll => {
-                self.end_own(id, now)
-            }
+            Work::Repair
+            | Work::Scan { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushAll
+            | Work::Abandoned => self.end_own(id, now),
         }
     }
 
@@ -613,7 +634,7 @@ impl Engine {
                 self.target_flushed(target, flushed, now);
             }
             (Stage::Main, Work::Client(_) | Work::FlushAll) => self.settle_main(id, now),
-            (Stage::Main, Work::Repair | Work::Copy { .. })
+            (Stage::Main, Work::Repair | Work::Copy { .. } | Work::Abandoned)
             | (
                 Stage::Waiting
                 | Stage::Held
@@ -687,7 +708,8 @@ impl Engine {
                 | Work::Repair
                 | Work::Copy { .. }
                 | Work::Scan { .. }
-                | Work::FlushTarget { .. } => {}
+                | Work::FlushTarget { .. }
+                | Work::Abandoned => {}
             }
         }
         if work == Work::FlushAll {
@@ -711,6 +733,7 @@ impl Engine {
 
     /// The answers of the replicas in `gone` are no longer needed.
     pub(super) fn drop_pending(&mut self, gone: Mask, now: Now) {
+        let live = self.live;
         let concerned: Vec<_> = self.ops.live().filter(|id| self.ops.get(*id).pending & gone != 0).collect();
         for id in concerned {
             let op = self.ops.get_mut(id);
@@ -731,6 +754,8 @@ impl Engine {
                 }
                 (Stage::Digest | Stage::Source | Stage::Spread, Work::Repair) => {
                     op.stage = Stage::Drain;
+                    // Whose connection is gone carries nothing out, and is not asked again when it is back.
+                    op.pending &= live;
                     if op.pending == 0 {
                         self.begin_again(id, now);
                     }
@@ -791,6 +816,10 @@ impl Engine {
 
     /// Nothing of the former attempt is in flight: from the beginning.
     fn begin_again(&mut self, id: u32, now: Now) {
+        if self.ops.get(id).work == Work::Abandoned {
+            self.release(id, now);
+            return self.run_ready(now);
+        }
         let op = self.ops.get_mut(id);
         op.attempt = op.attempt.wrapping_add(1);
         op.stage = Stage::Waiting;
@@ -799,7 +828,8 @@ impl Engine {
     }
 
     fn repair(&mut self, id: u32, now: Now) {
-        let members = self.members & self.required();
+        // With the one that is about to be added: from its proposal on it must hold whatever the others do.
+        let members = self.required();
         let region = self.ops.get(id).offset / REGION_BYTES;
         if members.count_ones() < 2 || !self.unrepaired.contains(region) {
             return self.repaired(id, now);
@@ -852,7 +882,7 @@ impl Engine {
         let (work, source) = (op.work, op.source);
         let to = match work {
             Work::Copy { target } => bit(target) & self.targets,
-            _ => self.members & self.required() & !bit(source),
+            _ => self.required() & !bit(source),
         };
         if to == 0 {
             return self.end_own(id, now);
@@ -863,6 +893,10 @@ impl Engine {
     fn repaired(&mut self, id: u32, now: Now) {
         if self.ops.get(id).failed != 0 {
             return self.own_failed(id, now);
+        }
+        if self.ops.get(id).stage == Stage::Spread {
+            // What was given to them is in their caches only: until a flush they can lose it with their node.
+            self.writes_done += 1;
         }
         self.mark_repaired(self.ops.get(id).offset / REGION_BYTES);
         self.end_own(id, now);
@@ -946,20 +980,31 @@ impl Engine {
         (op.offset, op.len, op.failed, std::mem::take(&mut op.extents))
     }
 
-    /// Fails every client's operation: the engine is fenced, or I/O was suspended for too long.
+    /// Fails every client's operation: the engine is fenced, or I/O was suspended for too long. A change that a member
+    /// may be carrying out this very moment keeps its range until it is not; so does one whose turn has not come, since
+    /// others count on its place in the queue.
     pub(super) fn fail_clients(&mut self, now: Now) {
         let clients: Vec<_> = self.ops.live().filter(|id| self.ops.get(*id).client().is_some()).collect();
         self.ops.held.retain(|id| !clients.contains(id));
         self.ops.acknowledged.retain(|id| !clients.contains(id));
-        self.ready.retain(|id| !clients.contains(id));
         for id in clients {
             let op = self.ops.get(id);
-            if op.mutates() && op.stage == Stage::Main {
+            let (mutates, stage, in_flight) = (op.mutates(), op.stage, op.pending & self.live);
+            if mutates && stage == Stage::Main {
                 let (offset, len) = op.cover();
                 self.differ(offset, len);
             }
             self.finish_client(id, Outcome::Failed(Failure::Unavailable));
-            self.release(id, now);
+            let op = self.ops.get_mut(id);
+            op.work = Work::Abandoned;
+            match stage {
+                Stage::Waiting => {}
+                Stage::Main if mutates && in_flight != 0 => {
+                    op.stage = Stage::Drain;
+                    op.pending = in_flight;
+                }
+                _ => self.release(id, now),
+            }
         }
         self.run_ready(now);
     }

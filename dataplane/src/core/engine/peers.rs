@@ -124,7 +124,15 @@ impl Engine {
         for slot in 0..self.peers.len() {
             let peer = &mut self.peers[slot];
             let due = matches!(peer.link, Link::Down { retry_at } if retry_at <= now);
-            if due && peer.known && peer.absent.is_none() {
+            let reachable = peer.known && peer.absent.is_none();
+            if due && !reachable && peer.failed.is_none() && self.required() & bit(slot) != 0 {
+                // No try will tell: without this, what it owes would be waited for, and nothing called suspended.
+                let why = self.peers[slot].absent.clone();
+                self.member_failed(slot, why.unwrap_or_else(|| "nobody knows where it is".to_owned()), now);
+                continue;
+            }
+            let peer = &mut self.peers[slot];
+            if due && reachable {
                 peer.link = Link::Connecting;
                 let action = Action::Connect {
                     replica: peer.id,
@@ -331,15 +339,7 @@ impl Engine {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Now) {
-        for slot in slots(self.live) {
-            let peer = &self.peers[slot];
-            if peer.owes == 0 {
-                self.peers[slot].quiet_since = now;
-            } else if now.saturating_sub(peer.quiet_since) >= self.config.replica_timeout {
-                let reason = format!("no answer for {} s", self.config.replica_timeout.as_secs());
-                self.lost(slot, reason, now);
-            }
-        }
+        self.check_silence(now);
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + self.config.heartbeat;
             for slot in slots(self.live) {
@@ -359,6 +359,35 @@ impl Engine {
         self.fill_next(now);
         self.check_suspended(now);
         self.drained(now);
+    }
+
+    /// Replicas that owe answers and give none have failed. Where no member answers, it is a stall of all: none of them
+    /// leaves for it, whoever was the first to fall silent.
+    fn check_silence(&mut self, now: Now) {
+        let timeout = self.config.replica_timeout;
+        let (mut silent, mut quiet) = (0, 0);
+        for slot in slots(self.live) {
+            let peer = &mut self.peers[slot];
+            if peer.owes == 0 {
+                peer.quiet_since = now;
+                continue;
+            }
+            let since = now.saturating_sub(peer.quiet_since);
+            silent |= if since >= timeout { bit(slot) } else { 0 };
+            quiet |= if since >= timeout / 2 { bit(slot) } else { 0 };
+        }
+        let members = self.required();
+        let answering = members & self.live & !quiet;
+        if silent & members != 0 && answering == 0 {
+            silent |= members & self.live;
+            for slot in slots(silent & members) {
+                // Before any is dealt with: with all marked, there is nobody to go on without them.
+                self.peers[slot].failed.get_or_insert_with(|| "no member answers".to_owned());
+            }
+        }
+        for slot in slots(silent) {
+            self.lost(slot, format!("no answer for {} s", timeout.as_secs()), now);
+        }
     }
 
     /// A replica that owes answers gives none.

@@ -293,6 +293,9 @@ impl Engine {
             if members.len() < self.config.min_in_sync {
                 return;
             }
+            // A clean end leaves the record at the newest view. A newer one is of an engine that the record does not
+            // know of: it ran without the registry, and nobody knows how it ended.
+            self.registry.was_clean &= newest == self.registry.status.view;
             self.view = newest;
             self.phase = Phase::Opening;
             if !self.registry.was_clean {
@@ -419,8 +422,10 @@ impl Engine {
 
     /// Brings the record up to date with a view that was committed without it.
     fn follow(&mut self) {
-        let committed = matches!(self.phase, Phase::Serving | Phase::Draining);
-        if committed && self.registry.pending.is_none() && self.registry.status.view != self.view {
+        let committed = matches!(self.phase, Phase::Serving | Phase::Draining) && self.proposal.is_none();
+        // The record may be ahead: it took a view that another was proposed after.
+        let behind = self.registry.status.view.order() < self.view.order();
+        if committed && self.registry.pending.is_none() && behind {
             let wish = self.wish(self.view);
             self.ask(Purpose::Follow, wish);
         }
