@@ -93,7 +93,25 @@ impl Engine {
             peer.link = Link::Down { retry_at: now };
         }
         self.connect_due(now);
+        self.fail_unreachable(now);
         self.try_start(now);
+    }
+
+    /// A member without a connection is waited for no longer than one that does not answer; one whose directory is
+    /// missing is not waited for at all.
+    fn fail_unreachable(&mut self, now: Now) {
+        for slot in slots(self.required() & !self.live) {
+            let peer = &self.peers[slot];
+            if peer.failed.is_some() {
+                continue;
+            }
+            let gone = peer.absent.clone().filter(|_| matches!(peer.link, Link::Down { .. }));
+            let late = (now.saturating_sub(peer.quiet_since) >= self.config.replica_timeout)
+                .then(|| format!("no connection for {} s", self.config.replica_timeout.as_secs()));
+            if let Some(reason) = gone.or(late) {
+                self.member_failed(slot, reason, now);
+            }
+        }
     }
 
     /// Asks for every connection whose time has come.
@@ -236,6 +254,7 @@ impl Engine {
         }
         self.ask_others(slot, now);
         self.connect_due(now);
+        self.fail_unreachable(now);
     }
 
     /// Forgets the connection, if there is one.
@@ -331,6 +350,7 @@ impl Engine {
         }
         self.registry_again(now);
         self.connect_due(now);
+        self.fail_unreachable(now);
         self.try_start(now);
         self.reconsider(now);
         self.fill_next(now);
@@ -362,8 +382,17 @@ impl Engine {
         let silences = slots(self.live)
             .filter(|slot| self.peers[*slot].owes > 0)
             .map(|slot| self.peers[slot].quiet_since + self.config.replica_timeout);
+        let missing = slots(self.required() & !self.live)
+            .filter(|slot| self.peers[*slot].failed.is_none())
+            .map(|slot| self.peers[slot].quiet_since + self.config.replica_timeout);
         let stall = (self.remove_not_before > Duration::ZERO && self.any_failed_member())
             .then_some(self.remove_not_before);
-        retries.chain(silences).chain(stall).chain([self.next_heartbeat]).chain(self.start_deadline()).min()
+        retries
+            .chain(silences)
+            .chain(missing)
+            .chain(stall)
+            .chain([self.next_heartbeat])
+            .chain(self.start_deadline())
+            .min()
     }
 }
