@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::json::Ready;
 use crate::complaint::Complaint;
+use crate::process::proc::{self, Life};
+use crate::store::DataDir;
 
 /// Where to write it.
 #[derive(Debug)]
@@ -14,8 +16,13 @@ pub(super) struct ReadyFile {
 }
 
 impl ReadyFile {
-    /// Takes away what an earlier start left, so that nobody waits for this one and reads that.
-    pub(super) fn prepare(path: &Path) -> Result<Self, Complaint> {
+    /// Takes away what an earlier start left, so that nobody waits for this one and reads that; unless an agent runs
+    /// on this data directory: then the file is its, and this start is about to be refused.
+    pub(super) fn prepare(path: &Path, data_dir: &Path) -> Result<Self, Complaint> {
+        // A lock that cannot be looked at is no agent's excuse: the start says what is wrong with it.
+        if matches!(proc::probe(&DataDir::lock_in(data_dir)), Ok(Life::Held)) {
+            return Ok(Self { path: path.to_owned() });
+        }
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 let message = format!("failed to replace the ready file {}: {error}", path.display());
@@ -52,7 +59,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ready.json");
         fs::write(&path, "of an earlier start").unwrap();
-        let file = ReadyFile::prepare(&path).unwrap();
+        let lock = fs::File::create(DataDir::lock_in(dir.path())).unwrap();
+        lock.try_lock().unwrap();
+        ReadyFile::prepare(&path, dir.path()).unwrap();
+        assert!(path.exists(), "it belongs to the agent that runs");
+        drop(lock);
+        fs::remove_file(DataDir::lock_in(dir.path())).unwrap();
+        let file = ReadyFile::prepare(&path, dir.path()).unwrap();
         assert!(!path.exists());
         file.write(&Ready {
             agent: "unix:/a",
@@ -70,7 +83,8 @@ mod tests {
 
     #[test]
     fn a_place_that_cannot_be_written_is_said() {
-        let file = ReadyFile::prepare(Path::new("/nonexistent/ready.json")).unwrap();
+        let file =
+            ReadyFile::prepare(Path::new("/nonexistent/ready.json"), Path::new("/nonexistent")).unwrap();
         let ready = Ready { agent: "", volume: "", nbd_uri: "", pid: 1 };
         let error = file.write(&ready).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/ready.json") && error.contains("--ready-file"), "{error}");

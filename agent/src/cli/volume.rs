@@ -84,9 +84,18 @@ Examples:
     )]
     Ls,
     /// Show one volume and its replicas
-    #[command(
-        after_help = "Examples:\n  holdfast volume show db\n  holdfast volume show db -o json | jq -r .endpoint"
-    )]
+    #[command(after_help = "\
+The mode of a replica:
+  member        has every acknowledged write; of a detached volume: will serve when it is attached
+  suspect       a member that does not answer, or an engine that has not reported yet
+  catching_up   misses writes and gets them; of a detached volume: will get them when it is attached
+  rebuilding    is being filled
+  faulted       its disk failed
+  absent        it cannot be reached, or its directory is missing
+
+Examples:
+  holdfast volume show db
+  holdfast volume show db -o json | jq -r .endpoint")]
     Show {
         /// The volume
         name: VolumeName,

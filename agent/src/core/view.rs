@@ -152,7 +152,10 @@ impl Viewer<'_> {
             id: id.to_string(),
             node: node.to_string(),
             mode: mode.to_owned(),
-            instance: instance.map(|_| name.to_string()),
+            // One that is to run is named while it is down, too: its log says why.
+            instance: instance
+                .filter(|i| !i.is_down() || record.spec.attach.is_some())
+                .map(|_| name.to_string()),
             pid: running.and_then(Instance::pid),
             address: running.and_then(Instance::address).map(str::to_owned),
             data_dir,

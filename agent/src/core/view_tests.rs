@@ -144,6 +144,31 @@ fn a_volume_is_detached_only_when_everything_has_ended() {
 }
 
 #[test]
+fn at_rest_a_replica_is_what_it_will_be_and_nothing_of_it_runs() {
+    let mut record = attached("demo", "node-a", 4);
+    let mut scene = Scene::new(&record);
+    for name in ["demo.r1", "demo.r2", "demo.r3"] {
+        scene.run(&record, name, ipb::InstanceStatus::default());
+        let instance = scene.instances.get_mut(&name.parse::<InstanceName>().unwrap()).unwrap();
+        instance.handle(Event::Ended("killed by signal 9".into()), NOW);
+    }
+    assert_eq!(
+        scene.show().replicas[0].instance.as_deref(),
+        Some("demo.r1"),
+        "it is to run: its log says why"
+    );
+    record.spec.attach = None;
+    record.status.view.members = [1, 3].into_iter().map(ReplicaId).collect();
+    scene.records = Scene::new(&record).records;
+    scene.absent.insert("demo.r3".parse().unwrap(), "is the disk mounted?".into());
+    let shown = scene.show();
+    let modes: Vec<_> = shown.replicas.iter().map(|r| r.mode.as_str()).collect();
+    assert_eq!(modes, ["member", "catching_up", "absent", "catching_up"]);
+    let runs = |r: &pb::VolumeReplicaInfo| r.instance.is_some() || r.pid.is_some() || r.address.is_some();
+    assert!(!shown.replicas.iter().any(runs), "{shown:?}");
+}
+
+#[test]
 fn a_volume_whose_record_is_damaged_is_still_listed() {
     let mut scene = Scene::new(&record("demo", "node-a", 1));
     let damaged = RecordState::Unreadable("line 3".into());

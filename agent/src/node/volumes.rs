@@ -27,10 +27,11 @@ use crate::store::replica_dirs;
 pub const IO_MODE_DEFAULT: &str = "buffered";
 /// An attach answers early with what it waits for: the wish stands, and `volume wait` waits longer.
 const ATTACH_WITHIN: Duration = Duration::from_secs(10);
-/// A client's end of connection reaches the agent by way of the engine within this.
-const DEPART_WITHIN: Duration = Duration::from_secs(1);
 /// Longer than a drain and the signals after it.
 const DETACH_WITHIN: Duration = Duration::from_secs(100);
+/// A client that has just gone is counted until its engine has seen its connection end and said so, which takes
+/// milliseconds; on a busy machine more.
+const CLIENTS_LEAVE_WITHIN: Duration = Duration::from_secs(1);
 const DELETE_WITHIN: Duration = Duration::from_secs(60);
 /// A record that changes under us so often is being fought over.
 const SWAPS_MAX: usize = 16;
@@ -240,18 +241,16 @@ pub(super) async fn detach(
     let name = name_of("detach", &request.name)?;
     let turn = shared.begin(name.as_str(), "detach").await?;
     shared.reconcile().await?;
-    // A client that has just disconnected is still counted until its engine has seen it and said so.
-    let gone =
-        |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| request.force || volume.clients == 0);
-    let clients = shared.wait(name.as_str(), DEPART_WITHIN, gone).await.map_or(0, |volume| volume.clients);
+    let clients = if request.force { 0 } else { clients_that_stay(shared, &name).await };
     let silent = engine_is_silent(shared, &name);
     change(shared, "detach", &name, |record| {
         if record.spec.attach.is_none() {
             return Ok(false);
         }
-        if clients > 0 && !request.force {
+        if clients > 0 {
+            let (are, them) = if clients == 1 { ("client is", "it") } else { ("clients are", "them") };
             return Err(Error::refused(format!(
-                "detach volume {name}: {clients} clients are connected; disconnect them, or use --force"
+                "detach volume {name}: {clients} {are} connected; disconnect {them}, or use --force"
             )));
         }
         if silent && !request.force {
@@ -267,6 +266,13 @@ pub(super) async fn detach(
     drop(turn);
     let ended = |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| volume.state == "detached");
     info("detach", &name, shared.wait(name.as_str(), DETACH_WITHIN, ended).await)
+}
+
+/// How many clients there are that are not just leaving.
+async fn clients_that_stay(shared: &Shared, name: &VolumeName) -> u32 {
+    let none_left = |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| volume.clients == 0);
+    let volume = shared.wait(name.as_str(), CLIENTS_LEAVE_WITHIN, none_left).await;
+    volume.map_or(0, |volume| volume.clients)
 }
 
 /// Whether an engine runs, or may run, that cannot be asked.

@@ -45,7 +45,12 @@ impl DataDir {
     /// Held by the one agent of this directory.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
-        self.root.join("agent.lock")
+        Self::lock_in(&self.root)
+    }
+    /// [`Self::lock`] of a data directory that may not be there yet.
+    #[must_use]
+    pub fn lock_in(root: &Path) -> PathBuf {
+        root.join("agent.lock")
     }
     /// The file home of the registry.
     #[must_use]

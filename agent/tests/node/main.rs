@@ -181,7 +181,7 @@ async fn clients_hold_a_volume_unless_forced() {
     healthy(&node, "busy", 1).await;
     let refused = node.detach_volume(detach("busy", false)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused);
-    assert!(refused.to_string().contains("1 clients"), "{refused}");
+    assert!(refused.to_string().contains("1 client is connected"), "{refused}");
     assert_eq!(node.volume("busy").await.unwrap().state, "healthy");
     assert_eq!(node.detach_volume(detach("busy", true)).await.unwrap().state, "detached");
     node.shutdown(true).await.unwrap();

@@ -43,8 +43,9 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn whereabouts(&self, replica: ReplicaId) -> Whereabouts {
-        Whereabouts { replica, known: self.address.is_some(), local: self.local, absent: self.absent.clone() }
+    /// For the core; `known`: somebody said where it is, now or before.
+    pub(super) fn whereabouts(&self, replica: ReplicaId, known: bool) -> Whereabouts {
+        Whereabouts { replica, known, local: self.local, absent: self.absent.clone() }
     }
 }
 
@@ -205,6 +206,7 @@ mod tests {
         let endpoints = endpoints(&config).unwrap();
         let second = endpoints.values().nth(1).unwrap();
         assert!(second.absent.as_ref().unwrap().contains("missing"));
-        assert!(!second.whereabouts(ReplicaId(2)).known);
+        let whereabouts = second.whereabouts(ReplicaId(2), false);
+        assert!(!whereabouts.known && whereabouts.absent.is_some());
     }
 }

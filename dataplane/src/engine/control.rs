@@ -1,9 +1,12 @@
 //! The control thread's part: the agent's calls, and what the data thread asks for and reports.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use holdfast_proto::ids::ReplicaId;
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::VolumeStatus;
 use pb::registry_result_request::Outcome;
@@ -48,7 +51,11 @@ struct Shared {
 struct Running {
     settings: Rc<Settings>,
     data: DataHandle,
+    /// What the agent said last.
     endpoints: Endpoints,
+    /// Where each replica was said to be last. Kept while nobody says where it is: that nobody listens there any more
+    /// is the proof that its process is gone, and without one its writes would have to wait.
+    addresses: BTreeMap<ReplicaId, SocketAddr>,
     retried: Instant,
     connector: Connector,
     listeners: Option<Listeners>,
@@ -106,7 +113,11 @@ impl Shared {
     async fn begin(shared: &Rc<Self>, config: &pb::EngineConfig, endpoints: Endpoints) -> Result<(), Error> {
         let settings = Rc::new(Settings::new(config, shared.instance.args.uuid)?);
         let core = Engine::new(settings.core.clone(), settings.record_version, settings.status.clone());
-        let whereabouts = endpoints.iter().map(|(id, endpoint)| endpoint.whereabouts(*id)).collect();
+        let addresses = known_addresses(&endpoints).collect::<BTreeMap<_, _>>();
+        let whereabouts = endpoints
+            .iter()
+            .map(|(id, endpoint)| endpoint.whereabouts(*id, addresses.contains_key(id)))
+            .collect();
         let (data, events) = data::spawn(core, settings.core.volume_bytes, whereabouts).await?;
         tracing::info!(
             volume = %settings.name, id = %settings.volume, size_bytes = settings.core.volume_bytes,
@@ -117,6 +128,7 @@ impl Shared {
             settings,
             data,
             endpoints,
+            addresses,
             retried: Instant::now(),
             connector,
             listeners: None,
@@ -134,13 +146,15 @@ impl Shared {
         if retry {
             running.retried = Instant::now();
         }
+        running.addresses.extend(known_addresses(&endpoints));
         for (id, endpoint) in endpoints {
             let changed = running.endpoints.get(&id) != Some(&endpoint);
             if changed && let Some(address) = endpoint.address {
                 running.connector.moved(id, address);
             }
             if changed || retry {
-                running.data.tell(Command::Locate(endpoint.whereabouts(id)));
+                let known = running.addresses.contains_key(&id);
+                running.data.tell(Command::Locate(endpoint.whereabouts(id, known)));
             }
             running.endpoints.insert(id, endpoint);
         }
@@ -216,7 +230,7 @@ impl Shared {
     fn heard(shared: &Rc<Self>, event: Event) {
         match event {
             Event::Connect { attempt, lineage, epoch } => shared.with_running(|running| {
-                let address = running.endpoints.get(&attempt.replica).and_then(|endpoint| endpoint.address);
+                let address = running.addresses.get(&attempt.replica).copied();
                 running.connector.begin(attempt, lineage, epoch, address);
             }),
             Event::CompareAndSwap { ask, expected_version, status } => {
@@ -319,6 +333,10 @@ impl Shared {
         change(&mut facts);
         self.instance.board.update(|status| facts.show(status));
     }
+}
+
+fn known_addresses(endpoints: &Endpoints) -> impl Iterator<Item = (ReplicaId, SocketAddr)> {
+    endpoints.iter().filter_map(|(id, endpoint)| endpoint.address.map(|address| (*id, address)))
 }
 
 fn registry_outcome(outcome: Outcome) -> RegistryOutcome {

@@ -457,15 +457,17 @@ impl Data {
 
     // ---- now and then -----------------------------------------------------------------------------------------------
 
-    /// Tells the control thread what has changed.
+    /// Tells the control thread what has changed. That a client has come or gone is told at once: whoever wants to
+    /// detach the volume waits for it, and the next turn may be a heartbeat away.
     fn report(&mut self) {
-        let come_or_gone = self.frontends.count() != self.told.clients;
-        if !self.look && !come_or_gone && self.now < self.told.looked_at + REPORT_EVERY {
+        let clients = self.frontends.count();
+        let look = self.look || clients != self.told.clients;
+        if !look && self.now < self.told.looked_at + REPORT_EVERY {
             return;
         }
         self.look = false;
         self.told.looked_at = self.now;
-        let (report, clients) = (self.core.report(self.now), self.frontends.count());
+        let report = self.core.report(self.now);
         let changed = match &self.told.report {
             None => true,
             Some(told) if *told == report && self.told.clients == clients => return,

@@ -93,19 +93,24 @@ impl Engine {
             peer.link = Link::Down { retry_at: now };
         }
         self.connect_due(now);
-        self.unreachable_members(now);
+        self.fail_unreachable(now);
         self.try_start(now);
     }
 
-    /// A member without a connection and without a known place (its process has ended, its directory is missing) has
-    /// failed: nobody is going to try to reach it.
-    fn unreachable_members(&mut self, now: Now) {
-        for slot in slots(self.required()) {
+    /// A member without a connection is waited for no longer than one that does not answer; one that runs nowhere (its
+    /// process has ended, its directory is missing) is not waited for at all: nobody is going to try to reach it.
+    fn fail_unreachable(&mut self, now: Now) {
+        for slot in slots(self.required() & !self.live) {
             let peer = &self.peers[slot];
+            if peer.failed.is_some() {
+                continue;
+            }
             let nowhere = matches!(peer.link, Link::Down { .. }) && (!peer.known || peer.absent.is_some());
-            if nowhere && peer.failed.is_none() {
-                let reason =
-                    peer.absent.clone().unwrap_or_else(|| format!("it does not run ({})", peer.reason));
+            let gone = nowhere
+                .then(|| peer.absent.clone().unwrap_or_else(|| format!("it does not run ({})", peer.reason)));
+            let late = (now.saturating_sub(peer.quiet_since) >= self.config.replica_timeout)
+                .then(|| format!("no connection for {} s", self.config.replica_timeout.as_secs()));
+            if let Some(reason) = gone.or(late) {
                 self.member_failed(slot, reason, now);
             }
         }
@@ -124,15 +129,7 @@ impl Engine {
         for slot in 0..self.peers.len() {
             let peer = &mut self.peers[slot];
             let due = matches!(peer.link, Link::Down { retry_at } if retry_at <= now);
-            let reachable = peer.known && peer.absent.is_none();
-            if due && !reachable && peer.failed.is_none() && self.required() & bit(slot) != 0 {
-                // No try will tell: without this, what it owes would be waited for, and nothing called suspended.
-                let why = self.peers[slot].absent.clone();
-                self.member_failed(slot, why.unwrap_or_else(|| "nobody knows where it is".to_owned()), now);
-                continue;
-            }
-            let peer = &mut self.peers[slot];
-            if due && reachable {
+            if due && peer.known && peer.absent.is_none() {
                 peer.link = Link::Connecting;
                 let action = Action::Connect {
                     replica: peer.id,
@@ -262,7 +259,7 @@ impl Engine {
         }
         self.ask_others(slot, now);
         self.connect_due(now);
-        self.unreachable_members(now);
+        self.fail_unreachable(now);
     }
 
     /// Forgets the connection, if there is one.
@@ -350,7 +347,7 @@ impl Engine {
         }
         self.registry_again(now);
         self.connect_due(now);
-        self.unreachable_members(now);
+        self.fail_unreachable(now);
         self.try_start(now);
         self.reconsider(now);
         if now >= self.remove_not_before {
@@ -414,8 +411,17 @@ impl Engine {
         let silences = slots(self.live)
             .filter(|slot| self.peers[*slot].owes > 0)
             .map(|slot| self.peers[slot].quiet_since + self.config.replica_timeout);
+        let missing = slots(self.required() & !self.live)
+            .filter(|slot| self.peers[*slot].failed.is_none())
+            .map(|slot| self.peers[slot].quiet_since + self.config.replica_timeout);
         let stall = (self.remove_not_before > Duration::ZERO && self.any_failed_member())
             .then_some(self.remove_not_before);
-        retries.chain(silences).chain(stall).chain([self.next_heartbeat]).chain(self.start_deadline()).min()
+        retries
+            .chain(silences)
+            .chain(missing)
+            .chain(stall)
+            .chain([self.next_heartbeat])
+            .chain(self.start_deadline())
+            .min()
     }
 }

@@ -9,7 +9,7 @@ use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
 
 use super::*;
 use crate::core::start::tests::{set, status, view};
-use crate::units::{BLOCK_BYTES, REGION_BYTES};
+use crate::units::{BLOCK_BYTES, REGION_BYTES, to_usize};
 use crate::wire::handshake::Welcome;
 use crate::wire::header::{FLAG_FUA, FLAG_HOLE, FLAG_SPARSE, Kind, Status};
 use crate::wire::payload::encode_extents;
@@ -33,6 +33,11 @@ impl Random {
     fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
+}
+
+/// Where the model keeps this replica.
+fn slot_of(replica: ReplicaId) -> usize {
+    usize::try_from(replica.0).unwrap() - 1
 }
 
 /// A replica: its disk by block, and what it persisted.
@@ -173,12 +178,6 @@ impl World {
         self.actions();
     }
 
-    fn locate(&mut self, slot: usize, known: bool) {
-        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
-        self.engine.locate(id, known, true, None, self.now);
-        self.actions();
-    }
-
     /// The engine's process is killed; another begins from the record.
     fn restart_engine(&mut self) {
         if self.trace {
@@ -213,7 +212,7 @@ impl World {
 
     /// The connection is gone. What had arrived is carried out before the next handshake.
     fn cut(&mut self, slot: usize) {
-        let arrived = self.random.below(self.to[slot].len() as u64 + 1);
+        let arrived = self.random.below(u64::try_from(self.to[slot].len()).unwrap() + 1);
         for _ in 0..arrived {
             if let Some(frame) = self.to[slot].pop_front() {
                 self.carry_out(slot, frame);
@@ -250,10 +249,10 @@ impl World {
             }
             match action {
                 Action::Connect { replica, generation, .. } => {
-                    self.connects.push_back((replica.0 as usize - 1, generation));
+                    self.connects.push_back((slot_of(replica), generation));
                 }
                 Action::Disconnect { replica, session } => {
-                    let slot = replica.0 as usize - 1;
+                    let slot = slot_of(replica);
                     if self.disks[slot].session == session {
                         self.cut(slot);
                     }
@@ -261,7 +260,7 @@ impl World {
                 Action::Send { replica, session, header, body } => self.sent(replica, session, header, body),
                 Action::Complete { op, outcome } => self.completed(op, outcome),
                 Action::Reserve { op, len } => {
-                    self.buffers.insert(op.slot, vec![0; (len / BLOCK_BYTES) as usize]);
+                    self.buffers.insert(op.slot, vec![0; to_usize(len / BLOCK_BYTES)]);
                 }
                 Action::Release { op } => {
                     self.buffers.remove(&op.slot);
@@ -282,7 +281,7 @@ impl World {
     }
 
     fn sent(&mut self, replica: ReplicaId, session: u64, header: Header, body: Body) {
-        let slot = replica.0 as usize - 1;
+        let slot = slot_of(replica);
         if self.disks[slot].session != session {
             return;
         }
@@ -291,8 +290,8 @@ impl World {
             Body::View(update) => (Vec::new(), Some(*update)),
             Body::Buffer { op, from, len } => {
                 let buffer = &self.buffers[&op.slot];
-                let from = (from / BLOCK_BYTES) as usize;
-                (buffer[from..from + (len / BLOCK_BYTES) as usize].to_vec(), None)
+                let from = to_usize(from / BLOCK_BYTES);
+                (buffer[from..from + to_usize(len / BLOCK_BYTES)].to_vec(), None)
             }
         };
         self.to[slot].push_back(Frame { header, payload, update });
@@ -307,7 +306,7 @@ impl World {
             (_, Outcome::Failed(_)) => self.unknown(&client),
             (Request::Read, _) => {
                 for (block, value) in blocks.clone().zip(buffer.unwrap()) {
-                    let possible = &mut self.possible[block as usize];
+                    let possible = &mut self.possible[to_usize(block)];
                     assert!(possible.contains(&value), "block {block}: read {value}, possible {possible:?}");
                     *possible = BTreeSet::from([value]);
                 }
@@ -315,14 +314,14 @@ impl World {
             (Request::Write { fua }, _) => {
                 for block in blocks.clone() {
                     if *fua {
-                        self.durable[block as usize] = BTreeSet::from([client.stamp]);
+                        self.durable[to_usize(block)] = BTreeSet::from([client.stamp]);
                     }
-                    self.possible[block as usize] = BTreeSet::from([client.stamp]);
+                    self.possible[to_usize(block)] = BTreeSet::from([client.stamp]);
                 }
             }
             (Request::Trim | Request::WriteZeroes { .. }, _) => {
                 for block in blocks.clone() {
-                    self.possible[block as usize] = BTreeSet::from([0]);
+                    self.possible[to_usize(block)] = BTreeSet::from([0]);
                 }
             }
             (Request::Flush, _) => {
@@ -349,9 +348,9 @@ impl World {
 
     /// A value that the block may have from now on.
     fn may_be(&mut self, block: u64, value: u64) {
-        self.durable[block as usize].insert(value);
+        self.durable[to_usize(block)].insert(value);
         for since in self.since.values_mut() {
-            since[block as usize].insert(value);
+            since[to_usize(block)].insert(value);
         }
     }
 
@@ -379,8 +378,8 @@ impl World {
     fn unknown(&mut self, op: &ClientOp) {
         for block in op.offset..op.offset + op.blocks {
             match op.request {
-                Request::Write { .. } => self.possible[block as usize].insert(op.stamp),
-                Request::Trim | Request::WriteZeroes { .. } => self.possible[block as usize].insert(0),
+                Request::Write { .. } => self.possible[to_usize(block)].insert(op.stamp),
+                Request::Trim | Request::WriteZeroes { .. } => self.possible[to_usize(block)].insert(0),
                 Request::Read | Request::Flush | Request::Extents => false,
             };
             self.busy.remove(&block);
@@ -426,8 +425,8 @@ impl World {
             for other in self.clients.values() {
                 for block in other.offset..other.offset + other.blocks {
                     match other.request {
-                        Request::Write { .. } => since[block as usize].insert(other.stamp),
-                        Request::Trim | Request::WriteZeroes { .. } => since[block as usize].insert(0),
+                        Request::Write { .. } => since[to_usize(block)].insert(other.stamp),
+                        Request::Trim | Request::WriteZeroes { .. } => since[to_usize(block)].insert(0),
                         Request::Read | Request::Flush | Request::Extents => false,
                     };
                 }
@@ -436,7 +435,7 @@ impl World {
         }
         self.busy.extend(offset..offset + blocks);
         self.clients.insert((op.slot, op.serial), client);
-        self.buffers.insert(op.slot, vec![stamp; blocks as usize]);
+        self.buffers.insert(op.slot, vec![stamp; to_usize(blocks)]);
         self.actions();
     }
 
@@ -601,8 +600,8 @@ impl World {
     }
 
     fn step(&mut self) {
-        let count = self.disks.len() as u64;
-        let slot = self.random.below(count) as usize;
+        let count = u64::try_from(self.disks.len()).unwrap();
+        let slot = to_usize(self.random.below(count));
         match self.random.below(100) {
             0..=34 => {
                 if let Some(frame) = self.to[slot].pop_front() {
@@ -631,21 +630,12 @@ impl World {
                 self.disks[slot].up = false;
                 self.reset(slot);
             }
-            6..=12 => self.disks[slot].up = true,
+            6..=12 => self.return_from_away(slot),
+            21..=22 => self.go_away(slot),
             13 => self.restart_engine(),
             14 => self.registry_up = false,
             15..=18 => self.registry_up = true,
             19..=20 if self.reboots => self.reboot(slot),
-            21..=22 => {
-                // The agent is first to see that the process has ended.
-                self.disks[slot].up = false;
-                self.locate(slot, false);
-                self.reset(slot);
-            }
-            23..=26 => {
-                self.disks[slot].up = true;
-                self.locate(slot, true);
-            }
             _ => {}
         }
         if let Some(ending) = &self.ended {
@@ -655,12 +645,36 @@ impl World {
         }
     }
 
+    /// The agent says that the replica is nowhere (its process is gone), or that its directory is missing; before or
+    /// after its connection breaks.
+    fn go_away(&mut self, slot: usize) {
+        self.disks[slot].up = false;
+        let first = self.random.one_in(2);
+        if first {
+            self.reset(slot);
+        }
+        let absent = self.random.one_in(2).then(|| "is the disk mounted?".to_owned());
+        let known = absent.is_none() && self.random.one_in(2);
+        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
+        self.engine.locate(id, known, true, absent, self.now);
+        self.actions();
+        if !first {
+            self.reset(slot);
+        }
+    }
+
+    fn return_from_away(&mut self, slot: usize) {
+        self.disks[slot].up = true;
+        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
+        self.engine.locate(id, true, true, None, self.now);
+        self.actions();
+    }
+
     fn recovers(&mut self, seed: u64) {
         self.faults = false;
         self.registry_up = true;
         for slot in 0..self.disks.len() {
-            self.disks[slot].up = true;
-            self.locate(slot, true);
+            self.return_from_away(slot);
         }
         for step in 0.. {
             self.load = step < 2000;
@@ -691,7 +705,7 @@ impl World {
         }
         for block in 0..BLOCKS {
             let value = first.get(&block).copied().unwrap_or(0);
-            let possible = &self.possible[block as usize];
+            let possible = &self.possible[to_usize(block)];
             assert!(
                 possible.contains(&value),
                 "seed {seed}: block {block} is {value}, possible {possible:?}"
@@ -781,6 +795,92 @@ fn two_replicas_with_reboots() {
 #[test]
 fn three_replicas_with_reboots() {
     runs(3, Faults::Reboots, 120);
+}
+
+/// Without further faults: the registry answers, connections are made, frames are carried, and time passes.
+fn until(world: &mut World, within: Duration, wanted: impl Fn(&World) -> bool) -> bool {
+    let end = world.now + within;
+    while world.now < end {
+        for slot in 0..world.disks.len() {
+            while let Some(frame) = world.to[slot].pop_front() {
+                world.carry_out(slot, frame);
+            }
+            while !world.from[slot].is_empty() {
+                world.receive(slot);
+            }
+        }
+        while !world.connects.is_empty() {
+            world.connect();
+        }
+        world.registry();
+        if wanted(world) {
+            return true;
+        }
+        world.now += Duration::from_millis(50);
+        world.engine.tick(world.now);
+        world.actions();
+    }
+    false
+}
+
+/// A volume with two members and nothing in flight.
+fn healthy_pair() -> World {
+    let mut world = World::new(1, 2, false);
+    world.faults = false;
+    let healthy = |world: &World| world.engine.report(world.now).state == EngineState::Healthy;
+    assert!(until(&mut world, Duration::from_secs(10), healthy));
+    world
+}
+
+fn write(world: &mut World) {
+    let op = world.engine.submit(Request::Write { fua: false }, 0, BLOCK_BYTES, world.now).unwrap();
+    let client = ClientOp { request: Request::Write { fua: false }, offset: 0, blocks: 1, stamp: 77 };
+    world.clients.insert((op.slot, op.serial), client);
+    world.buffers.insert(op.slot, vec![77]);
+    world.actions();
+}
+
+#[test]
+fn a_member_whose_process_has_ended_leaves_at_once_also_when_the_agent_knew_first() {
+    let mut world = healthy_pair();
+    world.engine.locate(ReplicaId(2), false, true, None, world.now);
+    world.disks[1].up = false;
+    world.reset(1);
+    write(&mut world);
+    let answered = |world: &World| world.clients.is_empty();
+    assert!(until(&mut world, Duration::from_secs(1), answered), "{:?}", world.engine.report(world.now));
+    assert_eq!(world.record.1.view.members, set(&[1]));
+}
+
+#[test]
+fn a_member_whose_directory_is_missing_leaves_at_once() {
+    for reset_first in [true, false] {
+        let mut world = healthy_pair();
+        world.disks[1].up = false;
+        let missing = Some("is the disk mounted?".to_owned());
+        if reset_first {
+            world.reset(1);
+        }
+        world.engine.locate(ReplicaId(2), false, true, missing, world.now);
+        if !reset_first {
+            world.reset(1);
+        }
+        write(&mut world);
+        assert!(until(&mut world, Duration::from_secs(1), |world| world.clients.is_empty()));
+        assert_eq!(world.record.1.view.members, set(&[1]));
+    }
+}
+
+#[test]
+fn a_drain_does_not_wait_for_a_member_that_is_gone() {
+    let mut world = healthy_pair();
+    world.disks[1].up = false;
+    world.reset(1);
+    world.engine.drain(world.now);
+    world.actions();
+    assert!(until(&mut world, Duration::from_secs(1), |world| world.ended.is_some()));
+    assert_eq!(world.ended, Some(Ending::Clean));
+    assert!(world.record.1.clean);
 }
 
 #[test]
