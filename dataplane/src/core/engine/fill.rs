@@ -388,7 +388,8 @@ fn common_holes(offset: u64, len: u64, found: &[(usize, Vec<Extent>)]) -> (u64, 
     if found.is_empty() {
         return (end, Vec::new());
     }
-    let reach = found.iter().map(|(_, list)| list.iter().fold(offset, |at, e| at.saturating_add(e.len))).min();
+    let reach =
+        found.iter().map(|(_, list)| list.iter().fold(offset, |at, e| at.saturating_add(e.len))).min();
     let mut known = reach.unwrap_or(end).min(end);
     if known < end {
         known -= known % REGION_BYTES;
