@@ -217,6 +217,11 @@ fn a_write_that_failed_while_a_member_has_it_is_not_passed_by_the_next() {
 fn what_is_left_to_compare_ends_with_the_second_to_last_member() {
     let mut rig = Rig::serving(2, 400_000 * REGION_BYTES, false);
     assert_eq!(rig.engine.unrepaired.count(), 400_000);
+    // Where there is data is known long before all of it is compared.
+    while rig.sent(1, Kind::Extents) > 0 {
+        rig.answer(1, Kind::Extents, Status::Ok);
+        rig.answer(2, Kind::Extents, Status::Ok);
+    }
     rig.disconnect(2);
     rig.gone(2);
     rig.answer_all(&[1]);
