@@ -12,6 +12,8 @@
 //!
 //! Source of the rules: `docs/replication.md`.
 
+#[cfg(test)]
+mod directed_tests;
 mod fill;
 mod ops;
 mod peers;

@@ -234,7 +234,9 @@ impl World {
     }
 
     fn swap(&mut self, version: u64, status: VolumeStatus) -> RegistryOutcome {
-        if self.record.0 == version {
+        let goes_back =
+            status.generation < self.record.1.generation || status.view.order() < self.record.1.view.order();
+        if self.record.0 == version && !goes_back {
             self.record = (version + 1, status);
             RegistryOutcome::Stored { version: version + 1 }
         } else {
