@@ -268,8 +268,6 @@ impl Instance for Fake {
             Outcome::Missing(_) | Outcome::Unavailable(_) => {
                 self.asks.send_replace(None);
             }
-            // Nothing is known: what was asked stays open, and is told to the next watcher again.
-            Outcome::Unavailable(_) => {}
         }
         Ok(Response::new(pb::RegistryResultReply {}))
     }
