@@ -1,7 +1,7 @@
 //! The supervisor of one node, and the handle through which everything else talks to it.
 //!
-//! One task ([`supervisor`]) owns the instances: it reconciles on change and on a timer, never on its own writes.
-//! One driver per instance talks to its process. What operators ask for ([`volumes`]) is written into records by the
+//! One task (`supervisor`) owns the instances: it reconciles on change and on a timer, never on its own writes.
+//! One driver per instance talks to its process. What operators ask for (`volumes`) is written into records by the
 //! caller's task and then only awaited: the records are the truth, and a crash between any two steps is repaired by
 //! the next reconcile. Reads come from the inventory and never wait for a disk.
 

@@ -1,6 +1,6 @@
 //! The registry: where volume records live, behind one trait.
 //!
-//! Its first home is a directory of files ([`file`]). The trait is shaped for shared homes too: every read is
+//! Its first home is a directory of files ([`mod@file`]). The trait is shaped for shared homes too: every read is
 //! three-valued, every write compares the version of the whole record, and a home may answer "I do not know" (an
 //! error) at any time. A home over etcd must read linearizably and compare in one transaction; one over Kubernetes
 //! maps the version to its own resource version and never answers from a cache.
