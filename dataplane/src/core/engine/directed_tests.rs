@@ -108,7 +108,7 @@ impl Rig {
     }
 
     fn disconnect(&mut self, replica: u32) {
-        let slot = replica as usize - 1;
+        let slot = usize::try_from(replica).unwrap() - 1;
         let peers::Link::Up { session } = self.engine.peers[slot].link else { panic!("not connected") };
         self.engine.disconnected(ReplicaId(replica), session, "reset", self.now);
         self.frames.retain(|(id, ..)| *id != replica);
