@@ -8,7 +8,7 @@
 //! - `Read` and `Write` cover at least 1 and at most [`PART_BYTES_MAX`](crate::io::PART_BYTES_MAX) bytes and never
 //!   cross a boundary of that size; they need not be aligned.
 //! - `Trim` and `WriteZeroes` start and end on 4096-byte blocks and are otherwise as long as the consumer asked (up
-//!   to 4 GiB).
+//!   to 64 MiB).
 //! - `BlockStatus` covers just what the consumer asked, aligned or not. `Flush` has offset and length 0.
 //! - Every part lies within the volume, and its result is reported exactly once.
 

@@ -8,6 +8,9 @@ use crate::io::{BLOCK, PART_BYTES_MAX};
 
 pub(super) const BLOCK_U64: u64 = BLOCK as u64;
 const PART_U64: u64 = PART_BYTES_MAX as u64;
+/// Trims and write-zeroes are cut here: a file system that cannot deallocate or zero a range writes it, and a replica
+/// that answers nothing meanwhile must not be taken for a dead one. A guess: well under a second on a slow disk.
+const ZERO_U64: u64 = 64 << 20;
 
 /// The part that begins at `at` of a request that ends before `end`: what it does, and where it ends.
 pub(super) fn next_part(op: Op, at: u64, end: u64) -> (BlockKind, u64) {
@@ -15,12 +18,13 @@ pub(super) fn next_part(op: Op, at: u64, end: u64) -> (BlockKind, u64) {
         Op::Read => (BlockKind::Read, end.min(boundary_after(at, PART_U64))),
         Op::Write => (BlockKind::Write, end.min(boundary_after(at, PART_U64))),
         Op::Flush => (BlockKind::Flush, end),
-        Op::Trim => (BlockKind::Trim, end),
+        Op::Trim => (BlockKind::Trim, end.min(boundary_after(at, ZERO_U64))),
         Op::BlockStatus => (BlockKind::BlockStatus, end),
         Op::WriteZeroes { may_punch } => {
-            // Whole blocks in one part; an edge that does not fill its block is a small write.
+            // Whole blocks in few parts; an edge that does not fill its block is a small write.
             if at.is_multiple_of(BLOCK_U64) && end - at >= BLOCK_U64 {
-                (BlockKind::WriteZeroes { may_punch }, end - end % BLOCK_U64)
+                let whole = end - end % BLOCK_U64;
+                (BlockKind::WriteZeroes { may_punch }, whole.min(boundary_after(at, ZERO_U64)))
             } else {
                 (BlockKind::Write, end.min(boundary_after(at, BLOCK_U64)))
             }
