@@ -203,9 +203,10 @@ fn overlapping_writes_stay_equal_through_a_killed_replica() {
     let pid = cluster.volume("demo").replica("r2").pid().unwrap();
     kill(pid);
     cluster.wait_volume("demo", "r2 is a member again", |v| {
-        check(v.replica("r2").mode() == "member" && v.replica("r2").pid() != Some(pid), || {
-            v.replica("r2").mode()
-        })
+        check(
+            v.replica("r2").mode() == "member" && v.replica("r2").pid().is_some_and(|now| now != pid),
+            || v.replica("r2").mode(),
+        )
     });
     load.join().unwrap();
     cluster.assert_images_equal("demo");

@@ -1,6 +1,6 @@
 //! From a configuration to a running supervisor: what is checked, made and found, in this order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,7 +54,6 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     };
     let (store, boot_id) = (shared.store.clone(), shared.boot_id);
     let found = blocking(move || find_instances(&store, boot_id)).await?;
-    remove_unused_binaries(&shared, &context.binary, &found);
     let mut supervisor = Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock);
     let living = found.iter().filter(|found| !found.instance.is_down());
     let adopted: Vec<String> = living.map(|found| found.name.to_string()).collect();
@@ -185,23 +184,6 @@ fn judge(
 
 fn of(record: &SpawnRecord, state: State) -> Instance {
     Instance::new(record.uuid, record.volume_id, record.restarts, state, Moment::ZERO)
-}
-
-fn remove_unused_binaries(shared: &Shared, binary: &Binary, found: &[Found]) {
-    let living: Vec<_> = found.iter().filter(|found| !found.instance.is_down()).collect();
-    // One whose record is unknown may run any of them.
-    if living.iter().any(|found| found.record.is_none()) {
-        return;
-    }
-    let recorded = living.iter().filter_map(|found| found.record.as_ref());
-    let mut used: BTreeSet<String> = recorded.map(|record| record.binary_digest.clone()).collect();
-    used.insert(binary.digest.clone());
-    let bin_dir = shared.config.bin_dir.clone().unwrap_or_else(|| shared.data.bin());
-    match binary::remove_unused(&bin_dir, &used) {
-        Ok(gone) if gone.is_empty() => {}
-        Ok(gone) => tracing::info!(?gone, "removed unused copies of the binary"),
-        Err(error) => tracing::warn!(%error, "unused copies of the binary stay"),
-    }
 }
 
 /// The control sockets that are spoken for.

@@ -1,8 +1,11 @@
-//! What is due every few seconds whatever happens: logs, the trash, and instances that nobody could ask.
+//! What is due every few seconds whatever happens: logs, the trash, copies of the binary that nothing runs any more,
+//! and instances that nobody could ask.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use super::{Event, Instance, InstanceName, Shared, Supervisor, blocking, logs, proc};
+use crate::process::binary;
 
 /// The trash is looked through every so many ticks: its times are hours.
 const SWEEP_EVERY_TICKS: u64 = 12;
@@ -20,7 +23,15 @@ impl Supervisor {
         let sweep = self.ticks.is_multiple_of(SWEEP_EVERY_TICKS);
         self.ticks = self.ticks.wrapping_add(1);
         let (trash, ttl) = (shared.trash.clone(), shared.config.trash_ttl);
+        let bin_dir = shared.config.bin_dir.clone().unwrap_or_else(|| shared.data.bin());
+        let used = self.binaries_in_use();
         let done = blocking(move || {
+            match used.map(|used| binary::remove_unused(&bin_dir, &used)) {
+                None => {}
+                Some(Ok(gone)) if gone.is_empty() => {}
+                Some(Ok(gone)) => tracing::info!(?gone, "removed unused copies of the binary"),
+                Some(Err(error)) => tracing::warn!(%error, "unused copies of the binary stay"),
+            }
             for path in paths {
                 if let Err(error) = logs::rotate(&path, logs::LOG_BYTES_MAX, logs::LOGS_KEPT) {
                     tracing::warn!(%error, "a log is not rotated");
@@ -33,6 +44,15 @@ impl Supervisor {
             Ok(gone) => tracing::info!(?gone, "unlinked from the trash"),
             Err(error) => tracing::warn!(%error, "the trash is not emptied"),
         }
+    }
+
+    /// The copies of the binary that something runs, or will be started from; none where that is not known.
+    fn binaries_in_use(&self) -> Option<BTreeSet<String>> {
+        let mut used = BTreeSet::from([self.context.binary.digest.clone()]);
+        for name in self.instances.iter().filter(|(_, i)| !i.is_down()).map(|(name, _)| name) {
+            used.insert(self.digests.get(name)?.clone());
+        }
+        Some(used)
     }
 
     /// An instance without a readable spawn record has no driver; its lock still tells when it has ended.
