@@ -140,8 +140,8 @@ fn run(io_mode: &str) {
         incarnation: Incarnation::random().to_string(),
     };
     let hello = Hello {
-        version_min: 1,
-        version_max: 1,
+        version_min: 2,
+        version_max: 2,
         features: 0,
         payload_bytes_max: 262_144,
         volume,
