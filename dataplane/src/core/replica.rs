@@ -419,11 +419,7 @@ impl Replica {
         }
     }
 
-    fn check_view(
-        &self,
-        generation: Generation,
-        update: &ViewUpdate,
-    ) -> Result<(Meta, Vec<NewMap>), Status> {
+    fn check_view(&self, generation: Generation, update: &ViewUpdate) -> Result<(Meta, Vec<NewMap>), Status> {
         let meta = &self.meta;
         if generation != meta.promised || update.view.generation != meta.promised {
             return Err(Status::Fenced);

@@ -149,7 +149,9 @@ fn the_older_io_ends_then_the_promise_is_durable_then_the_answer() {
     assert_eq!(replica.poll_action(), None, "nothing before the old I/O has ended");
     assert_eq!(replica.meta().promised, Generation(4));
     replica.handle_dropped(0, false);
-    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else { panic!("expected the promise") };
+    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else {
+        panic!("expected the promise")
+    };
     assert_eq!((next.promised, next.promised_to, next.unflushed), (Generation(5), engine(6), true));
     assert_eq!(replica.poll_action(), None, "nothing before the promise is durable");
     replica.handle_persisted(Ok(()));
@@ -204,7 +206,7 @@ fn the_flush_sequence_is_the_same_engines_or_none() {
             match replica.poll_action().unwrap() {
                 Action::DropSession => replica.handle_dropped(42, false),
                 Action::Persist { .. } => replica.handle_persisted(Ok(())),
-            Action::Track(_) => {}
+                Action::Track(_) => {}
                 Action::Welcome { welcome, .. } => return welcome.flush_sequence,
                 other => panic!("unexpected {other:?}"),
             }
@@ -307,7 +309,9 @@ fn unflushed_is_set_once_per_session_and_cleared_when_clean() {
     replica.handle_session_ended(second.number, false);
     assert_eq!(replica.poll_action(), None);
     replica.handle_session_ended(second.number, true);
-    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else { panic!("expected the clean mark") };
+    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else {
+        panic!("expected the clean mark")
+    };
     assert!(!next.unflushed);
 }
 

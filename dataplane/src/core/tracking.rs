@@ -140,7 +140,8 @@ impl Tracking {
     pub fn keep(&mut self, maps: impl IntoIterator<Item = (ReplicaId, Order, Option<RegionMap>)>) {
         let mut before = std::mem::take(&mut self.dirty);
         for (replica, base, map) in maps {
-            let old = before.iter().position(|dirty| dirty.replica == replica).map(|at| before.swap_remove(at));
+            let old =
+                before.iter().position(|dirty| dirty.replica == replica).map(|at| before.swap_remove(at));
             let paged = match (map, old) {
                 (Some(map), _) => Paged::new(map),
                 (None, Some(old)) => old.paged,
@@ -227,7 +228,9 @@ impl Tracking {
     /// is copied again.
     pub fn has_now(&mut self, replica: ReplicaId, regions: &RegionMap) {
         if let Some(dirty) = self.dirty.iter_mut().find(|dirty| dirty.replica == replica) {
-            for region in regions.iter().filter(|region| dirty.paged.map.contains(*region)).collect::<Vec<_>>() {
+            for region in
+                regions.iter().filter(|region| dirty.paged.map.contains(*region)).collect::<Vec<_>>()
+            {
                 dirty.paged.map.remove(region);
                 dirty.paged.changed(region);
             }
@@ -288,7 +291,9 @@ impl Tracking {
         match written.map {
             MapId::Intent => self.intent_written(written.page, ok),
             MapId::Dirty(replica) => {
-                let Some(dirty) = self.dirty.iter_mut().find(|dirty| dirty.replica == replica) else { return };
+                let Some(dirty) = self.dirty.iter_mut().find(|dirty| dirty.replica == replica) else {
+                    return;
+                };
                 // One that was replaced meanwhile has none in flight.
                 let Some(page) = dirty.paged.in_flight.take_if(|page| *page == written.page) else { return };
                 if !ok {

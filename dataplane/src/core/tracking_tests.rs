@@ -106,7 +106,8 @@ impl Rig {
         self.tracking.keep([(R2, BASE, Some(dirty))]);
     }
     fn check(&self) {
-        let has = |map, at: &u64| self.tracking.word(map, usize::try_from(at / 64).unwrap()) >> (at % 64) & 1 == 1;
+        let has =
+            |map, at: &u64| self.tracking.word(map, usize::try_from(at / 64).unwrap()) >> (at % 64) & 1 == 1;
         for at in &self.differs {
             assert!(has(MapId::Intent, at), "region {at} may differ and is not in the intent map");
         }

@@ -17,7 +17,8 @@ use crate::wire::payload::EXTENTS_MAX;
 /// than a receive of its own, which could not bring the next replies along. A guess, to be measured.
 const DIRECT_BYTES_MIN: usize = 16 * 1024;
 /// What is handed over inline is at most a list of extents, or a part of a map.
-const INLINE_BYTES_MAX: usize = if EXTENTS_MAX > MAP_WORDS_MAX { EXTENTS_MAX * 8 } else { MAP_WORDS_MAX * 8 + 64 };
+const INLINE_BYTES_MAX: usize =
+    if EXTENTS_MAX > MAP_WORDS_MAX { EXTENTS_MAX * 8 } else { MAP_WORDS_MAX * 8 + 64 };
 
 /// Why a connection is of no use any more.
 #[derive(Debug, thiserror::Error)]

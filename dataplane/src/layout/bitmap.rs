@@ -125,11 +125,7 @@ pub fn check_label(bytes: &[u8], expected: &Label) -> Result<(), BitmapError> {
         of: Some(r.u32("of")?).filter(|of| *of != 0).map(ReplicaId),
         bits: r.u64("bits")?,
     };
-    if found == *expected {
-        Ok(())
-    } else {
-        Err(BitmapError::Label { expected: *expected, found })
-    }
+    if found == *expected { Ok(()) } else { Err(BitmapError::Label { expected: *expected, found }) }
 }
 
 /// Writes the bits of `page` into `out`, which has [`PAGE_BYTES`].
@@ -218,7 +214,7 @@ mod tests {
         let mut page = vec![0xff; PAGE_BYTES];
         encode_page(1, |index| map.word(index), &mut page);
         let hex: String = page[..24].iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, "4846425001000000ccef6f29000000000100000000000000");
+        assert_eq!(hex, "484642500100000031793aba000000000100000000000000");
     }
 
     #[test]

@@ -9,7 +9,9 @@ use std::path::Path;
 use holdfast_proto::ids::ReplicaId;
 use nix::fcntl::OFlag;
 
-use super::bitmap::{Label, PAGE_BYTES, check_label, decode_page, encode_label, encode_page, page_offset, pages};
+use super::bitmap::{
+    Label, PAGE_BYTES, check_label, decode_page, encode_label, encode_page, page_offset, pages,
+};
 use super::replica_dir::{ReplicaDir, ReplicaDirError, failed, private_file, sync_dir};
 
 /// The name of a replica's map in the directory.

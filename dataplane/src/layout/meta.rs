@@ -82,7 +82,9 @@ pub enum MetaError {
     #[error("expected {META_BYTES} bytes, found {0}")]
     Short(usize),
     /// Written by a newer (or much older) version.
-    #[error("expected format version {META_VERSION_MIN} to {META_VERSION}, found {0}: use a holdfast that knows it")]
+    #[error(
+        "expected format version {META_VERSION_MIN} to {META_VERSION}, found {0}: use a holdfast that knows it"
+    )]
     Version(u32),
     /// Damaged.
     #[error("checksum: expected {expected:#010x}, found {found:#010x}")]
@@ -262,9 +264,9 @@ pub(crate) mod tests {
         let hex: String = bytes[..48].iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "48464d455441000001000000a60000006741400506006e6f64652d610000000000000000000000000000000104006465"
+            "48464d455441000002000000cc000000f4eea59006006e6f64652d610000000000000000000000000000000104006465"
         );
-        assert_eq!(crc32fast::hash(&bytes), 0xe6de_c28a);
+        assert_eq!(crc32fast::hash(&bytes), 0xe241_fc6a);
     }
 
     #[test]

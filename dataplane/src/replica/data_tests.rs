@@ -429,8 +429,7 @@ fn after_a_failed_fsync_no_flush_is_claimed_until_all_is_filled_anew() {
     let image = tmp.path().join("head.img");
     std::fs::write(&image, vec![0; K64]).unwrap();
     let file = OpenOptions::new().read(true).write(true).open(&image).unwrap();
-    let options =
-        DataOptions { size_bytes: 64 * 1024, dirty: true, failed: true, ..options(tmp.path()) };
+    let options = DataOptions { size_bytes: 64 * 1024, dirty: true, failed: true, ..options(tmp.path()) };
     let (data, events) = spawn(file, options).unwrap();
     let mut fixture = Fixture { data, events, sessions: 0, tmp };
     let mut engine = fixture.engine(1);

@@ -113,7 +113,13 @@ pub(super) fn is_page(token: u64) -> bool {
 
 impl Data {
     /// Keeps a change until its group's bit is on stable storage.
-    pub(super) fn wait_for_intent(&mut self, conn: ConnId, header: &Header, request: Request, buf: Option<Buf>) {
+    pub(super) fn wait_for_intent(
+        &mut self,
+        conn: ConnId,
+        header: &Header,
+        request: Request,
+        buf: Option<Buf>,
+    ) {
         let token = self.ops.insert(Op { conn, header: *header, what: What::Waiting(request) });
         self.maps.waiting.push((token, buf));
     }

@@ -447,9 +447,9 @@ fn take<T>(waiting: &mut Vec<(u64, T)>, ticket: u64) -> Option<T> {
 /// The maps that begin first: one that `meta` names and that is missing would count as full.
 fn persist(dir: &mut ReplicaDir, meta: Meta, begin: &[NewMap]) -> Result<(), (Status, String)> {
     let regions = meta.size_bytes.div_ceil(REGION_BYTES);
-    let maps = begin.iter().try_for_each(|new| {
-        dir.make_bitmap(&dir.bitmap_label(Some(new.replica), regions), new.full)
-    });
+    let maps = begin
+        .iter()
+        .try_for_each(|new| dir.make_bitmap(&dir.bitmap_label(Some(new.replica), regions), new.full));
     let fewer = meta.dirty.len() < dir.meta().dirty.len();
     let stored = maps.and_then(|()| dir.store(meta));
     if stored.is_ok() && fewer {

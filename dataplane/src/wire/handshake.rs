@@ -563,10 +563,13 @@ mod tests {
 
     #[test]
     fn versions_without_overlap_are_refused_by_name() {
-        let future = Hello { version_min: 2, version_max: 3, ..hello() };
+        let future = Hello { version_min: 3, version_max: 4, ..hello() };
         let said = future.common_version().unwrap_err().to_string();
-        assert!(said.contains("this side speaks 1 to 1, the peer 2 to 3"), "{said}");
-        assert_eq!(Hello { version_max: 9, ..hello() }.common_version(), Ok(1));
+        assert!(said.contains("this side speaks 2 to 2, the peer 3 to 4"), "{said}");
+        // The first version knew no maps: what it acknowledges, nobody would remember.
+        let past = Hello { version_max: 1, ..hello() };
+        assert!(past.common_version().is_err());
+        assert_eq!(Hello { version_max: 9, ..hello() }.common_version(), Ok(2));
     }
 
     #[test]

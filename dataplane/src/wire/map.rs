@@ -152,7 +152,10 @@ mod tests {
         let edit = MapEdit::Copied { replica: ReplicaId(2), words: vec![0x0102] };
         assert_eq!(edit.encode(), [2, 2, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
         let part = MapPart { base: Some((Generation(7), Epoch(9))), words: vec![1] };
-        assert_eq!(part.encode(), [1, 7, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            part.encode(),
+            [1, 7, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+        );
     }
 
     #[test]

@@ -133,7 +133,8 @@ impl Rig {
             Kind::Digest => vec![u8::try_from(id).unwrap(); 32],
             // They may differ everywhere.
             Kind::ReadMap => {
-                let words = vec![u64::MAX; usize::try_from(header.extent.div_ceil(64 * REGION_BYTES)).unwrap()];
+                let words =
+                    vec![u64::MAX; usize::try_from(header.extent.div_ceil(64 * REGION_BYTES)).unwrap()];
                 MapPart { base: Some((Generation(0), Epoch(0))), words }.encode()
             }
             _ => Vec::new(),

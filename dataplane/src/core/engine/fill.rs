@@ -321,9 +321,10 @@ impl Engine {
 
     /// A member's connection is gone, and with it what it was asked to persist for the target.
     pub(super) fn fill_lost_member(&mut self, slot: usize, now: Now) {
-        let owes = self.fill.target.as_ref().is_some_and(
-            |target| matches!(target.stage, Stage::Refilling { owed } if owed & bit(slot) != 0),
-        );
+        let owes =
+            self.fill.target.as_ref().is_some_and(
+                |target| matches!(target.stage, Stage::Refilling { owed } if owed & bit(slot) != 0),
+            );
         if owes {
             self.postpone_target(now);
         }
@@ -393,7 +394,8 @@ impl Engine {
         }
         self.flush_progress(now);
         let Some(target) = &mut self.fill.target else { return };
-        if self.fill.copies > 0 || target.walk.known_to < self.fill.volume_bytes || target.flushing.is_some() {
+        if self.fill.copies > 0 || target.walk.known_to < self.fill.volume_bytes || target.flushing.is_some()
+        {
             return;
         }
         if target.todo.is_empty() && target.compare.is_empty() {
@@ -416,7 +418,8 @@ impl Engine {
             return;
         }
         // What need not be copied need not be looked at.
-        let next = target.todo.next_from(walk.known_to / REGION_BYTES).map_or(size, |region| region * REGION_BYTES);
+        let next =
+            target.todo.next_from(walk.known_to / REGION_BYTES).map_or(size, |region| region * REGION_BYTES);
         walk.known_to = next;
         if next < size {
             let mask = bit(target.slot) | bit(source);
@@ -448,7 +451,8 @@ impl Engine {
         if let Some(target) = self.fill.target.as_mut().filter(|t| t.walk.asking == Some(id)) {
             target.walk.asking = None;
             target.walk.known_to = known;
-            for region in holes.into_iter().filter(|region| target.todo.contains(*region)).collect::<Vec<_>>() {
+            for region in holes.into_iter().filter(|region| target.todo.contains(*region)).collect::<Vec<_>>()
+            {
                 target.todo.remove(region);
                 target.done.insert(region);
             }

@@ -29,6 +29,8 @@ pub(super) struct IntentClock {
     settled: RegionMap,
     /// That flush.
     cover: Option<OpId>,
+    /// Flushes before then cover nothing: a load that flushes often need not be looked at each time.
+    next_cover: Now,
     next_sweep: Now,
     /// Something was written since the last sweep.
     busy: bool,
@@ -43,6 +45,7 @@ impl IntentClock {
             cold: none.clone(),
             settled: none,
             cover: None,
+            next_cover: Duration::ZERO,
             next_sweep: Duration::ZERO,
             busy: false,
         }
@@ -58,8 +61,8 @@ impl IntentClock {
         }
     }
     /// Whether a flush that begins now should cover what is hot: one at a time is enough.
-    pub(super) fn wants_cover(&self) -> bool {
-        self.cover.is_none() && !self.hot.is_empty()
+    fn wants_cover(&self, now: Now) -> bool {
+        self.cover.is_none() && !self.hot.is_empty() && now >= self.next_cover
     }
     fn begin_cover(&mut self, flush: OpId) {
         let none = RegionMap::of(self.hot.len());
@@ -97,11 +100,12 @@ impl Engine {
     }
 
     /// A flush is being sent: it covers all that was answered before.
-    pub(super) fn cover_by(&mut self, flush: OpId) {
-        if !self.intent.wants_cover() {
+    pub(super) fn cover_by(&mut self, flush: OpId, now: Now) {
+        if !self.intent.wants_cover(now) {
             return;
         }
         self.intent.begin_cover(flush);
+        self.intent.next_cover = now + self.config.intent_sweep / 10;
         for (offset, len) in self.ops.changing() {
             self.intent.wrote(offset, len);
         }
@@ -119,7 +123,7 @@ impl Engine {
         let settled = std::mem::replace(&mut self.intent.settled, cold);
         self.settle_groups(settled);
         let busy = std::mem::replace(&mut self.intent.busy, false);
-        if self.intent.wants_cover() && (!busy || self.intent.count() > GROUPS_MAX) {
+        if self.intent.wants_cover(now) && (!busy || self.intent.count() > GROUPS_MAX) {
             self.admit(super::ops::Work::FlushOwn, 0, 0, now);
             self.run_ready(now);
         }

@@ -122,7 +122,12 @@ impl Engine {
     }
 
     /// Keeps an answer to [`Work::ReadMap`]; false: it makes no sense.
-    pub(super) fn keep_part(parts: &mut Vec<(usize, MapPart)>, slot: usize, extent: u64, payload: &[u8]) -> bool {
+    pub(super) fn keep_part(
+        parts: &mut Vec<(usize, MapPart)>,
+        slot: usize,
+        extent: u64,
+        payload: &[u8],
+    ) -> bool {
         let expected = to_usize(extent.div_ceil(REGION_BYTES).div_ceil(64));
         match MapPart::decode(payload) {
             Ok(part) if part.words.len() == expected => {

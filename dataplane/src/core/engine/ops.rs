@@ -347,7 +347,7 @@ impl Engine {
             Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll => {
                 let covers = self.writes_done;
                 self.ops.get_mut(id).covers = covers;
-                self.cover_by(self.ops.id(id));
+                self.cover_by(self.ops.id(id), now);
                 self.spread_out(id, Stage::Main, self.required() | self.targets);
             }
             Work::Client(_) => self.spread_out(id, Stage::Main, self.required() | self.targets),

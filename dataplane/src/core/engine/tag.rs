@@ -27,9 +27,15 @@ pub(super) const SLOTS_MAX: usize = 1 << 20;
 /// A decoded tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tag {
-    Op { op: OpId, attempt: u8, part: Part },
+    Op {
+        op: OpId,
+        attempt: u8,
+        part: Part,
+    },
     Ping,
-    View { epoch: u64 },
+    View {
+        epoch: u64,
+    },
     /// A view that says of a replica that it lacks everything.
     Refill,
 }

@@ -132,5 +132,4 @@ impl Engine {
             self.ops.held.push_back(id);
         }
     }
-
 }
