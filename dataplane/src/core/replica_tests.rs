@@ -326,3 +326,91 @@ fn a_reboot_after_unflushed_writes_loses_the_cache() {
         assert!(next.is_none_or(|m| m.cache_lost && !m.unflushed && m.boot == boot));
     }
 }
+
+// ---- maps -----------------------------------------------------------------------------------------------------------
+
+const R1: ReplicaId = ReplicaId(1);
+const R3: ReplicaId = ReplicaId(3);
+fn order(generation: u64, epoch: u64) -> (Generation, Epoch) {
+    (Generation(generation), Epoch(epoch))
+}
+/// What a replica with this `meta` keeps after an update, and which maps begin with it.
+fn maps(meta: Meta, update: ViewUpdate) -> (Vec<DirtyMap>, Vec<NewMap>) {
+    let mut replica = Replica::new(meta, BOOT);
+    replica.handle_view(7, Generation(4), update);
+    let Some(Action::Persist { meta, begin }) = replica.poll_action() else { panic!("expected a new meta") };
+    let dirty = meta.dirty.clone();
+    replica.handle_persisted(Ok(()));
+    let tracked = match replica.poll_action() {
+        Some(Action::Track(tracked)) => tracked.dirty,
+        Some(Action::AnswerView { .. }) => dirty.clone(),
+        other => panic!("unexpected {other:?}"),
+    };
+    assert_eq!(tracked, dirty, "what is on the disk is what is remembered");
+    (dirty, begin)
+}
+
+#[test]
+fn whoever_leaves_is_remembered_from_the_last_view_with_both() {
+    let both = Meta { view: view(4, 6, &[1, 2, 3]), ..meta() };
+    let left = update(view(4, 7, &[1, 2]), false);
+    let map = DirtyMap { replica: R3, base: order(4, 6) };
+    assert_eq!(maps(both, left), (vec![map], vec![NewMap { replica: R3, full: false }]));
+}
+
+#[test]
+fn a_map_stays_until_its_replica_is_known_to_have_come_back() {
+    let map = DirtyMap { replica: R3, base: order(3, 1) };
+    let away = Meta { dirty: vec![map], ..meta() };
+    // Proposed to be added: it may never persist that.
+    let added = ViewUpdate { keep: set(&[3]), ..update(view(4, 7, &[1, 2, 3]), false) };
+    assert_eq!(maps(away.clone(), added).0, [map]);
+    // It did not, and leaves again: what it lacked before, it lacks still.
+    let proposed = Meta { view: added.view, ..away };
+    let again = update(view(4, 8, &[1, 2]), false);
+    assert_eq!(maps(proposed.clone(), again), (vec![map], vec![]));
+    let known = update(view(4, 7, &[1, 2, 3]), false);
+    assert_eq!(maps(proposed, known), (vec![], vec![]));
+}
+
+#[test]
+fn of_one_that_was_never_there_nothing_is_known_until_it_is_said_to_lack_everything() {
+    let next = update(view(4, 7, &[1, 2]), false);
+    assert_eq!(maps(meta(), next), (vec![], vec![]));
+    let refilled = ViewUpdate { refill: set(&[3]), ..next };
+    let map = DirtyMap { replica: R3, base: order(4, 7) };
+    assert_eq!(maps(meta(), refilled), (vec![map], vec![NewMap { replica: R3, full: true }]));
+}
+
+#[test]
+fn one_that_is_no_member_remembers_nothing_and_keeps_its_basis() {
+    let away = Meta { dirty: vec![DirtyMap { replica: R3, base: order(3, 1) }], ..meta() };
+    let mut replica = Replica::new(away.clone(), BOOT);
+    assert_eq!(propose(&mut replica, 4, update(view(4, 7, &[1]), true)).0, Status::Ok);
+    assert_eq!((replica.meta().dirty.len(), replica.meta().basis), (0, Some(order(4, 6))));
+    // Filled from nothing, it is covered by the maps that begin with this view.
+    let from_nothing = ViewUpdate { rebased: true, ..update(view(4, 7, &[1]), true) };
+    let mut replica = Replica::new(away, BOOT);
+    assert_eq!(propose(&mut replica, 4, from_nothing).0, Status::Ok);
+    assert_eq!(replica.meta().basis, Some(order(4, 7)));
+    // What it was told as one that is no member does not make it know others.
+    let member = update(view(4, 8, &[1, 2]), false);
+    assert_eq!(propose(&mut replica, 4, member).0, Status::Ok);
+    assert_eq!(replica.meta().dirty, []);
+    assert_eq!((replica.meta().basis, replica.meta().syncing), (Some(order(4, 8)), false));
+    let alone = update(view(4, 9, &[2]), false);
+    let map = DirtyMap { replica: R1, base: order(4, 8) };
+    assert_eq!(propose(&mut replica, 4, alone).0, Status::Ok);
+    assert_eq!(replica.meta().dirty, [map], "the one it was a member with, and no other");
+}
+
+#[test]
+fn a_map_that_cannot_be_made_answers_no() {
+    let mut replica = Replica::new(Meta { view: view(4, 6, &[1, 2, 3]), ..meta() }, BOOT);
+    replica.handle_view(7, Generation(4), update(view(4, 7, &[1, 2]), false));
+    let Some(Action::Persist { .. }) = replica.poll_action() else { panic!("expected a new meta") };
+    replica.handle_persisted(Err((Status::NoSpace, "full".to_owned())));
+    let answer = Action::AnswerView { ticket: 7, status: Status::NoSpace, reopen: false };
+    assert_eq!(replica.poll_action(), Some(answer));
+    assert_eq!(replica.meta().dirty, []);
+}
