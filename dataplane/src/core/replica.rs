@@ -470,7 +470,11 @@ impl Replica {
                 _ if update.refill.contains(replica) => (update.view.order(), Some(true)),
                 Some(old) => (old.base, None),
                 None if together && meta.view.members.contains(replica) => (meta.view.order(), Some(false)),
-                None => continue,
+                // A new member knows no more than that the others' maps of it go back that far.
+                None => match update.adopt.iter().flatten().find(|(adopted, _)| *adopted == replica) {
+                    Some((_, base)) => (*base, Some(true)),
+                    None => continue,
+                },
             };
             dirty.push(DirtyMap { replica, base });
             begin.extend(full.map(|full| NewMap { replica, full }));

@@ -5,6 +5,7 @@ use holdfast_proto::record::ReplicaSet;
 use uuid::Uuid;
 
 use super::*;
+use crate::wire::payload::Adopt;
 
 const BOOT: BootId = BootId(Uuid::from_u128(9));
 
@@ -77,6 +78,7 @@ fn update(view: View, syncing: bool) -> ViewUpdate {
         keep: ReplicaSet::new(),
         refill: ReplicaSet::new(),
         rebased: false,
+        adopt: Adopt::default(),
     }
 }
 
@@ -402,6 +404,18 @@ fn one_that_is_no_member_remembers_nothing_and_keeps_its_basis() {
     let map = DirtyMap { replica: R1, base: order(4, 8) };
     assert_eq!(propose(&mut replica, 4, alone).0, Status::Ok);
     assert_eq!(replica.meta().dirty, [map], "the one it was a member with, and no other");
+}
+
+#[test]
+fn a_new_member_takes_over_what_the_others_know() {
+    let filled = Meta { view: view(4, 6, &[1]), syncing: true, ..meta() };
+    let mut added = update(view(4, 7, &[1, 2]), false);
+    added.adopt[0] = Some((R3, order(3, 1)));
+    let map = DirtyMap { replica: R3, base: order(3, 1) };
+    assert_eq!(maps(filled, added), (vec![map], vec![NewMap { replica: R3, full: true }]));
+    // It is not for one that has a map of its own.
+    let own = DirtyMap { replica: R3, base: order(4, 5) };
+    assert_eq!(maps(Meta { dirty: vec![own], ..meta() }, added), (vec![own], vec![]));
 }
 
 #[test]

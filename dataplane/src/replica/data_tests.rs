@@ -22,7 +22,7 @@ use crate::layout::meta::DirtyMap;
 use crate::units::{GROUP_BYTES, REGION_BYTES};
 use crate::wire::header::{FLAG_FILL, FLAG_FUA, FLAG_HOLE, FLAG_PUNCH, FLAG_SPARSE};
 use crate::wire::map::{MapEdit, MapName, MapPart};
-use crate::wire::payload::{Extent, ViewUpdate, decode_extents};
+use crate::wire::payload::{Adopt, Extent, ViewUpdate, decode_extents};
 use crate::wire::{Header, Kind, Status};
 
 const SIZE: u64 = 8 << 20;
@@ -382,6 +382,7 @@ fn a_view_is_answered_once_it_is_persisted() {
         keep: ReplicaSet::new(),
         refill: ReplicaSet::new(),
         rebased: false,
+        adopt: Adopt::default(),
     };
     let header = engine.header(Kind::PersistView, 0, 0);
     engine.send(header, &update.encode());
@@ -453,6 +454,7 @@ fn after_a_failed_fsync_no_flush_is_claimed_until_all_is_filled_anew() {
         keep: ReplicaSet::new(),
         refill: ReplicaSet::new(),
         rebased: false,
+        adopt: Adopt::default(),
     };
     engine.send(header, &update.encode());
     let FromData::View { from, .. } = fixture.event() else { panic!("expected the view") };

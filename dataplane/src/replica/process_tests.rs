@@ -26,7 +26,7 @@ use crate::wire::handshake::{
     HandshakeError, Hello, MessageKind, PREFIX_BYTES, Prefix, Proof, RefusalKind, Refused, Role, Welcome,
     frame,
 };
-use crate::wire::payload::ViewUpdate;
+use crate::wire::payload::{Adopt, ViewUpdate};
 use crate::wire::{Kind, Status};
 
 struct Replica {
@@ -194,6 +194,7 @@ fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], synci
         keep: ReplicaSet::new(),
         refill: ReplicaSet::new(),
         rebased: false,
+        adopt: Adopt::default(),
     }
     .encode()
 }

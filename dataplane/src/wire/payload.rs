@@ -1,6 +1,6 @@
 //! What stands in the payload of the frames that carry more than blocks.
 
-use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage};
+use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View};
 
 use crate::bytes_codec::{FieldError, Reader, Writer};
@@ -74,6 +74,31 @@ pub struct ViewUpdate {
     pub refill: ReplicaSet,
     /// Of a replica that is being filled: dirty maps with this view as their base cover all that it may lack.
     pub rebased: bool,
+    /// Of a replica that becomes a member: its dirty maps begin for these, with every region and with their bases.
+    pub adopt: Adopt,
+}
+
+/// Replicas that a new member remembers for from now on: which, and the base of its map.
+pub type Adopt = [Option<(ReplicaId, (Generation, Epoch))>; ReplicaSet::CAPACITY];
+
+fn write_adopt(out: &mut Writer, adopt: &Adopt) {
+    out.u8(u8::try_from(adopt.iter().flatten().count()).unwrap_or(u8::MAX));
+    for (replica, (generation, epoch)) in adopt.iter().flatten() {
+        out.u32(replica.0).u64(generation.0).u64(epoch.0);
+    }
+}
+
+fn read_adopt(reader: &mut Reader<'_>) -> Result<Adopt, FieldError> {
+    let count = usize::from(reader.u8("adopt")?);
+    let mut adopt = Adopt::default();
+    if count > adopt.len() {
+        return Err(FieldError { field: "adopt", problem: format!("expected at most 8, found {count}") });
+    }
+    for place in adopt.iter_mut().take(count) {
+        let replica = ReplicaId(reader.u32("adopt.replica")?);
+        *place = Some((replica, (Generation(reader.u64("adopt.base")?), Epoch(reader.u64("adopt.base")?))));
+    }
+    Ok(adopt)
 }
 
 pub(crate) fn write_set(out: &mut Writer, set: &ReplicaSet) {
@@ -133,6 +158,7 @@ impl ViewUpdate {
         write_set(&mut out, &self.keep);
         write_set(&mut out, &self.refill);
         out.bool(self.rebased);
+        write_adopt(&mut out, &self.adopt);
         out.into_bytes()
     }
 
@@ -151,6 +177,7 @@ impl ViewUpdate {
             keep: read_set(&mut reader, "keep")?,
             refill: read_set(&mut reader, "refill")?,
             rebased: reader.bool("rebased")?,
+            adopt: read_adopt(&mut reader)?,
         })
     }
 }
@@ -158,7 +185,6 @@ impl ViewUpdate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_proto::ids::ReplicaId;
     use proptest::prelude::*;
 
     #[test]
@@ -179,6 +205,11 @@ mod tests {
             keep: [ReplicaId(3)].into_iter().collect(),
             refill: [ReplicaId(2)].into_iter().collect(),
             rebased: false,
+            adopt: {
+                let mut adopt = Adopt::default();
+                adopt[0] = Some((ReplicaId(2), (Generation(2), Epoch(8))));
+                adopt
+            },
         };
         assert_eq!(ViewUpdate::decode(&update.encode()), Ok(update));
         let bytes = update.encode();

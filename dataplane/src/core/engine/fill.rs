@@ -15,6 +15,7 @@ use super::tag::Tag;
 use super::view::Phase;
 use super::{Engine, Mask, Now, bit, slots};
 use crate::core::region_map::{RegionMap, region_bytes};
+use crate::core::tracking::Order;
 use crate::units::REGION_BYTES;
 use crate::wire::header::Status;
 use crate::wire::map::{MapEdit, MapName};
@@ -53,6 +54,8 @@ enum Stage {
     Copying,
     /// All is copied, and goes to its stable storage.
     Flushing,
+    /// It gets to know what the members know of other absent replicas.
+    HandingOver { left: Mask },
     /// A view with it is proposed, as soon as one can be.
     Adding,
 }
@@ -73,6 +76,17 @@ struct Target {
     /// Copied since the last flush that took regions out of the members' maps, and those that the one in flight will.
     done: RegionMap,
     flushing: Option<RegionMap>,
+    /// What it is to remember of others once it is a member.
+    others: Vec<HandedOver>,
+}
+
+/// What a new member is told of an absent replica: its maps begin with every region, and lose those that the members
+/// know it to have as soon as the view counts.
+#[derive(Debug)]
+pub(super) struct HandedOver {
+    pub(super) slot: usize,
+    pub(super) base: Order,
+    pub(super) lacks: RegionMap,
 }
 
 /// What is going on in the background.
@@ -146,6 +160,13 @@ impl Fill {
             (target.slot, target.full, done, done + target.todo.count() * REGION_BYTES)
         })
     }
+    /// What the members know of others is being handed over: their maps must not change otherwise.
+    pub(super) fn hands_over(&self) -> bool {
+        self.target.as_ref().is_some_and(|t| matches!(t.stage, Stage::HandingOver { .. } | Stage::Adding))
+    }
+    pub(super) fn others(&self) -> &[HandedOver] {
+        self.target.as_ref().map_or(&[], |target| &target.others)
+    }
     fn target_in(&self, slot: usize, stage: Stage) -> bool {
         self.target.as_ref().is_some_and(|target| target.slot == slot && target.stage == stage)
     }
@@ -194,7 +215,12 @@ impl Engine {
         };
         let slot = target.slot;
         match target.stage {
-            Stage::Asking | Stage::Refilling { .. } | Stage::Marking | Stage::Learning | Stage::Flushing => {}
+            Stage::Asking
+            | Stage::Refilling { .. }
+            | Stage::Marking
+            | Stage::Learning
+            | Stage::Flushing
+            | Stage::HandingOver { .. } => {}
             Stage::Copying => self.copy_next(now),
             Stage::Adding => {
                 if !target.todo.is_empty() {
@@ -205,6 +231,28 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Who else is away, and may come back to the target alone one day.
+    fn hand_over(&mut self, slot: usize, now: Now) {
+        let all = (0..self.peers.len()).fold(0, |mask, slot| mask | bit(slot));
+        let left = all & !self.required() & !bit(slot);
+        if let Some(target) = &mut self.fill.target {
+            target.others.clear();
+        }
+        self.set_stage(Stage::HandingOver { left });
+        self.hand_over_next(now);
+    }
+
+    fn hand_over_next(&mut self, now: Now) {
+        let Some(target) = &mut self.fill.target else { return };
+        let Stage::HandingOver { left } = &mut target.stage else { return };
+        let Some(absent) = slots(*left).next() else {
+            return self.set_stage(Stage::Adding);
+        };
+        *left &= !bit(absent);
+        let (name, members) = (MapName::Dirty(self.peers[absent].id), self.members & self.required());
+        self.learn(Purpose::Others { absent }, name, members, now);
     }
 
     fn set_stage(&mut self, stage: Stage) {
@@ -229,6 +277,7 @@ impl Engine {
             copied: 0,
             done: none,
             flushing: None,
+            others: Vec::new(),
         });
         let (name, members) = (MapName::Dirty(self.peers[slot].id), self.members & self.required());
         self.learn(Purpose::Ask, name, members, now);
@@ -265,7 +314,15 @@ impl Engine {
                     }
                 }
             }
-            (Purpose::Ask | Purpose::Lacks | Purpose::Extra, None) => {}
+            (Purpose::Others { absent }, Some(slot)) => {
+                let base = learn.bases.iter().flatten().min().copied();
+                let target = self.fill.target.as_mut().filter(|target| target.slot == slot);
+                if let (Some(base), Some(target)) = (base, target) {
+                    target.others.push(HandedOver { slot: absent, base, lacks: learn.map });
+                }
+                self.hand_over_next(now);
+            }
+            (Purpose::Ask | Purpose::Lacks | Purpose::Extra | Purpose::Others { .. }, None) => {}
         }
         self.fill_next(now);
     }
@@ -276,6 +333,8 @@ impl Engine {
         match (purpose, slot) {
             (Purpose::Repair, _) | (_, None) => {}
             (Purpose::Ask, Some(_)) => self.postpone_target(now),
+            // It goes without: whoever it knows nothing of is rebuilt if it is the last that is left.
+            (Purpose::Others { .. }, Some(_)) => self.hand_over_next(now),
             (Purpose::Lacks | Purpose::Extra, Some(slot)) => {
                 self.give_up_target(slot, "a map of what it lacks could not be read".to_owned(), now);
             }
@@ -472,7 +531,7 @@ impl Engine {
                 self.edit_map(member, &done, REGION_BYTES, |words| MapEdit::Copied { replica, words });
             }
         } else if target.stage == Stage::Flushing {
-            self.set_stage(Stage::Adding);
+            self.hand_over(slot, now);
         }
         self.fill_next(now);
     }
@@ -480,6 +539,7 @@ impl Engine {
     /// It is a member now; the members need not remember for it any more.
     pub(super) fn target_added(&mut self, slot: usize, _now: Now) {
         self.targets &= !bit(slot);
+        self.finish_hand_over(slot);
         self.fill.target = None;
         self.fill.failures[slot] = 0;
         // Its mark was cleared with the view; what it said before no longer holds.

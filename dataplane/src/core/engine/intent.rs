@@ -114,7 +114,7 @@ impl Engine {
     /// Clears what has been cold for long, and flushes where nobody else does.
     pub(super) fn sweep_intent(&mut self, now: Now) {
         let calm = self.phase == Phase::Serving && self.proposal.is_none() && !self.any_failed_member();
-        if now < self.intent.next_sweep || !calm || !self.remembers() {
+        if now < self.intent.next_sweep || !calm || !self.remembers() || self.fill.hands_over() {
             return;
         }
         self.intent.next_sweep = now + self.config.intent_sweep;

@@ -21,6 +21,11 @@ pub(super) enum Purpose {
     Lacks,
     /// Where the target may have what no member knows of.
     Extra,
+    /// What yet another absent replica lacks: the target will remember it too.
+    Others {
+        /// Its place.
+        absent: usize,
+    },
 }
 
 /// A map that is being read from several replicas, window by window.

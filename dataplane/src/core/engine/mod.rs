@@ -8,7 +8,8 @@
 //! - `view`: attach, fence, decide, propose, commit. A write is acknowledged only under a committed view all of whose
 //!   members have it.
 //! - `repair`: making members equal after an unclean end.
-//! - `fill`: filling replicas that are to become members. `maps`: what they lack, by the members' word.
+//! - `fill`: filling replicas that are to become members. `maps`: what they lack, by the members' word. `handover`: what
+//!   a new member is told of others.
 //! - `intent`: when the members' write-intent bits may be cleared.
 //! - `report`: what to tell people.
 //!
@@ -17,6 +18,7 @@
 #[cfg(test)]
 mod directed_tests;
 mod fill;
+mod handover;
 mod intent;
 mod maps;
 mod ops;

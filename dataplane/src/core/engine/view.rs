@@ -12,7 +12,7 @@ use super::{Action, Body, Ending, Engine, Mask, Now, RegistryOutcome, bit, slots
 use crate::core::region_map::RegionMap;
 use crate::core::start::{Decision, RegistryState, decide, majority};
 use crate::wire::header::{Header, Kind, Status};
-use crate::wire::payload::ViewUpdate;
+use crate::wire::payload::{Adopt, ViewUpdate};
 
 /// Where the engine is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +100,8 @@ pub(super) struct Telling {
     pub(super) rebased: bool,
     /// These lack everything.
     pub(super) refill: ReplicaSet,
+    /// It remembers for these from now on.
+    pub(super) adopt: Adopt,
 }
 
 /// A view that is on its way to being committed.
@@ -367,7 +369,12 @@ impl Engine {
             return;
         }
         let view = proposal.view;
-        self.send_view(slot, view);
+        let adopt = match proposal.reason {
+            Reason::Add { target } if target == slot => self.handed_over(),
+            Reason::Add { .. } | Reason::Start | Reason::Remove => Adopt::default(),
+        };
+        let telling = Telling { adopt, ..Telling::default() };
+        self.tell_view(slot, view, Tag::View { epoch: view.epoch.0 }, telling);
     }
 
     /// Asks a member to persist a view.
@@ -376,7 +383,7 @@ impl Engine {
     }
 
     pub(super) fn tell_view(&mut self, slot: usize, view: View, tag: Tag, telling: Telling) {
-        let Telling { syncing, rebased, refill } = telling;
+        let Telling { syncing, rebased, refill, adopt } = telling;
         let configured = self.registry.status.configured;
         let update = ViewUpdate {
             view,
@@ -390,6 +397,7 @@ impl Engine {
             keep: configured.difference(&self.set_of(self.members)),
             refill,
             rebased,
+            adopt,
         };
         let header = Header::request(Kind::PersistView, tag.encode(), 0);
         self.send(slot, header, Body::View(Box::new(update)));
