@@ -8,6 +8,8 @@
 //! - `view`: attach, fence, decide, propose, commit. A write is acknowledged only under a committed view all of whose
 //!   members have it.
 //! - `fill`: making members equal after an unclean end, and filling replicas that are to become members.
+//! - `lease`: when reads may be sent at all.
+//! - `lag`: members that are slow, and when one is left behind for it.
 //! - `report`: what to tell people.
 //!
 //! Source of the rules: `docs/replication.md`.
@@ -15,6 +17,10 @@
 #[cfg(test)]
 mod directed_tests;
 mod fill;
+mod lag;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod ops;
 mod peers;
 mod report;
@@ -33,6 +39,7 @@ pub use self::report::{EngineState, ReplicaMode, ReplicaReport, Report};
 pub use self::tag::OpId;
 use self::{
     fill::Fill,
+    lease::Lease,
     ops::Ops,
     peers::Peer,
     view::{Phase, Proposal, Registry},
@@ -60,8 +67,14 @@ pub struct Config {
     pub min_in_sync: usize,
     /// How long a start waits for the replicas it could do without.
     pub start_patience: Duration,
-    /// A replica that owes nothing is asked this often whether it is there.
+    /// Every replica is asked this often whether it is there.
     pub heartbeat: Duration,
+    /// Reads are sent only while every member has answered something that was sent no longer ago than this.
+    pub read_lease: Duration,
+    /// The agent knows that the engine which the record names has ended, or that none was ever attached.
+    pub predecessor_gone: bool,
+    /// A member whose answers go on taking longer than this, while others are quick, is left behind.
+    pub replica_lag_max: Duration,
     /// Copies and comparisons in flight.
     pub copies_max: usize,
 }
@@ -80,6 +93,12 @@ impl Config {
             // A guess: processes start within a second of each other, and a rebuild costs far more.
             start_patience: Duration::from_secs(3),
             heartbeat: Duration::from_secs(1),
+            // Five heartbeats: one or two that are late hold no reads. Longer, and a start after a lost node waits longer.
+            read_lease: Duration::from_secs(5),
+            predecessor_gone: false,
+            // A guess: far above what a sound disk takes even for a flush of a full cache shared with others, and below
+            // what makes guests report a hung disk.
+            replica_lag_max: Duration::from_secs(2),
             // A guess: enough to hide one round trip, few enough that a client waits for about one copy.
             copies_max: 4,
         }
@@ -345,6 +364,7 @@ pub struct Engine {
     /// Since when I/O cannot be done.
     suspended_since: Option<Now>,
     next_heartbeat: Now,
+    lease: Lease,
 }
 
 impl Engine {
@@ -367,6 +387,7 @@ impl Engine {
             ready: VecDeque::with_capacity(1024),
             unrepaired: RegionMap::empty(config.volume_bytes),
             fill,
+            lease: Lease::new(&status, config.predecessor_gone),
             registry: Registry::new(version, status),
             phase: Phase::New,
             actions: VecDeque::with_capacity(4096),
