@@ -77,6 +77,8 @@ pub struct Config {
     pub replica_lag_max: Duration,
     /// Copies and comparisons in flight.
     pub copies_max: usize,
+    /// Bytes copied to a replica that is being filled, per second; 0: no limit.
+    pub rebuild_bytes_per_second: u64,
 }
 
 impl Config {
@@ -101,6 +103,7 @@ impl Config {
             replica_lag_max: Duration::from_secs(2),
             // A guess: enough to hide one round trip, few enough that a client waits for about one copy.
             copies_max: 4,
+            rebuild_bytes_per_second: 0,
         }
     }
 }
