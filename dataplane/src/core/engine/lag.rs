@@ -21,7 +21,7 @@ const SLOW_TIMES: u32 = 4;
 /// So many measurements in a row make a member slow, or leave it behind: one is any disk's hiccup.
 const STRIKES: u32 = 3;
 /// A slow member that has not been asked for anything since is no longer called slow.
-const FORGET_AFTER: Duration = Duration::from_secs(60);
+const FORGET_AFTER: Duration = Duration::from_secs(10);
 /// The first wait of one that was left behind, and the longest.
 const WAIT_MIN: Duration = Duration::from_secs(60);
 const WAIT_MAX: Duration = Duration::from_secs(3600);
