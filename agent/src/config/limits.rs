@@ -69,13 +69,17 @@ impl Partial {
             setting.map_or(default, |s| s.value)
         }
         let default = Limits::default();
+        let replica_timeout = or(self.replica_timeout.as_ref(), default.replica_timeout);
+        let read_lease = or(self.read_lease.as_ref(), default.read_lease);
+        // Where only one of the others is set, it need not be set too.
+        let heartbeat = default.heartbeat.min(replica_timeout / 2).min(read_lease / 2);
         Limits {
-            replica_timeout: or(self.replica_timeout.as_ref(), default.replica_timeout),
+            replica_timeout,
             suspend_timeout: or(self.suspend_timeout.as_ref(), default.suspend_timeout),
             min_in_sync: or(self.min_in_sync.as_ref(), default.min_in_sync),
-            read_lease: or(self.read_lease.as_ref(), default.read_lease),
+            read_lease,
             replica_lag_max: or(self.replica_lag_max.as_ref(), default.replica_lag_max),
-            heartbeat: or(self.heartbeat.as_ref(), default.heartbeat),
+            heartbeat: or(self.heartbeat.as_ref(), heartbeat),
             start_patience: or(self.start_patience.as_ref(), default.start_patience),
             rebuild_inflight: or(self.rebuild_inflight.as_ref(), default.rebuild_inflight),
             rebuild_bandwidth: or(self.rebuild_bandwidth.as_ref(), default.rebuild_bandwidth),

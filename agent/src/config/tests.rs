@@ -82,7 +82,7 @@ fn every_refusal_names_file_line_and_remedy() {
         ("replica_lag_max = \"0s\"", 1, "is out of range; remedy: 10ms to 7d"),
         ("start_patience = \"0s\"", 1, "is out of range; remedy: 100ms to 7d"),
         ("rebuild_bandwidth = \"1000\"", 1, "remedy: at least 1MiB (a second), or 0 for no limit"),
-        ("read_lease = \"1500ms\"", 1, "below two heartbeats of 1s"),
+        ("read_lease = \"1500ms\"\nheartbeat = \"1s\"", 1, "below two heartbeats of 1s"),
         (
             "\nheartbeat = \"5s\"\nread_lease = \"20s\"",
             2,
@@ -141,6 +141,8 @@ fn every_limit_can_be_set_by_file_and_flag() {
     let over = resolve(&flags, file).unwrap();
     let list: Vec<_> = over.limits.list().into_iter().map(|(_, value)| value).collect();
     assert_eq!(list, ["8s", "5m", "3", "6s", "1s", "2s", "9s", "1", "0"]);
+    let quick = resolve(&["--replica-timeout=1s"], "").unwrap().limits;
+    assert_eq!(quick.heartbeat, Duration::from_millis(500), "nobody has to set both");
     let reload = resolve(&[], "").unwrap().reload(&over);
     assert!(reload.needs_restart.contains(&"read_lease: 5s -> 6s".to_owned()), "{reload:?}");
 }

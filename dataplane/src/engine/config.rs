@@ -124,6 +124,9 @@ fn core_config(config: &pb::EngineConfig, engine: InstanceUuid, replicas: usize)
             *setting = Duration::from_millis(u64::from(ms));
         }
     }
+    if config.heartbeat_ms == NOT_SET {
+        core.heartbeat = core.heartbeat.min(core.read_lease / 2).min(core.replica_timeout / 2);
+    }
     core.predecessor_gone = config.predecessor_gone;
     core.rebuild_bytes_per_second = config.rebuild_bytes_per_second;
     // A lease that ends before the next answer can come would hold reads all the time.
