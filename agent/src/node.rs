@@ -23,6 +23,7 @@ use holdfast_proto::pb::agent as pb;
 use tokio::sync::{broadcast, watch};
 
 use self::shared::{Command, Shared};
+use crate::config::Limits;
 use crate::error::Error;
 
 /// What a node is started with.
@@ -44,16 +45,10 @@ pub struct NodeConfig {
     pub data_ports: RangeInclusive<u16>,
     /// Where this agent listens, for messages and `node show`.
     pub listen_display: String,
-    /// How long a replica may be silent.
-    pub replica_timeout: Duration,
-    /// How long I/O is held before it fails.
-    pub suspend_timeout: Duration,
+    /// What engines wait for, and how long.
+    pub limits: Limits,
     /// How long deleted data stays in the trash.
     pub trash_ttl: Duration,
-    /// Below this many members I/O is suspended.
-    pub min_in_sync: u32,
-    /// Regions in flight while a replica is filled.
-    pub rebuild_inflight_max: u32,
 }
 
 impl NodeConfig {
@@ -69,11 +64,8 @@ impl NodeConfig {
             bind: IpAddr::from([127, 0, 0, 1]),
             data_ports: 20000..=29999,
             listen_display: String::new(),
-            replica_timeout: Duration::from_secs(8),
-            suspend_timeout: Duration::from_secs(300),
+            limits: Limits::default(),
             trash_ttl: Duration::from_secs(24 * 3600),
-            min_in_sync: 1,
-            rebuild_inflight_max: 4,
         }
     }
 }

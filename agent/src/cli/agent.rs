@@ -87,8 +87,7 @@ fn node_config(config: &AgentConfig) -> NodeConfig {
         bind: config.bind,
         data_ports: config.data_ports.clone(),
         listen_display: format!("unix:{}", config.listen.display()),
-        replica_timeout: config.replica_timeout,
-        suspend_timeout: config.suspend_timeout,
+        limits: config.limits,
         trash_ttl: config.trash_ttl,
         ..NodeConfig::new(config.node.clone(), config.data_dir.clone(), config.runtime_dir.clone())
     }

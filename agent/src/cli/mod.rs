@@ -72,7 +72,7 @@ struct Global {
 enum Command {
     /// Run the agent of this node
     #[command(after_help = agent::EXAMPLES)]
-    Agent(AgentFlags),
+    Agent(Box<AgentFlags>),
     /// Run an agent with a volume `demo` in the foreground, without root
     #[command(after_help = quickstart::EXAMPLES)]
     Quickstart(quickstart::Args),

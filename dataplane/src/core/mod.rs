@@ -4,6 +4,7 @@
 pub mod engine;
 pub mod flush;
 pub mod range_lock;
+pub mod rebuild_budget;
 pub mod region_map;
 pub mod replica;
 pub mod start;

@@ -112,12 +112,29 @@ fn core_config(config: &pb::EngineConfig, engine: InstanceUuid, replicas: usize)
         return Err(Error::invalid("size_bytes", expected, size));
     }
     let mut core = Config::new(size, engine);
-    let millis = |ms: u32| Duration::from_millis(u64::from(ms));
-    if config.replica_timeout_ms != NOT_SET {
-        core.replica_timeout = millis(config.replica_timeout_ms);
+    for (ms, setting) in [
+        (config.replica_timeout_ms, &mut core.replica_timeout),
+        (config.suspend_timeout_ms, &mut core.suspend_timeout),
+        (config.read_lease_ms, &mut core.read_lease),
+        (config.replica_lag_max_ms, &mut core.replica_lag_max),
+        (config.heartbeat_ms, &mut core.heartbeat),
+        (config.start_patience_ms, &mut core.start_patience),
+    ] {
+        if ms != NOT_SET {
+            *setting = Duration::from_millis(u64::from(ms));
+        }
     }
-    if config.suspend_timeout_ms != NOT_SET {
-        core.suspend_timeout = millis(config.suspend_timeout_ms);
+    if config.heartbeat_ms == NOT_SET {
+        core.heartbeat = core.heartbeat.min(core.read_lease / 2).min(core.replica_timeout / 2);
+    }
+    core.predecessor_gone = config.predecessor_gone;
+    core.rebuild_bytes_per_second = config.rebuild_bytes_per_second;
+    // A lease that ends before the next answer can come would hold reads all the time.
+    for (field, time) in [("read_lease_ms", core.read_lease), ("replica_timeout_ms", core.replica_timeout)] {
+        if time < core.heartbeat * 2 {
+            let expected = format!("at least twice heartbeat_ms ({})", core.heartbeat.as_millis());
+            return Err(Error::invalid(field, expected, time.as_millis()));
+        }
     }
     if config.min_in_sync != NOT_SET {
         core.min_in_sync = bounded("min_in_sync", config.min_in_sync, replicas)?;
@@ -181,6 +198,19 @@ mod tests {
         let settings = Settings::new(&quick, InstanceUuid::random()).unwrap();
         assert_eq!(settings.core.replica_timeout, Duration::from_millis(1500));
         assert_eq!(settings.core.min_in_sync, 2);
+        let limits = pb::EngineConfig {
+            read_lease_ms: 2000,
+            predecessor_gone: true,
+            replica_lag_max_ms: 50,
+            heartbeat_ms: 200,
+            start_patience_ms: 10,
+            rebuild_bytes_per_second: 1 << 20,
+            ..sample_config()
+        };
+        let core = Settings::new(&limits, InstanceUuid::random()).unwrap().core;
+        let times = [core.read_lease, core.replica_lag_max, core.heartbeat, core.start_patience];
+        assert_eq!(times.map(|time| time.as_millis()), [2000, 50, 200, 10]);
+        assert!(core.predecessor_gone && core.rebuild_bytes_per_second == 1 << 20);
     }
 
     #[test]
@@ -193,6 +223,10 @@ mod tests {
         assert!(error(|c| c.nbd_socket = "relative".to_owned()).contains("nbd_socket"));
         assert!(error(|c| c.nbd_tcp = "localhost".to_owned()).contains("nbd_tcp"));
         assert!(error(|c| c.min_in_sync = 9).contains("min_in_sync"));
+        assert!(error(|c| (c.read_lease_ms, c.heartbeat_ms) = (1900, 1000)).contains("read_lease_ms"));
+        assert!(
+            error(|c| (c.replica_timeout_ms, c.heartbeat_ms) = (900, 500)).contains("replica_timeout_ms")
+        );
         assert!(error(|c| c.volume_id = "demo".to_owned()).contains("volume_id"));
         assert!(error(|c| c.replicas[0].address = "nowhere".to_owned()).contains("replicas.address"));
         assert!(error(|c| c.status.as_mut().unwrap().configured.clear()).contains("configured"));

@@ -17,7 +17,7 @@ use super::connect::{Connector, Task};
 use super::data;
 use super::listen::{self, Listeners};
 use super::message::{Command, DataHandle, Event};
-use super::status::{Facts, describe};
+use super::status::{Facts, describe, mode};
 use crate::control::{Instance, Role};
 use crate::core::engine::{Ending, Engine, RegistryOutcome};
 use crate::error::{EXIT_CACHE_LOST, EXIT_RECORD_MISSING, Error};
@@ -238,6 +238,10 @@ impl Shared {
             }
             Event::Serve => Self::serve(shared),
             Event::Report { report, clients } => shared.change(|facts| {
+                for (replica, from) in facts.modes_that_change(&report) {
+                    let (to, reason) = (mode(replica.mode), &replica.reason);
+                    tracing::info!(replica = %replica.id, from, to, reason, "replica");
+                }
                 facts.report = Some(*report);
                 facts.clients = clients;
             }),

@@ -2,7 +2,7 @@
 
 use holdfast_proto::pb::instance as pb;
 
-use crate::core::engine::{Ending, EngineState, ReplicaMode, Report};
+use crate::core::engine::{Ending, EngineState, ReplicaMode, ReplicaReport, Report};
 
 /// What the control thread knows beside the report.
 #[derive(Debug, Default)]
@@ -56,6 +56,18 @@ impl Facts {
         });
     }
 
+    /// The replicas whose mode is another one in `next`, and what it was.
+    pub(super) fn modes_that_change<'a>(
+        &self,
+        next: &'a Report,
+    ) -> impl Iterator<Item = (&'a ReplicaReport, &'static str)> {
+        let before = self.report.as_ref().map_or(&[][..], |report| &report.replicas);
+        next.replicas.iter().filter_map(|replica| {
+            let old = before.iter().find(|old| old.id == replica.id)?;
+            (old.mode != replica.mode).then(|| (replica, mode(old.mode)))
+        })
+    }
+
     fn reason(&self, report: &Report) -> String {
         let reason = match &self.ending {
             Some(ending) => describe(ending),
@@ -101,7 +113,7 @@ pub(super) fn describe(ending: &Ending) -> String {
     }
 }
 
-fn mode(mode: ReplicaMode) -> &'static str {
+pub(super) fn mode(mode: ReplicaMode) -> &'static str {
     match mode {
         ReplicaMode::Member => "member",
         ReplicaMode::Suspect => "suspect",
@@ -146,6 +158,23 @@ mod tests {
             ..Facts::default()
         };
         assert_eq!(shown(&facts), ("running".to_owned(), "faulted".to_owned(), true));
+    }
+
+    #[test]
+    fn a_change_of_a_replicas_mode_is_told_once() {
+        let with = |mode| {
+            let mut report = report(EngineState::Healthy);
+            let id = holdfast_proto::ids::ReplicaId(2);
+            let replica =
+                ReplicaReport { id, mode, reason: "slow".to_owned(), done_bytes: 0, total_bytes: 0 };
+            report.replicas.push(replica);
+            report
+        };
+        let facts = Facts { report: Some(with(ReplicaMode::Member)), ..Facts::default() };
+        assert_eq!(facts.modes_that_change(&with(ReplicaMode::Member)).count(), 0);
+        let next = with(ReplicaMode::Suspect);
+        let changes: Vec<_> = facts.modes_that_change(&next).map(|(r, from)| (r.mode, from)).collect();
+        assert_eq!(changes, [(ReplicaMode::Suspect, "member")]);
     }
 
     #[test]

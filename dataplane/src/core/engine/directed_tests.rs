@@ -289,3 +289,125 @@ fn a_clean_mark_that_is_older_than_the_newest_view_does_not_count() {
     assert_eq!(engine.phase, view::Phase::Opening);
     assert!(engine.writes_done > engine.writes_flushed);
 }
+
+impl Rig {
+    /// `seconds` pass. These replicas answer at once whatever they are asked; the others only that they are there.
+    fn pass(&mut self, seconds: u64, quick: &[u32]) {
+        for _ in 0..seconds {
+            self.write(0);
+            self.answer_all(quick);
+            for id in 1..=3 {
+                while self.sent(id, Kind::Ping) > 0 {
+                    self.answer(id, Kind::Ping, Status::Ok);
+                }
+            }
+            self.after(1);
+        }
+    }
+    fn replica(&self, id: usize) -> ReplicaReport {
+        self.engine.report(self.now).replicas[id - 1].clone()
+    }
+}
+
+#[test]
+fn a_slow_member_is_reported_with_its_lag_and_then_left_behind_while_others_are_quick() {
+    let mut rig = Rig::serving(3, 4 * REGION_BYTES, true);
+    // Not by silence, which is another matter.
+    rig.engine.config.replica_timeout = Duration::from_secs(60);
+    // r3 answers each write 100 ms after the heartbeat.
+    for _ in 0..5 {
+        rig.pass(1, &[1, 2]);
+        rig.now += Duration::from_millis(100);
+        rig.answer_all(&[3]);
+    }
+    let r3 = rig.replica(3);
+    assert_eq!(r3.mode, ReplicaMode::Suspect, "{r3:?}");
+    assert!(r3.reason.contains("slow: its answers take over 100 ms"), "{}", r3.reason);
+    assert_eq!(rig.engine.members, 0b111, "below the limit it stays");
+    assert_eq!(rig.replica(1).mode, ReplicaMode::Member);
+    // A write that never ends, while it says that it is there and r1 and r2 answer.
+    rig.pass(7, &[1, 2]);
+    rig.answer_all(&[1, 2]);
+    assert_eq!(rig.engine.members, 0b011, "{:?}", rig.engine.peers);
+    assert!(rig.replica(3).reason.contains("left behind"), "{:?}", rig.replica(3));
+    // It comes back after a wait that the agent's calls do not shorten.
+    rig.engine.locate(ReplicaId(3), true, true, None, rig.now);
+    let peers::Link::Down { retry_at } = rig.engine.peers[2].link else { panic!("{:?}", rig.engine.peers) };
+    assert!(retry_at >= rig.now + Duration::from_secs(50), "{retry_at:?}");
+}
+
+#[test]
+fn members_that_are_slow_together_stay_and_so_does_a_sole_one() {
+    let mut rig = Rig::serving(3, 4 * REGION_BYTES, true);
+    rig.engine.config.replica_timeout = Duration::from_secs(60);
+    rig.pass(20, &[]);
+    assert_eq!(rig.engine.members, 0b111);
+    assert!((1..=3).all(|id| !rig.replica(id).reason.contains("slow")), "{:?}", rig.replica(1));
+    let mut rig = Rig::serving(1, 4 * REGION_BYTES, true);
+    for _ in 0..20 {
+        rig.write(0);
+        while rig.sent(1, Kind::Ping) > 0 {
+            rig.answer(1, Kind::Ping, Status::Ok);
+        }
+        rig.after(1);
+    }
+    assert_eq!(rig.engine.members, 0b001);
+    assert!(rig.engine.proposal.is_none());
+}
+
+#[test]
+fn a_slow_member_stays_where_the_registry_would_have_to_agree_and_does_not_answer() {
+    let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+    rig.engine.config.replica_timeout = Duration::from_secs(60);
+    for _ in 0..12 {
+        rig.write(0);
+        rig.answer_all(&[1]);
+        while rig.sent(2, Kind::Ping) > 0 {
+            rig.answer(2, Kind::Ping, Status::Ok);
+        }
+        rig.after(1);
+    }
+    assert_eq!(rig.engine.required(), 0b11, "it was asked, and has not answered");
+    assert_eq!(rig.asks.len(), 1);
+    rig.store();
+    rig.after(1);
+    rig.answer_all(&[1]);
+    rig.store();
+    assert_eq!(rig.engine.members, 0b01, "now it is certain that I/O goes on");
+}
+
+#[test]
+fn one_that_answers_pings_and_nothing_else_is_silent() {
+    let mut rig = Rig::serving(3, 4 * REGION_BYTES, true);
+    rig.engine.config.replica_lag_max = Duration::from_secs(3600);
+    rig.pass(10, &[1, 2]);
+    rig.answer_all(&[1, 2]);
+    assert_eq!(rig.engine.members, 0b011);
+    assert!(rig.replica(3).reason.contains("no answer for 8 s"), "{:?}", rig.replica(3));
+}
+
+#[test]
+fn suspended_io_fails_after_its_time_while_the_engine_lives_and_goes_on_when_members_return() {
+    let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+    let (write, read) = (rig.write(0), rig.engine.submit(Request::Read, 4096, 4096, rig.now).unwrap());
+    rig.collect();
+    for _ in 0..299 {
+        rig.after(1);
+    }
+    assert_eq!(rig.engine.report(rig.now).state, EngineState::Suspended);
+    assert_eq!(rig.completed, []);
+    rig.after(1);
+    let unavailable = Outcome::Failed(Failure::Unavailable);
+    for op in [write, read] {
+        assert!(rig.completed.contains(&(op, unavailable.clone())), "{:?}", rig.completed);
+    }
+    rig.completed.clear();
+    rig.write(8192);
+    assert_eq!(rig.engine.members, 0b11, "nobody was removed");
+    rig.connect(1);
+    rig.connect(2);
+    rig.after(2);
+    rig.answer_all(&[1, 2]);
+    assert!(matches!(rig.completed[..], [(_, Outcome::Done)]), "{:?}", rig.completed);
+    assert_ne!(rig.engine.report(rig.now).state, EngineState::Suspended);
+}

@@ -11,6 +11,8 @@
 //! - `fill`: filling replicas that are to become members. `maps`: what they lack, by the members' word. `handover`: what
 //!   a new member is told of others.
 //! - `intent`: when the members' write-intent bits may be cleared.
+//! - `lease`: when reads may be sent at all.
+//! - `lag`: members that are slow, and when one is left behind for it.
 //! - `report`: what to tell people.
 //!
 //! Source of the rules: `docs/replication.md`.
@@ -21,6 +23,10 @@ mod fill;
 mod handover;
 mod intent;
 mod maps;
+mod lag;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod ops;
 mod peers;
 mod repair;
@@ -41,6 +47,7 @@ pub use self::tag::OpId;
 use self::{
     fill::Fill,
     intent::IntentClock,
+    lease::Lease,
     ops::Ops,
     peers::Peer,
     view::{Phase, Proposal, Registry},
@@ -68,12 +75,20 @@ pub struct Config {
     pub min_in_sync: usize,
     /// How long a start waits for the replicas it could do without.
     pub start_patience: Duration,
-    /// A replica that owes nothing is asked this often whether it is there.
+    /// Every replica is asked this often whether it is there.
     pub heartbeat: Duration,
+    /// Reads are sent only while every member has answered something that was sent no longer ago than this.
+    pub read_lease: Duration,
+    /// The agent knows that the engine which the record names has ended, or that none was ever attached.
+    pub predecessor_gone: bool,
+    /// A member whose answers go on taking longer than this, while others are quick, is left behind.
+    pub replica_lag_max: Duration,
     /// Copies and comparisons in flight.
     pub copies_max: usize,
     /// Write-intent bits are cleared where nothing was written for one to two of these.
     pub intent_sweep: Duration,
+    /// Bytes copied to a replica that is being filled, per second; 0: no limit.
+    pub rebuild_bytes_per_second: u64,
 }
 
 impl Config {
@@ -90,10 +105,17 @@ impl Config {
             // A guess: processes start within a second of each other, and a rebuild costs far more.
             start_patience: Duration::from_secs(3),
             heartbeat: Duration::from_secs(1),
+            // Five heartbeats: one or two that are late hold no reads. Longer, and a start after a lost node waits longer.
+            read_lease: Duration::from_secs(5),
+            predecessor_gone: false,
+            // A guess: far above what a sound disk takes even for a flush of a full cache shared with others, and below
+            // what makes guests report a hung disk.
+            replica_lag_max: Duration::from_secs(2),
             // A guess: enough to hide one round trip, few enough that a client waits for about one copy.
             copies_max: 4,
             // A guess: a load that comes back within it pays nothing again, and one bit is 4 MiB to compare after a crash.
             intent_sweep: Duration::from_secs(10),
+            rebuild_bytes_per_second: 0,
         }
     }
 }
@@ -360,6 +382,7 @@ pub struct Engine {
     /// Since when I/O cannot be done.
     suspended_since: Option<Now>,
     next_heartbeat: Now,
+    lease: Lease,
 }
 
 impl Engine {
@@ -384,6 +407,7 @@ impl Engine {
             unrepaired: RegionMap::empty(config.volume_bytes),
             fill,
             intent,
+            lease: Lease::new(&status, config.predecessor_gone),
             registry: Registry::new(version, status),
             phase: Phase::New,
             actions: VecDeque::with_capacity(4096),

@@ -143,6 +143,14 @@ impl Op {
             | Work::Abandoned => None,
         }
     }
+    /// Whether a client's answer depends on what one member holds: only under the read lease.
+    fn reads_for_client(&self) -> bool {
+        match self.client() {
+            Some(Request::Read | Request::Extents) => true,
+            Some(Request::Write { .. }) => self.unaligned(),
+            Some(Request::Flush | Request::Trim | Request::WriteZeroes { .. }) | None => false,
+        }
+    }
     /// Whether it changes the data of members.
     fn mutates(&self) -> bool {
         matches!(self.client(), Some(Request::Write { .. } | Request::Trim | Request::WriteZeroes { .. }))
@@ -313,6 +321,12 @@ impl Engine {
             return self.release(id, now);
         }
         if !self.serves() {
+            self.ops.get_mut(id).stage = Stage::Held;
+            self.ops.held.push_back(id);
+            return;
+        }
+        if self.ops.get(id).reads_for_client() && !self.may_read(now) {
+            self.note_lease(now);
             self.ops.get_mut(id).stage = Stage::Held;
             self.ops.held.push_back(id);
             return;

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use holdfast_proto::ids::{BootId, Generation, ReplicaId};
 
+use super::lag::Lag;
+use super::lease::Presence;
 use super::tag::Tag;
 use super::view::Phase;
 use super::{Action, Body, ConnectFailure, Ending, Engine, Now, bit, slots};
 use crate::wire::handshake::Welcome;
-use crate::wire::header::{Header, Kind, Status};
+use crate::wire::header::{Header, Status};
 
 /// The first retry of a connection, and the longest wait between two.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -43,10 +45,12 @@ pub(super) struct Peer {
     /// What it said of itself when it last promised to this engine.
     pub(super) welcome: Option<Welcome>,
     boot: BootId,
-    /// Frames sent and not answered, and since when nothing was answered.
+    /// Frames sent and not answered, and since when nothing was answered but that it is there.
     pub(super) owes: u32,
     pub(super) quiet_since: Now,
-    sequence: u64,
+    pub(super) sequence: u64,
+    pub(super) presence: Presence,
+    pub(super) lag: Lag,
     /// It failed while a member: it is to leave as soon as a view without it can be committed.
     pub(super) failed: Option<String>,
     /// It lost what it had acknowledged: it cannot stay a member, however well it answers now.
@@ -69,6 +73,8 @@ impl Peer {
             owes: 0,
             quiet_since: Duration::ZERO,
             sequence: 0,
+            presence: Presence::default(),
+            lag: Lag::default(),
             failed: None,
             lost: false,
             reason: String::new(),
@@ -90,7 +96,7 @@ impl Engine {
         peer.absent = absent;
         peer.attempts = 0;
         if let Link::Down { .. } = peer.link {
-            peer.link = Link::Down { retry_at: now };
+            peer.link = Link::Down { retry_at: now.max(peer.lag.not_before()) };
         }
         self.connect_due(now);
         self.fail_unreachable(now);
@@ -131,6 +137,7 @@ impl Engine {
             let due = matches!(peer.link, Link::Down { retry_at } if retry_at <= now);
             if due && peer.known && peer.absent.is_none() {
                 peer.link = Link::Connecting;
+                peer.presence.asked(now);
                 let action = Action::Connect {
                     replica: peer.id,
                     generation: self.registry.generation,
@@ -181,6 +188,8 @@ impl Engine {
         peer.boot = boot;
         let first = peer.welcome.is_none();
         peer.welcome = Some(welcome);
+        peer.presence.welcomed(first, now);
+        self.renew_lease();
         if self.required() & bit(slot) != 0 && !first {
             self.member_returned(slot, former_boot, now);
         } else {
@@ -189,6 +198,7 @@ impl Engine {
             self.peers[slot].reason = String::new();
         }
         self.try_start(now);
+        self.reads_again(now);
         self.fill_next(now);
     }
 
@@ -268,9 +278,11 @@ impl Engine {
         if let Link::Up { session } = peer.link {
             self.actions.push_back(Action::Disconnect { replica: peer.id, session });
         }
-        peer.link = Link::Down { retry_at };
+        peer.link = Link::Down { retry_at: retry_at.max(peer.lag.not_before()) };
         peer.owes = 0;
         peer.quiet_since = now;
+        peer.presence.dropped();
+        peer.lag.dropped();
         self.live &= !bit(slot);
         self.fill_lost_member(slot, now);
     }
@@ -311,12 +323,18 @@ impl Engine {
             return;
         }
         peer.owes = peer.owes.saturating_sub(1);
-        peer.quiet_since = now;
+        let tag = Tag::decode(header.tag);
+        if tag != Some(Tag::Ping) || peer.owes == 0 {
+            // One that only says that it is there, and does nothing of what it was asked, is silent.
+            peer.quiet_since = now;
+        }
+        peer.lag.answered(header.sequence, now);
         if header.status == Status::Fenced {
             let engine = self.config.engine;
             return self.refused(Generation(header.generation), engine, now);
         }
-        match Tag::decode(header.tag) {
+        self.present(slot, header.sequence, now);
+        match tag {
             Some(Tag::Ping) | None => {}
             Some(Tag::Refill) => self.refilled(slot, header.status, now),
             Some(Tag::View { epoch }) => self.view_persisted(slot, epoch, header.status, now),
@@ -341,11 +359,9 @@ impl Engine {
         self.check_silence(now);
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + self.config.heartbeat;
-            for slot in slots(self.live) {
-                if self.peers[slot].owes == 0 {
-                    self.send(slot, Header::request(Kind::Ping, Tag::Ping.encode(), 0), Body::None);
-                }
-            }
+            self.check_lag(now);
+            self.ask_presence(now);
+            self.note_lease(now);
         }
         self.registry_again(now);
         self.connect_due(now);
@@ -391,7 +407,7 @@ impl Engine {
     }
 
     /// A replica that owes answers gives none.
-    fn lost(&mut self, slot: usize, reason: String, now: Now) {
+    pub(super) fn lost(&mut self, slot: usize, reason: String, now: Now) {
         if self.required() & bit(slot) != 0 {
             self.member_failed(slot, reason, now);
         } else {

@@ -30,7 +30,7 @@ pub enum EngineState {
 pub enum ReplicaMode {
     /// In sync.
     Member,
-    /// A member that does not answer.
+    /// A member that does not answer, or answers slowly.
     Suspect,
     /// Getting what it missed.
     CatchingUp,
@@ -119,8 +119,10 @@ impl Engine {
         let peer = &self.peers[slot];
         let live = self.live & bit(slot) != 0;
         let quiet = peer.owes > 0 && now.saturating_sub(peer.quiet_since) > SUSPECT_AFTER;
+        let slow = self.slowness(slot);
         let mode = if self.members & bit(slot) != 0 {
-            if live && !quiet && peer.failed.is_none() { ReplicaMode::Member } else { ReplicaMode::Suspect }
+            let sound = live && !quiet && slow.is_none() && peer.failed.is_none();
+            if sound { ReplicaMode::Member } else { ReplicaMode::Suspect }
         } else if self.filling() & bit(slot) != 0 && self.serves() {
             match self.fill.progress() {
                 Some((target, false, _, _)) if target == slot => ReplicaMode::CatchingUp,
@@ -138,7 +140,10 @@ impl Engine {
             Some((target, _, done, total)) if target == slot => (done, total),
             Some(_) | None => (0, 0),
         };
-        let reason = peer.absent.clone().unwrap_or_else(|| peer.reason.clone());
+        let told =
+            peer.absent.clone().or_else(|| Some(peer.reason.clone()).filter(|reason| !reason.is_empty()));
+        let silent = || quiet.then(|| format!("it has not answered for over {} s", SUSPECT_AFTER.as_secs()));
+        let reason = told.or_else(silent).or(slow).unwrap_or_default();
         ReplicaReport { id: peer.id, mode, reason, done_bytes, total_bytes }
     }
 
@@ -148,17 +153,23 @@ impl Engine {
             Phase::Fencing { .. } => match self.decision() {
                 Decision::Wait { missing, why } if missing.is_empty() => why,
                 Decision::Wait { missing, why } => format!("{missing}: {why}"),
-                Decision::Start { .. } => "the other replicas, for a moment".to_owned(),
+                Decision::Start { newest, .. } => match self.lease_of_predecessor(&newest) {
+                    Some(until) if now < until => {
+                        "the read lease of the engine before, which may still run, to end".to_owned()
+                    }
+                    Some(_) | None => "the other replicas, for a moment".to_owned(),
+                },
             },
             Phase::Opening => "its first view".to_owned(),
-            Phase::Serving if self.blocked(now) => self.blocked_by(),
+            Phase::Serving if self.blocked(now) => self.blocked_by(now),
             Phase::Serving | Phase::Draining | Phase::Ended => String::new(),
         }
     }
 
-    fn blocked_by(&self) -> String {
+    fn blocked_by(&self, now: Now) -> String {
         match &self.proposal {
             Some(_) => "a change of members: the registry has to take it (is the agent running?)".to_owned(),
+            None if !self.any_failed_member() => self.lease_waits_for(now),
             None => {
                 let failed: Vec<_> = self
                     .peers

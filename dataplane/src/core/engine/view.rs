@@ -48,6 +48,8 @@ pub(super) struct Registry {
     pending: Option<Asked>,
     /// The highest generation that somebody refused with.
     refused_with: Generation,
+    /// When it last stored something.
+    pub(super) heard_at: Now,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +81,11 @@ impl Registry {
             next_ask: 1,
             pending: None,
             refused_with: Generation(0),
+            heard_at: Duration::ZERO,
         }
+    }
+    pub(super) fn was_clean(&self) -> bool {
+        self.was_clean
     }
 }
 
@@ -158,6 +164,7 @@ impl Engine {
                 self.registry.version = version;
                 self.registry.status = asked.wish;
                 self.registry.state = RegistryState::Attached;
+                self.registry.heard_at = now;
                 self.stored(asked.purpose, now);
             }
             RegistryOutcome::Conflict { version, status } => self.conflict(asked, version, *status, now),
@@ -204,6 +211,7 @@ impl Engine {
         if asked.purpose == Purpose::Attach && !self.registry.attached {
             // Nothing was promised to us yet: whoever came first keeps its number, ours is higher.
             self.registry.was_clean = status.clean;
+            self.lease.record_changed(&status);
             return self.attach(now);
         }
         let ours = status.generation == self.registry.generation && status.engine_uuid == self.config.engine;
@@ -306,6 +314,9 @@ impl Engine {
             if members.len() < self.config.min_in_sync {
                 return;
             }
+            if self.lease_of_predecessor(&newest).is_some_and(|until| now < until) {
+                return;
+            }
             // A clean end leaves the record at the newest view. A newer one is of an engine that the record does not
             // know of: it ran without the registry, and nobody knows how it ended.
             self.registry.was_clean &= newest == self.registry.status.view;
@@ -329,11 +340,7 @@ impl Engine {
     /// Proposes a view one epoch above the newest, and asks its members to persist it.
     fn propose(&mut self, members: ReplicaSet, reason: Reason, by_registry: bool, now: Now) {
         let last = self.proposal.as_ref().map_or(self.view.epoch, |p| p.view.epoch);
-        let maj = majority(self.registry.status.configured.len());
-        let minority = members.len() < maj;
-        let record_minority = self.registry.status.view.members.len() < maj;
-        let after_flag = self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
-        let needs_registry = minority || record_minority || after_flag;
+        let needs_registry = self.needs_registry(members.len());
         let view = View {
             generation: self.registry.generation,
             epoch: last.max(self.view.epoch).next(),
@@ -349,10 +356,28 @@ impl Engine {
             by_registry: needs_registry || by_registry,
             since: now,
         });
+        self.renew_lease();
         for slot in slots(mask) {
             self.persist_view_on(slot);
         }
         self.advance(now);
+    }
+
+    /// Whether a view of so many members counts only once the registry has it.
+    pub(super) fn needs_registry(&self, members: usize) -> bool {
+        let maj = majority(self.registry.status.configured.len());
+        let minority = members < maj;
+        let record_minority = self.registry.status.view.members.len() < maj;
+        let after_flag = self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
+        minority || record_minority || after_flag
+    }
+
+    /// Asks the registry for what changes nothing, to find out whether it answers.
+    pub(super) fn probe_registry(&mut self) {
+        if self.registry.pending.is_none() {
+            let wish = self.registry.status.clone();
+            self.ask(Purpose::Follow, wish);
+        }
     }
 
     /// Asks a member of the proposal to persist it, if it has not yet and its turn has come: the one to be added is
@@ -464,6 +489,7 @@ impl Engine {
         let Some(proposal) = self.proposal.take() else { return };
         self.view = proposal.view;
         self.members = proposal.members;
+        self.renew_lease();
         match proposal.reason {
             Reason::Start => self.opened(now),
             Reason::Remove => {}
@@ -476,6 +502,7 @@ impl Engine {
             }
         }
         self.view_committed(now);
+        self.reads_again(now);
         self.follow();
         self.reconsider(now);
         self.fill_next(now);
@@ -620,6 +647,6 @@ impl Engine {
         }
         let slow = self.proposal.as_ref().is_some_and(|p| now.saturating_sub(p.since) > NORMAL);
         let stuck = self.proposal.is_none() && self.any_failed_member();
-        slow || stuck
+        slow || stuck || self.lease_is_lost(now)
     }
 }
