@@ -274,11 +274,25 @@ fn describe(volume: &pb::VolumeInfo) -> String {
     });
     let mut text = format!("{head}\n{}", table(["ID", "NODE", "MODE", "PID", "ADDRESS", "DATA"], rows));
     for replica in &volume.replicas {
+        if let Some(filling) = replica.progress.as_ref().filter(|progress| progress.total_bytes > 0) {
+            text.push_str(&format!("\n{}: {}", replica.id, progress(filling)));
+        }
         if let Some(reason) = replica.reason.as_ref().filter(|reason| !reason.is_empty()) {
             text.push_str(&format!("\n{}: {reason}", replica.id));
         }
     }
     text
+}
+
+/// `43MiB of 100MiB, 12MiB/s, 5 s left`.
+fn progress(progress: &pb::Progress) -> String {
+    let mib = |bytes: u64| format!("{}MiB", bytes >> 20);
+    let rate = match progress.bytes_per_second {
+        0 => String::new(),
+        rate => format!(", {}/s", mib(rate)),
+    };
+    let left = progress.remaining_s.map_or(String::new(), |left| format!(", {left} s left"));
+    format!("{} of {}{rate}{left}", mib(progress.done_bytes), mib(progress.total_bytes))
 }
 
 /// `rebuilding 43%`.
@@ -317,14 +331,26 @@ mod tests {
                 id: "r2".into(),
                 node: "n1".into(),
                 mode: "rebuilding".into(),
-                progress: Some(pb::Progress { done_bytes: 43, total_bytes: 100 }),
+                progress: Some(pb::Progress {
+                    done_bytes: 43 << 20,
+                    total_bytes: 100 << 20,
+                    bytes_per_second: (12 << 20) + 7,
+                    remaining_s: Some(5),
+                }),
                 reason: Some("was away".into()),
                 ..Default::default()
             }],
             ..Default::default()
         };
         let text = describe(&volume);
-        for words in ["1GiB", "degraded", "rebuilding 43%", "r2: was away", "ADDRESS"] {
+        for words in [
+            "1GiB",
+            "degraded",
+            "rebuilding 43%",
+            "r2: was away",
+            "ADDRESS",
+            "43MiB of 100MiB, 12MiB/s, 5 s left",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
         assert!(!text.contains("over TCP"), "{text}");

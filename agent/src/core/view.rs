@@ -159,9 +159,12 @@ impl Viewer<'_> {
             pid: running.and_then(Instance::pid),
             address: running.and_then(Instance::address).map(str::to_owned),
             data_dir,
-            progress: seen
-                .filter(|r| r.total_bytes > 0)
-                .map(|r| pb::Progress { done_bytes: r.done_bytes, total_bytes: r.total_bytes }),
+            progress: seen.filter(|r| r.total_bytes > 0).map(|r| pb::Progress {
+                done_bytes: r.done_bytes,
+                total_bytes: r.total_bytes,
+                bytes_per_second: r.bytes_per_second,
+                remaining_s: r.remaining_s,
+            }),
             reason: reason.filter(|reason| !reason.is_empty()),
         }
     }

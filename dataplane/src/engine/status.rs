@@ -45,6 +45,8 @@ impl Facts {
                     reason: replica.reason.clone(),
                     done_bytes: replica.done_bytes,
                     total_bytes: replica.total_bytes,
+                    bytes_per_second: replica.rate.bytes_per_second,
+                    remaining_s: replica.rate.remaining.map(|left| left.as_secs()),
                 })
                 .collect(),
             clients: u32::try_from(self.clients).unwrap_or(u32::MAX),
@@ -127,6 +129,7 @@ pub(super) fn mode(mode: ReplicaMode) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::rebuild_budget::Progress;
     use holdfast_proto::ids::{Epoch, Generation};
 
     fn report(state: EngineState) -> Report {
@@ -165,8 +168,14 @@ mod tests {
         let with = |mode| {
             let mut report = report(EngineState::Healthy);
             let id = holdfast_proto::ids::ReplicaId(2);
-            let replica =
-                ReplicaReport { id, mode, reason: "slow".to_owned(), done_bytes: 0, total_bytes: 0 };
+            let replica = ReplicaReport {
+                id,
+                mode,
+                reason: "slow".to_owned(),
+                done_bytes: 0,
+                total_bytes: 0,
+                rate: Progress::default(),
+            };
             report.replicas.push(replica);
             report
         };

@@ -31,7 +31,9 @@ impl Rig {
         let ids: Vec<_> = (1..=replicas).collect();
         let mut record = status(&ids, view(0, 0, &ids, false));
         record.clean = clean;
-        let config = Config::new(size, InstanceUuid(uuid::Uuid::from_u128(7)));
+        let mut config = Config::new(size, InstanceUuid(uuid::Uuid::from_u128(7)));
+        // No flush and no frame that the test has not asked for.
+        config.intent_sweep = Duration::from_secs(3600);
         let engine = Engine::new(config, 1, record);
         let mut rig = Self {
             engine,

@@ -13,7 +13,8 @@ use super::maps::{Learn, Purpose};
 use super::ops::{Work, scan_window};
 use super::tag::Tag;
 use super::view::Phase;
-use super::{Engine, Mask, Now, bit, slots};
+use super::{Config, Engine, Mask, Now, bit, slots};
+use crate::core::rebuild_budget::{Limits, RebuildBudget};
 use crate::core::region_map::{RegionMap, region_bytes};
 use crate::core::tracking::Order;
 use crate::units::REGION_BYTES;
@@ -97,6 +98,10 @@ pub(super) struct Fill {
     pub(super) repair_unknown: bool,
     pub(super) repair_cursor: u64,
     pub(super) repairs: usize,
+    /// How much may be copied and compared beside what clients do.
+    pub(super) budget: RebuildBudget,
+    /// Of the copy or repair that is ending: how much of it was sent.
+    moved_bytes: u64,
     pub(super) learn: Option<Learn>,
     copies: usize,
     target: Option<Target>,
@@ -108,9 +113,13 @@ pub(super) struct Fill {
 }
 
 impl Fill {
-    pub(super) fn new(volume_bytes: u64) -> Self {
+    pub(super) fn new(config: &Config) -> Self {
+        let limits =
+            Limits { inflight_max: config.copies_max, bytes_per_second: config.rebuild_bytes_per_second };
         Self {
-            volume_bytes,
+            volume_bytes: config.volume_bytes,
+            budget: RebuildBudget::new(limits, Duration::ZERO),
+            moved_bytes: 0,
             repair_unknown: false,
             repair_cursor: 0,
             repairs: 0,
@@ -139,11 +148,21 @@ impl Fill {
             target.done.insert(region);
         }
     }
+    /// So many bytes of the copy or repair that is ending were sent.
+    pub(super) fn moved(&mut self, bytes: u64) {
+        self.moved_bytes = bytes;
+    }
     /// An operation of this kind was begun.
-    pub(super) fn began(&mut self, work: Work) {
+    pub(super) fn began(&mut self, work: Work, len: u64, now: Now) {
         match work {
-            Work::Repair => self.repairs += 1,
-            Work::Copy { .. } => self.copies += 1,
+            Work::Repair => {
+                self.repairs += 1;
+                self.budget.started(len, now);
+            }
+            Work::Copy { .. } => {
+                self.copies += 1;
+                self.budget.started(len, now);
+            }
             Work::Client(_)
             | Work::Scan { .. }
             | Work::ReadMap { .. }
@@ -152,6 +171,15 @@ impl Fill {
             | Work::FlushAll
             | Work::Abandoned => {}
         }
+    }
+    /// Whether clients may feel what is done in the background.
+    pub(super) fn is_busy(&self) -> bool {
+        self.copies + self.repairs > 0
+    }
+    /// When the next copy may begin that the bandwidth limit holds back.
+    pub(super) fn next_at(&self) -> Option<Now> {
+        let copying = self.target.as_ref().is_some_and(|target| target.stage == Stage::Copying);
+        if copying { self.budget.next_at() } else { None }
     }
     /// The replica that is being filled, whether from nothing, and how far: `(place, full, done bytes, total bytes)`.
     pub(super) fn progress(&self) -> Option<(usize, bool, u64, u64)> {
@@ -435,7 +463,7 @@ impl Engine {
 
     fn copy_next(&mut self, now: Now) {
         self.scan_next(now);
-        while self.fill.copies < self.config.copies_max {
+        while self.fill.budget.may_start(now) {
             let Some(target) = &mut self.fill.target else { return };
             let (slot, size) = (target.slot, self.fill.volume_bytes);
             let (region, compare) = match next_to_copy(&target.todo, &mut target.walk, size) {
@@ -572,6 +600,7 @@ impl Engine {
     }
 
     pub(super) fn fill_op_ended(&mut self, work: Work, now: Now) {
+        let moved = std::mem::take(&mut self.fill.moved_bytes);
         match work {
             Work::Repair => self.fill.repairs -= 1,
             Work::Copy { .. } => self.fill.copies -= 1,
@@ -583,7 +612,24 @@ impl Engine {
             | Work::FlushAll
             | Work::Abandoned => return,
         }
+        self.fill.budget.finished(moved, now);
         self.fill_next(now);
+    }
+
+    /// A replica that should be getting something and gets nothing is told of, with what it waits for.
+    pub(super) fn watch_fill(&mut self, now: Now) {
+        let source = self.source();
+        let Some(target) = self.fill.target.as_ref().filter(|target| target.stage == Stage::Copying) else {
+            return;
+        };
+        let name = |slot: Option<usize>| {
+            slot.and_then(|slot| self.peers.get(slot))
+                .map_or("a source".to_owned(), |peer| peer.id.to_string())
+        };
+        let (slot, from, to) = (target.slot, name(source), name(Some(target.slot)));
+        if let Some(stall) = self.fill.budget.stalled(&from, &to, now) {
+            self.peers[slot].reason = stall;
+        }
     }
 
     /// Which replicas wait to be filled or are.

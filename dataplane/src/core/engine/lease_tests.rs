@@ -12,6 +12,7 @@ use crate::core::start::tests::{status, view};
 use crate::units::REGION_BYTES;
 use crate::wire::handshake::Welcome;
 use crate::wire::header::{Kind, Status};
+use crate::wire::map::MapPart;
 
 const BLOCK: u64 = 4096;
 const OLD: usize = 0;
@@ -165,7 +166,7 @@ impl World {
                 Action::Send { replica, session, header, body } => {
                     let value = match body {
                         Body::Buffer { op, .. } => node.buffers[&op.slot],
-                        Body::None => 0,
+                        Body::None | Body::Bytes(_) => 0,
                         Body::View(update) => {
                             if self.disks[slot_of(replica)].session == Some((n, session)) {
                                 self.disks[slot_of(replica)].view = update.view;
@@ -209,7 +210,13 @@ impl World {
                     crate::wire::payload::encode_extents(&[Extent { len: header.extent, allocated: true }]);
                 reply.length = u32::try_from(inline.len()).unwrap();
             }
-            Kind::Flush | Kind::Trim | Kind::WriteZeroes | Kind::Ping | Kind::PersistView => {}
+            // They may differ, and lack, everything.
+            Kind::ReadMap => {
+                inline = MapPart { base: Some(disk.view.order()), words: vec![1] }.encode();
+                reply.length = u32::try_from(inline.len()).unwrap();
+            }
+            Kind::Flush | Kind::Trim | Kind::WriteZeroes | Kind::Ping | Kind::PersistView | Kind::EditMap => {
+            }
         }
         let (value, now) = (disk.value, self.clock(n));
         let node = &mut self.nodes[n];
@@ -331,6 +338,7 @@ fn welcome(view: View) -> Welcome {
         configured: ReplicaSet::new(),
         incarnation: Incarnation::nil(),
         revision: 0,
+        basis: Some(view.order()),
         syncing: false,
         cache_lost: false,
         failed: String::new(),

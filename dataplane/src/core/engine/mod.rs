@@ -22,11 +22,11 @@ mod directed_tests;
 mod fill;
 mod handover;
 mod intent;
-mod maps;
 mod lag;
 mod lease;
 #[cfg(test)]
 mod lease_tests;
+mod maps;
 mod ops;
 mod peers;
 mod repair;
@@ -392,7 +392,7 @@ impl Engine {
     pub fn new(config: Config, version: u64, status: VolumeStatus) -> Self {
         let peers: Vec<_> = status.configured.iter().map(Peer::new).collect();
         let view = status.view;
-        let fill = Fill::new(config.volume_bytes);
+        let fill = Fill::new(&config);
         let intent = IntentClock::new(config.volume_bytes);
         Self {
             peers,

@@ -295,7 +295,7 @@ impl Engine {
         });
         let op = ops.get_mut(id);
         *op = Op::new((op.serial + 1) & SERIAL_MASK, work, offset, len, now);
-        self.fill.began(work);
+        self.fill.began(work, len, now);
         id
     }
 
@@ -544,8 +544,11 @@ impl Engine {
         }
     }
 
-    fn finish_client(&mut self, id: u32, outcome: Outcome) {
+    fn finish_client(&mut self, id: u32, outcome: Outcome, now: Now) {
         self.ops.clients -= 1;
+        if self.fill.is_busy() {
+            self.fill.budget.foreground(now.saturating_sub(self.ops.get(id).since), now);
+        }
         let op = self.ops.id(id);
         self.actions.push_back(Action::Complete { op, outcome });
     }
@@ -591,7 +594,7 @@ impl Engine {
                 let (offset, len) = op.cover();
                 self.differ(offset, len);
             }
-            self.finish_client(id, Outcome::Failed(Failure::Unavailable));
+            self.finish_client(id, Outcome::Failed(Failure::Unavailable), now);
             let op = self.ops.get_mut(id);
             op.work = Work::Abandoned;
             match stage {

@@ -373,6 +373,7 @@ impl Engine {
         }
         self.sweep_intent(now);
         self.fill_next(now);
+        self.watch_fill(now);
         self.check_suspended(now);
         self.drained(now);
     }
@@ -441,6 +442,7 @@ impl Engine {
             .chain(stall)
             .chain([self.next_heartbeat])
             .chain(self.start_deadline())
+            .chain(self.fill.next_at())
             .min()
     }
 }

@@ -50,7 +50,7 @@ impl Engine {
             }
             return;
         }
-        while self.fill.repairs < self.config.copies_max {
+        while self.fill.budget.may_start(now) {
             let Some(region) = self.unrepaired.next_from(self.fill.repair_cursor) else {
                 // From the beginning once all are back: some may have been marked again.
                 if self.fill.repairs == 0 && self.fill.repair_cursor != 0 {

@@ -5,6 +5,7 @@ use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
 use super::peers::SUSPECT_AFTER;
 use super::view::Phase;
 use super::{Engine, Now, bit};
+use crate::core::rebuild_budget::Progress;
 use crate::core::start::Decision;
 use crate::units::REGION_BYTES;
 
@@ -55,6 +56,8 @@ pub struct ReplicaReport {
     pub done_bytes: u64,
     /// Of the filling, as far as is known.
     pub total_bytes: u64,
+    /// The filling's rate lately, and how long the rest takes at that rate.
+    pub rate: Progress,
 }
 
 /// The whole.
@@ -136,15 +139,17 @@ impl Engine {
         } else {
             ReplicaMode::Absent
         };
-        let (done_bytes, total_bytes) = match self.fill.progress() {
-            Some((target, _, done, total)) if target == slot => (done, total),
-            Some(_) | None => (0, 0),
+        let (done_bytes, total_bytes, rate) = match self.fill.progress() {
+            Some((target, _, done, total)) if target == slot => {
+                (done, total, self.fill.budget.progress(total.saturating_sub(done), now))
+            }
+            Some(_) | None => (0, 0, Progress::default()),
         };
         let told =
             peer.absent.clone().or_else(|| Some(peer.reason.clone()).filter(|reason| !reason.is_empty()));
         let silent = || quiet.then(|| format!("it has not answered for over {} s", SUSPECT_AFTER.as_secs()));
         let reason = told.or_else(silent).or(slow).unwrap_or_default();
-        ReplicaReport { id: peer.id, mode, reason, done_bytes, total_bytes }
+        ReplicaReport { id: peer.id, mode, reason, done_bytes, total_bytes, rate }
     }
 
     fn waiting_for(&self, now: Now) -> String {

@@ -128,7 +128,7 @@ impl Engine {
             Work::Client(_) => {
                 self.ops.get_mut(id).status = status;
                 self.ops.get_mut(id).failed = bit(slot);
-                self.finish_client(id, Outcome::Failed(failure(status)));
+                self.finish_client(id, Outcome::Failed(failure(status)), now);
                 self.release(id, now);
             }
             Work::Copy { target, .. } => {
@@ -280,7 +280,7 @@ impl Engine {
             }
             return;
         }
-        self.finish_client(id, outcome);
+        self.finish_client(id, outcome, now);
         self.release(id, now);
     }
 

@@ -95,6 +95,7 @@ impl Engine {
         if self.ops.get(id).stage == Stage::Spread {
             // What was given to them is in their caches only: until a flush they can lose it with their node.
             self.writes_done += 1;
+            self.fill.moved(self.ops.get(id).len);
         }
         self.mark_repaired(self.ops.get(id).offset / REGION_BYTES);
         self.end_own(id, now);
@@ -107,6 +108,7 @@ impl Engine {
             if op.failed != 0 {
                 self.give_up_target(target, format!("a copy could not be written: {status:?}"), now);
             } else if op.ok & bit(target) != 0 {
+                self.fill.moved(op.len);
                 self.fill.copied(target, region);
             }
         }
