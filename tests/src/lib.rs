@@ -22,9 +22,11 @@ pub mod questions;
 pub mod records;
 pub mod rng;
 pub mod tools;
+pub mod trial;
 pub mod view;
 pub mod wait;
 pub mod wire;
+pub mod workload;
 
 pub use block::BlockClient;
 pub use cli::CliOutput;

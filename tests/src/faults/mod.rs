@@ -2,8 +2,10 @@
 
 pub mod disk;
 mod fs;
+pub mod plan;
 pub mod proxy;
 mod undo;
 
 pub use disk::{FaultyDisk, Trouble};
+pub use plan::{Fault, Planned, schedule};
 pub use proxy::{Network, Weather};

@@ -219,7 +219,7 @@ fn pump(
 
 /// The delay itself is the fault: nothing waits for anything here.
 #[expect(clippy::disallowed_methods, reason = "a late network is what is asked for")]
-pub(super) fn late(by: Duration) {
+pub(crate) fn late(by: Duration) {
     let end = Instant::now() + by;
     std::thread::sleep(end.saturating_duration_since(Instant::now()));
 }
