@@ -212,7 +212,7 @@ impl Cluster {
         &self.faulty_disks
     }
     /// From the next start on, the agent and its instances find the node's boot id in this file, by a mount that only
-    /// they see: the node seems to have restarted whenever the content changes.
+    /// they see, beside a copy of the mounts that are there then: the node seems to have restarted whenever the content changes.
     pub fn use_boot_id(&mut self, file: PathBuf) {
         self.boot_id = Some(file);
     }
@@ -255,7 +255,7 @@ impl Cluster {
             None => cli::command(&self.binary),
             Some(file) => {
                 let mut command = cli::command(Path::new("unshare"));
-                command.args(["--mount", "--propagation", "slave", "sh", "-c"]);
+                command.args(["--mount", "sh", "-c"]);
                 command.arg("mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"");
                 command.arg(file).arg(&self.binary);
                 command

@@ -65,9 +65,6 @@ impl Trial {
     }
 
     /// The same, with this source of chance.
-    ///
-    /// # Panics
-    /// When the boot id cannot be written.
     #[must_use]
     pub fn with_rng(name: &str, stage: Stage, rng: Rng) -> Self {
         let advertised = ADVERTISED.to_string();
@@ -80,11 +77,6 @@ impl Trial {
             "2m",
         ]));
         let network = Network::new(cluster.ports().data_port_range());
-        if stage.disks {
-            let file = boot_id_file(&cluster);
-            std::fs::write(&file, format!("{}\n", uuid::Uuid::new_v4())).expect("the boot id can be written");
-            cluster.use_boot_id(file);
-        }
         cluster.start();
         cluster.create_attached("demo", workload::VOLUME_SIZE, u32::try_from(stage.replicas).expect("few"));
         if stage.disks {
@@ -268,8 +260,7 @@ impl Trial {
             let lost = disk.power_cut(&mut self.rng);
             println!("{}: a disk lost {lost} sectors", self.name);
         }
-        std::fs::write(boot_id_file(&self.cluster), format!("{}\n", uuid::Uuid::new_v4()))
-            .expect("the boot id can be written");
+        new_boot_id(&self.cluster);
         self.cluster.start();
         self.start_load();
     }
@@ -336,6 +327,12 @@ fn boot_id_file(cluster: &Cluster) -> PathBuf {
     cluster.root().join("boot-id")
 }
 
+/// Written in place: a mount keeps to its file.
+fn new_boot_id(cluster: &Cluster) {
+    std::fs::write(boot_id_file(cluster), format!("{}\n", uuid::Uuid::new_v4()))
+        .expect("the boot id can be written");
+}
+
 fn late_by(ms: u64) -> Weather {
     Weather { delay_max: Duration::from_millis(ms), ..Weather::default() }
 }
@@ -354,12 +351,18 @@ pub fn disks_possible() -> bool {
 
 fn put_on_faulty_disks(cluster: &mut Cluster) {
     cluster.detach("demo");
-    for replica in cluster.volume("demo").replicas() {
+    let replicas = cluster.volume("demo").replicas();
+    assert!(cluster.end_agent(Signal::SIGTERM).success(), "the agent ended badly");
+    for replica in replicas {
         let backing = cluster.root().join(format!("backing-{}", replica.id()));
         let disk = FaultyDisk::over(&replica.data_dir(), &backing);
         disk.volatile();
         cluster.keep_faulty_disk(disk);
     }
+    // The agent's own mounts are a copy of ours from its start on: the disks are there by then.
+    new_boot_id(cluster);
+    cluster.use_boot_id(boot_id_file(cluster));
+    cluster.start();
     cluster.ok(&["volume", "attach", "demo"]);
     cluster.wait_healthy("demo");
 }
