@@ -15,7 +15,7 @@ use holdfast_tests::{Rng, SECOND, eventually, skip_aloud};
 
 #[test]
 fn f_random_faults() {
-    let mut rng = Rng::announced("f_random_faults");
+    let mut seed = Rng::chosen_seed();
     let minutes: Option<u64> =
         std::env::var("HOLDFAST_FAULT_MINUTES").ok().map(|m| m.parse().expect("minutes"));
     let end = Instant::now() + Duration::from_secs(minutes.map_or(30, |m| m * 60));
@@ -27,8 +27,9 @@ fn f_random_faults() {
         );
     }
     while Instant::now() < end {
-        let seed = rng.word();
         burst(seed, disks);
+        // A seed that is asked for is the first burst's: each can be had again without the ones before it.
+        seed = Rng::seeded(seed).word();
     }
 }
 
@@ -36,7 +37,10 @@ fn burst(seed: u64, disks: bool) {
     let mut rng = Rng::seeded(seed);
     let stage = Stage { replicas: if rng.one_in(5) { 2 } else { 3 }, disks };
     let plan = schedule(&mut rng, stage.replicas, disks, 12);
-    println!("f_random_faults: a burst of {} with {stage:?}", plan.len());
+    println!(
+        "f_random_faults: a burst of {} with {stage:?}; again: tests/run --faults 1 --seed {seed}",
+        plan.len()
+    );
     let mut trial = Trial::with_rng("f_random_faults", stage, rng);
     allow(&mut trial);
     for (i, planned) in plan.iter().enumerate() {

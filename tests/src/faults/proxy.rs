@@ -103,11 +103,6 @@ impl Network {
     pub fn cut_in_a_frame(&self, port: u16) {
         self.link(port).cut_next.store(true, Ordering::SeqCst);
     }
-    /// The same for whoever is there to be cut, and tells whether that has happened.
-    #[must_use]
-    pub fn was_cut(&self, port: u16) -> bool {
-        !self.link(port).cut_next.load(Ordering::SeqCst)
-    }
 }
 
 impl Drop for Network {
