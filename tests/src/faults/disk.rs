@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use nix::mount::{MntFlags, umount2};
 
 use super::fs::Passthrough;
 use super::undo::Undo;
@@ -48,9 +49,10 @@ impl Shared {
 /// A mounted one; unmounted when this is dropped.
 #[derive(Debug)]
 pub struct FaultyDisk {
+    path: PathBuf,
     backing: PathBuf,
     shared: Arc<Shared>,
-    session: Option<BackgroundSession>,
+    _session: BackgroundSession,
 }
 
 /// Whether this process may mount one; tried, not guessed.
@@ -70,7 +72,7 @@ impl FaultyDisk {
         config.n_threads = Some(4);
         let session =
             fuser::spawn_mount(Passthrough::new(backing.clone(), Arc::clone(&shared))?, path, &config)?;
-        Ok(Self { backing, shared, session: Some(session) })
+        Ok(Self { path: path.to_owned(), backing, shared, _session: session })
     }
 
     /// One over the directory `path`, which holds what it held; that is kept in `backing`, a free path on the same
@@ -123,10 +125,9 @@ impl FaultyDisk {
 impl Drop for FaultyDisk {
     fn drop(&mut self) {
         self.set(Trouble::default());
-        if let Some(session) = self.session.take()
-            && let Err(e) = session.umount_and_join()
-        {
-            eprintln!("cannot unmount the disk over {}: {e}", self.backing.display());
+        // Detached, so that a process that is just ending does not keep the mount in place; its thread ends with it.
+        if let Err(e) = umount2(&self.path, MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {e}", self.path.display());
         }
     }
 }

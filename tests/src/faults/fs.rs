@@ -231,7 +231,6 @@ macro_rules! answer {
     };
 }
 
-#[expect(clippy::too_many_arguments, reason = "the trait's signatures")]
 impl Filesystem for Passthrough {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         answer!(reply, self.found(name), |r: ReplyEntry, a| r.entry(&TTL, &a, Generation(0)));

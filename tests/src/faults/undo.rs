@@ -83,7 +83,7 @@ mod tests {
             let file = Arc::new(tempfile::tempfile().unwrap());
             file.write_all_at(&[1; 2048], 0).unwrap();
             let mut undo = Undo::default();
-            let mut write = |undo: &mut Undo, byte: u8| {
+            let write = |undo: &mut Undo, byte: u8| {
                 undo.keep(7, &file, 100, 1000).unwrap();
                 file.write_all_at(&[byte; 1000], 100).unwrap();
             };
