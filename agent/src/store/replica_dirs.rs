@@ -78,6 +78,9 @@ pub fn create(path: &Path, node: &NodeName, replica: ReplicaId, record: &VolumeR
         unflushed: false,
         cache_lost: false,
         failed: String::new(),
+        // One that is made for a volume that has data already lacks all of it.
+        basis: record.status.view.members.contains(replica).then(|| record.status.view.order()),
+        dirty: Vec::new(),
     };
     create_replica_dir(path, &meta).map_err(Error::from)
 }
