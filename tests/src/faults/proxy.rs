@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::rng::Rng;
@@ -54,6 +55,7 @@ pub struct Network {
     first: u16,
     links: Vec<Arc<Link>>,
     ended: Arc<AtomicBool>,
+    accepting: Vec<JoinHandle<()>>,
 }
 
 impl Network {
@@ -64,17 +66,16 @@ impl Network {
     #[must_use]
     pub fn new(ports: RangeInclusive<u16>) -> Self {
         let (first, ended) = (*ports.start(), Arc::new(AtomicBool::new(false)));
-        let links = ports
+        let (links, accepting) = ports
             .map(|port| {
                 let at = SocketAddr::from((ADVERTISED, port));
                 let listener = TcpListener::bind(at).unwrap_or_else(|e| panic!("cannot listen on {at}: {e}"));
                 let link = Arc::new(Link::default());
                 let (shared, ended) = (Arc::clone(&link), Arc::clone(&ended));
-                std::thread::spawn(move || accept(&listener, &shared, &ended, port));
-                link
+                (link, std::thread::spawn(move || accept(&listener, &shared, &ended, port)))
             })
-            .collect();
-        Self { first, links, ended }
+            .unzip();
+        Self { first, links, ended, accepting }
     }
 
     fn link(&self, port: u16) -> &Link {
@@ -114,6 +115,10 @@ impl Drop for Network {
             // Wakes the one that accepts, which then sees the end.
             let port = self.first + u16::try_from(i).expect("a range of ports");
             drop(TcpStream::connect_timeout(&SocketAddr::from((ADVERTISED, port)), SECOND));
+        }
+        // The ports are free again only then, and the next cluster may be given the same.
+        for thread in self.accepting.drain(..) {
+            let _ = thread.join();
         }
     }
 }
