@@ -41,6 +41,8 @@ pub struct NodeConfig {
     pub binary: Option<PathBuf>,
     /// The address that replicas listen on.
     pub bind: IpAddr,
+    /// The address that engines reach them by; none: the same.
+    pub advertise: Option<IpAddr>,
     /// The ports that replicas choose from.
     pub data_ports: RangeInclusive<u16>,
     /// Where this agent listens, for messages and `node show`.
@@ -62,6 +64,7 @@ impl NodeConfig {
             bin_dir: None,
             binary: None,
             bind: IpAddr::from([127, 0, 0, 1]),
+            advertise: None,
             data_ports: 20000..=29999,
             listen_display: String::new(),
             limits: Limits::default(),

@@ -139,6 +139,7 @@ fn run(io_mode: &str) {
         port_preferred: 0,
         io_mode: io_mode.to_owned(),
         incarnation: Incarnation::random().to_string(),
+        advertise: String::new(),
     };
     let hello = Hello {
         version_min: 2,

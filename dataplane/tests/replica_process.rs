@@ -115,6 +115,7 @@ impl Node {
             port_preferred: 0,
             io_mode: "buffered".to_owned(),
             incarnation: Incarnation::nil().to_string(),
+            advertise: String::new(),
         };
         let uuid = self.uuid.to_string();
         let control = self.dir.path().join("control");

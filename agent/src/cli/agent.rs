@@ -85,6 +85,7 @@ fn node_config(config: &AgentConfig) -> NodeConfig {
     NodeConfig {
         bin_dir: own(&config.bin_dir),
         bind: config.bind,
+        advertise: config.advertise,
         data_ports: config.data_ports.clone(),
         listen_display: format!("unix:{}", config.listen.display()),
         limits: config.limits,

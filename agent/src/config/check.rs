@@ -22,13 +22,14 @@ impl Partial {
     }
 
     fn check_addresses(&self, problems: &mut Vec<String>) {
-        if let Some(bind) = &self.bind
-            && bind.value.is_unspecified()
+        // What is advertised where it is given, else what is bound.
+        if let Some(reached) = self.advertise.as_ref().or(self.bind.as_ref())
+            && reached.value.is_unspecified()
         {
             problems.push(format!(
                 "{} = {} cannot be reached by engines; remedy: give the one address of this node that others use, \
-                 such as 127.0.0.1 or ::1 for this node alone",
-                bind.origin, bind.value
+                 such as 127.0.0.1 or ::1 for this node alone, as bind or as advertise",
+                reached.origin, reached.value
             ));
         }
         if let (Some(data), Some(runtime)) = (&self.data_dir, &self.runtime_dir)

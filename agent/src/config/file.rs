@@ -10,12 +10,13 @@ use super::flags::parse_listen;
 use super::{Origin, Partial, Sourced};
 use crate::units::{parse_duration, parse_ports, parse_size};
 
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "data_dir",
     "listen",
     "node",
     "data_ports",
     "bind",
+    "advertise",
     "bin_dir",
     "runtime_dir",
     "log_format",
@@ -74,6 +75,7 @@ impl Place<'_> {
             "node" => self.set(key, &mut into.node, from_str),
             "data_ports" => self.set(key, &mut into.data_ports, parse_ports),
             "bind" => self.set(key, &mut into.bind, ip_address),
+            "advertise" => self.set(key, &mut into.advertise, ip_address),
             "bin_dir" => self.set(key, &mut into.bin_dir, full_path),
             "runtime_dir" => self.set(key, &mut into.runtime_dir, full_path),
             "log_format" => self.set(key, &mut into.log_format, from_str),
@@ -155,6 +157,7 @@ fn example(key: &str) -> &'static str {
         "node" => "node = \"node-1\"",
         "data_ports" => "data_ports = \"20000-29999\"",
         "bind" => "bind = \"127.0.0.1\" or \"::1\"",
+        "advertise" => "advertise = \"10.0.0.7\"",
         "bin_dir" => "bin_dir = \"/usr/lib/holdfast\"",
         "runtime_dir" => "runtime_dir = \"/run/holdfast\"",
         "log_format" => "log_format = \"text\" or \"json\"",

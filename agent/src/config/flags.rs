@@ -32,6 +32,9 @@ pub struct AgentFlags {
     /// Address that replicas listen on, IPv4 or IPv6 [default: 127.0.0.1]
     #[arg(long, value_name = "IP")]
     pub bind: Option<IpAddr>,
+    /// Address that engines reach them by, where it is another one [default: that of --bind]
+    #[arg(long, value_name = "IP")]
+    pub advertise: Option<IpAddr>,
     /// Where instances are run from, if the data directory is mounted noexec [default: DATA_DIR/bin]
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
@@ -110,6 +113,7 @@ impl AgentFlags {
             node: flag("--node", self.node.as_ref()),
             data_ports: flag("--data-ports", self.data_ports.as_ref()),
             bind: flag("--bind", self.bind.as_ref()),
+            advertise: flag("--advertise", self.advertise.as_ref()),
             bin_dir: path("--bin-dir", self.bin_dir.as_ref()),
             runtime_dir: path("--runtime-dir", self.runtime_dir.as_ref()),
             log_format: flag("--log-format", self.log_format.as_ref()),

@@ -48,8 +48,10 @@ pub struct AgentConfig {
     pub node: NodeName,
     /// What replicas listen on.
     pub data_ports: RangeInclusive<u16>,
-    /// The address they listen on and are reached by.
+    /// The address they listen on.
     pub bind: IpAddr,
+    /// The address they are reached by; none: the same.
+    pub advertise: Option<IpAddr>,
     /// Where copies of the binary are run from.
     pub bin_dir: PathBuf,
     /// Sockets of instances and frontends.
@@ -97,6 +99,7 @@ struct Partial {
     node: Option<Sourced<NodeName>>,
     data_ports: Option<Sourced<RangeInclusive<u16>>>,
     bind: Option<Sourced<IpAddr>>,
+    advertise: Option<Sourced<IpAddr>>,
     bin_dir: Option<Sourced<PathBuf>>,
     runtime_dir: Option<Sourced<PathBuf>>,
     log_format: Option<Sourced<LogFormat>>,
@@ -123,6 +126,7 @@ impl Partial {
             node: self.node.or(weaker.node),
             data_ports: self.data_ports.or(weaker.data_ports),
             bind: self.bind.or(weaker.bind),
+            advertise: self.advertise.or(weaker.advertise),
             bin_dir: self.bin_dir.or(weaker.bin_dir),
             runtime_dir: self.runtime_dir.or(weaker.runtime_dir),
             log_format: self.log_format.or(weaker.log_format),
@@ -246,6 +250,7 @@ impl Partial {
             node,
             data_ports: or(self.data_ports, || DATA_PORTS),
             bind: or(self.bind, || IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            advertise: self.advertise.map(|advertise| advertise.value),
             bin_dir: or(self.bin_dir, || data_dir.join("bin")),
             runtime_dir,
             log_format: or(self.log_format, LogFormat::default),

@@ -108,6 +108,10 @@ fn impossible_combinations_name_the_setting_to_change() {
     assert!(error.starts_with("--replica-timeout"), "{error}");
     let error = resolve(&["--bind", "0.0.0.0"], "").unwrap_err();
     assert!(error.starts_with("--bind = 0.0.0.0") && error.contains("remedy"), "{error}");
+    let error = resolve(&["--advertise", "::"], "bind = \"::1\"").unwrap_err();
+    assert!(error.starts_with("--advertise = ::") && error.contains("remedy"), "{error}");
+    let config = resolve(&["--bind", "0.0.0.0"], "advertise = \"10.0.0.7\"").unwrap();
+    assert_eq!(config.advertise, Some("10.0.0.7".parse().unwrap()), "all addresses, reached by one");
     let error = resolve(&["--data-dir", "/a", "--runtime-dir", "/a"], "").unwrap_err();
     assert!(error.starts_with("--runtime-dir") && error.contains("cannot share /a"), "{error}");
     let error = resolve(&["--replica-timeout", "10ms"], "").unwrap_err();

@@ -163,7 +163,7 @@ fn a_replica_without_usable_data_is_not_waited_for() {
     let record = attached("demo", "node-a", 1);
     let mut node = Node::new(std::slice::from_ref(&record));
     node.run(&record, "demo.r1");
-    let replica = pb::ReplicaStatus { mode: "faulted".into(), ..Default::default() };
+    let replica = pb::ReplicaStatus { mode: "absent".into(), ..Default::default() };
     let status = pb::InstanceStatus {
         phase: "running".into(),
         reason: "meta is damaged".into(),
@@ -172,6 +172,27 @@ fn a_replica_without_usable_data_is_not_waited_for() {
     };
     node.feed("demo.r1", Event::Status(Box::new(status)));
     assert_eq!(node.changes(), ["spawn demo.engine"]);
+}
+
+#[test]
+fn a_replica_whose_flush_failed_is_still_named_to_the_engine_which_fills_it_anew() {
+    let record = attached("demo", "node-a", 2);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.run_all(&record);
+    let address = "127.0.0.1:20002".to_owned();
+    let replica =
+        pb::ReplicaStatus { mode: "faulted".into(), address: address.clone(), ..Default::default() };
+    let status = pb::InstanceStatus {
+        phase: "running".into(),
+        reason: "fdatasync: EIO".into(),
+        replica: Some(replica),
+        ..Default::default()
+    };
+    node.feed("demo.r2", Event::Status(Box::new(status)));
+    let plan = node.plan();
+    let Some((_, Action::ConfigureEngine { replicas, .. })) = plan.actions.last() else { panic!("{plan:?}") };
+    assert!(!replicas[1].absent, "{:?}", replicas[1]);
+    assert_eq!(replicas[1].address, address);
 }
 
 #[test]

@@ -93,5 +93,6 @@ pub(super) fn replica(shared: &Shared, record: &VolumeRecord, volume_key: &Volum
         port_preferred: 0,
         io_mode: record.spec.io_mode.clone(),
         incarnation: shared.registry.incarnation().to_string(),
+        advertise: config.advertise.map(|address| address.to_string()).unwrap_or_default(),
     })
 }

@@ -388,6 +388,21 @@ fn a_port_in_use_is_passed_over_and_none_left_is_said() {
 }
 
 /// Sends `bytes` and reads what the replica says until it closes; `None`: nothing.
+#[test]
+fn an_advertised_address_is_told_instead_of_the_bound_one() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut config = config(&dir);
+        config.advertise = "192.0.2.7".to_owned();
+        let mut replica = Replica::started(&dir, config.clone()).await;
+        let told = replica.address().await;
+        assert_eq!(told.ip().to_string(), config.advertise);
+        // The port is the one that it listens on, on the address that it was to bind.
+        std::net::TcpStream::connect(("127.0.0.1", told.port())).unwrap();
+        replica.stop().await.unwrap();
+    });
+}
+
 async fn say(address: SocketAddr, bytes: &[u8]) -> Option<Refused> {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     // It may close while we write.

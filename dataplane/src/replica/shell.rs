@@ -180,7 +180,8 @@ impl Shell {
             serving.config.key = config.key;
             return Ok(());
         }
-        let (listener, address) = listen::bind(&config).await?;
+        let (listener, bound) = listen::bind(&config).await?;
+        let address = SocketAddr::new(config.advertise, bound.port());
         let acceptor = Rc::new(RefCell::new(Acceptor {
             volume: config.volume,
             replica: config.replica,
@@ -190,7 +191,7 @@ impl Shell {
         }));
         let (to_shell, engines) = mpsc::channel(listen::AUTHENTICATED_MAX);
         let accepting = tokio::task::spawn_local(listen::accept(listener, Rc::clone(&acceptor), to_shell));
-        tracing::info!(volume = %config.volume_name, replica = %config.replica, %address,
+        tracing::info!(volume = %config.volume_name, replica = %config.replica, %bound, %address,
             dir = %config.data_dir.display(), "listening for engines");
         let disk = Disk::Absent("not opened yet".to_owned());
         self.serving = Some(Serving { config, acceptor, address, engines, accepting, disk });

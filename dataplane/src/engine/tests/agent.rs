@@ -108,6 +108,7 @@ pub(super) fn replica_config(registry: &Registry, id: u32, data_dir: &Path) -> p
         port_preferred: 0,
         io_mode: "buffered".to_owned(),
         incarnation: record.status.incarnation.to_string(),
+        advertise: String::new(),
     }
 }
 
