@@ -19,6 +19,8 @@ pub mod process;
 pub mod questions;
 pub mod records;
 pub mod rng;
+#[path = "../sim/mod.rs"]
+pub mod sim;
 pub mod tools;
 pub mod view;
 pub mod wait;
