@@ -153,8 +153,11 @@ impl World {
             self.kill_replica(slot, true);
             let host = &mut self.replicas[slot];
             host.meta.restarted(&mut self.random);
-            if host.image.restarted(&mut self.random) {
-                host.lost = true;
+            let marked = host.meta.load().map_or(true, |meta| meta.unflushed || meta.cache_lost);
+            let gone = host.image.restarted(&mut self.random);
+            host.lost |= marked;
+            if gone && !marked {
+                self.fail(format!("r{}: something is gone, and its meta says that all was flushed", slot + 1));
             }
             trace!(self, "r{} lost {}", slot + 1, self.replicas[slot].lost);
             self.queue.after(lasts + self.random.below(SEC), Event::StartReplica { replica: slot });

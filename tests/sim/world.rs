@@ -98,7 +98,8 @@ pub(super) struct World {
     pub(super) wanted: Wanted,
     pub(super) registers: Registers,
     pub(super) next_write: u64,
-    pub(super) newest_served: Generation,
+    /// The last that began to serve: its generation, and which.
+    pub(super) newest_served: Option<(Generation, usize)>,
     pub(super) served_engines: u64,
     pub(super) answered: u64,
     pub(super) failed_ops: u64,
@@ -180,7 +181,7 @@ impl World {
             wanted: Wanted { node: 0, uuid: 100, engine: None, wish: 0, restarts: 0 },
             registers: Registers::new(blocks * PER_BLOCK),
             next_write: 0,
-            newest_served: Generation(0),
+            newest_served: None,
             served_engines: 0,
             answered: 0,
             failed_ops: 0,
