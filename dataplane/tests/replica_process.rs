@@ -139,8 +139,8 @@ impl Node {
     /// Writes one block as the engine of this generation, without a flush.
     fn write(&self, address: SocketAddr, generation: u64) -> TcpStream {
         let hello = Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: 2,
+            version_max: 2,
             features: 0,
             payload_bytes_max: 262_144,
             volume: self.volume,

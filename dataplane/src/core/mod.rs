@@ -7,3 +7,4 @@ pub mod range_lock;
 pub mod region_map;
 pub mod replica;
 pub mod start;
+pub mod tracking;

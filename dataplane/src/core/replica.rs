@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 
-use holdfast_proto::ids::{BootId, Generation};
-use holdfast_proto::record::View;
+use holdfast_proto::ids::{BootId, Generation, ReplicaId};
+use holdfast_proto::record::{ReplicaSet, View};
 
 use crate::layout::Meta;
+use crate::layout::meta::DirtyMap;
 use crate::wire::Status;
 use crate::wire::handshake::{Hello, RefusalKind, Refused, Role, Welcome};
 use crate::wire::payload::ViewUpdate;
@@ -22,8 +23,16 @@ const FENCES_MAX: usize = 8;
 pub enum Action {
     /// Drop the engine's connection; when all I/O it submitted has ended, [`Replica::handle_dropped`].
     DropSession,
-    /// Put this on stable storage, then [`Replica::handle_persisted`].
-    Persist(Box<Meta>),
+    /// Put this on stable storage, then [`Replica::handle_persisted`]. The dirty maps that begin with it are put there
+    /// first: a map that is named in `meta` and missing counts as full.
+    Persist {
+        /// Replaces the one there is.
+        meta: Box<Meta>,
+        /// Maps that begin anew.
+        begin: Vec<NewMap>,
+    },
+    /// From here on changes are remembered for these; before the answer to the view that says so.
+    Track(Box<Tracked>),
     /// Take this engine; its connection is `session` from now on.
     Welcome {
         /// Of [`Replica::handle_fence`].
@@ -50,6 +59,34 @@ pub enum Action {
         /// See above.
         reopen: bool,
     },
+}
+
+/// A dirty map that begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NewMap {
+    /// For whom.
+    pub replica: ReplicaId,
+    /// Whether it begins with every region: nothing is known of what that replica has.
+    pub full: bool,
+}
+
+/// What a replica's maps are to remember.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tracked {
+    /// Whether there is anybody to differ from.
+    pub enabled: bool,
+    /// The dirty maps.
+    pub dirty: Vec<DirtyMap>,
+    /// Those of them that begin anew.
+    pub begun: Vec<NewMap>,
+}
+
+impl Tracked {
+    /// What a replica that is opened remembers.
+    #[must_use]
+    pub fn of(meta: &Meta) -> Self {
+        Self { enabled: meta.configured.len() > 1, dirty: meta.dirty.clone(), begun: Vec::new() }
+    }
 }
 
 /// One engine's connection: its number within this process, and the generation its frames must carry.
@@ -80,6 +117,7 @@ enum State {
     /// Waits for `next` to be on stable storage.
     Persisting {
         next: Box<Meta>,
+        begun: Vec<NewMap>,
         then: Then,
     },
 }
@@ -208,12 +246,16 @@ impl Replica {
 
     /// [`Action::Persist`] was carried out, or `Err(status, reason)`.
     pub fn handle_persisted(&mut self, result: Result<(), (Status, String)>) {
-        let State::Persisting { next, then } = std::mem::replace(&mut self.state, State::Idle) else {
+        let State::Persisting { next, begun, then } = std::mem::replace(&mut self.state, State::Idle) else {
             unreachable!("persisted without being asked to")
         };
         match result {
             Ok(()) => {
-                self.meta = *next;
+                let before = std::mem::replace(&mut self.meta, *next);
+                let tracked = Tracked { begun, ..Tracked::of(&self.meta) };
+                if !tracked.begun.is_empty() || tracked != Tracked::of(&before) {
+                    self.actions.push_back(Action::Track(Box::new(tracked)));
+                }
                 match then {
                     Then::Welcome { ticket } => self.welcome(ticket),
                     Then::AnswerView { ticket, reopen } => self.answer_view(ticket, Status::Ok, reopen),
@@ -263,8 +305,13 @@ impl Replica {
     }
 
     fn persist(&mut self, next: Meta, then: Then) {
-        self.actions.push_back(Action::Persist(Box::new(next.clone())));
-        self.state = State::Persisting { next: Box::new(next), then };
+        self.persist_maps(next, Vec::new(), then);
+    }
+
+    fn persist_maps(&mut self, next: Meta, begin: Vec<NewMap>, then: Then) {
+        let (meta, begun) = (Box::new(next.clone()), begin.clone());
+        self.actions.push_back(Action::Persist { meta, begin });
+        self.state = State::Persisting { next: Box::new(next), begun, then };
     }
 
     // ---- fencing ----
@@ -340,6 +387,7 @@ impl Replica {
             configured: meta.configured,
             incarnation: meta.incarnation,
             revision: meta.revision,
+            basis: meta.basis,
             syncing: meta.syncing,
             cache_lost: meta.cache_lost,
             failed: meta.failed.clone(),
@@ -359,19 +407,19 @@ impl Replica {
 
     fn begin_view(&mut self, ticket: u64, generation: Generation, update: &ViewUpdate) {
         match self.check_view(generation, update) {
-            Ok(next) => {
+            Ok((next, begin)) => {
                 let reopen = next.syncing && !next.failed.is_empty();
-                if next == self.meta {
+                if next == self.meta && begin.is_empty() {
                     self.answer_view(ticket, Status::Ok, reopen);
                 } else {
-                    self.persist(next, Then::AnswerView { ticket, reopen });
+                    self.persist_maps(next, begin, Then::AnswerView { ticket, reopen });
                 }
             }
             Err(status) => self.answer_view(ticket, status, false),
         }
     }
 
-    fn check_view(&self, generation: Generation, update: &ViewUpdate) -> Result<Meta, Status> {
+    fn check_view(&self, generation: Generation, update: &ViewUpdate) -> Result<(Meta, Vec<NewMap>), Status> {
         let meta = &self.meta;
         if generation != meta.promised || update.view.generation != meta.promised {
             return Err(Status::Fenced);
@@ -387,7 +435,9 @@ impl Replica {
         // Only what has been filled and made a member is as good as the others again; neither a removal nor a view
         // that does not mention it makes it so.
         let synced = member && meta.syncing;
-        Ok(Meta {
+        let (dirty, begin) = if member { self.maps_after(update) } else { (Vec::new(), Vec::new()) };
+        let rebased = (member || update.rebased).then(|| update.view.order());
+        let next = Meta {
             view: update.view,
             configured: update.configured,
             incarnation: update.incarnation,
@@ -396,8 +446,37 @@ impl Replica {
             // After a repair, what was lost with the cache has been copied from a member that kept it.
             cache_lost: meta.cache_lost && !synced && !(member && update.repaired),
             failed: if synced { String::new() } else { meta.failed.clone() },
+            basis: rebased.or(meta.basis),
+            dirty,
             ..meta.clone()
-        })
+        };
+        Ok((next, begin))
+    }
+
+    /// The dirty maps that a member keeps under a view: one for each configured replica that is no member, and for those
+    /// that the engine does not know yet to have persisted it. A replica that leaves was as this one is up to the last
+    /// view that had both; of one that this replica has never been a member with nothing is known, and there is no map,
+    /// until the engine has it begin with everything.
+    fn maps_after(&self, update: &ViewUpdate) -> (Vec<DirtyMap>, Vec<NewMap>) {
+        let meta = &self.meta;
+        let absent = update.configured.difference(&update.view.members);
+        let known: ReplicaSet = meta.dirty.iter().map(|map| map.replica).collect();
+        let kept = known.intersection(&update.keep);
+        let together = meta.view.members.contains(meta.replica) && !meta.syncing;
+        let (mut dirty, mut begin) = (Vec::new(), Vec::new());
+        for replica in absent.iter().chain(kept.difference(&absent).iter()) {
+            let old = meta.dirty.iter().find(|map| map.replica == replica);
+            let (base, full) = match old {
+                _ if update.refill.contains(replica) => (update.view.order(), Some(true)),
+                Some(old) => (old.base, None),
+                None if together && meta.view.members.contains(replica) => (meta.view.order(), Some(false)),
+                None => continue,
+            };
+            dirty.push(DirtyMap { replica, base });
+            begin.extend(full.map(|full| NewMap { replica, full }));
+        }
+        dirty.sort_by_key(|map| map.replica);
+        (dirty, begin)
     }
 }
 

@@ -41,12 +41,14 @@ fn meta() -> Meta {
         unflushed: false,
         cache_lost: false,
         failed: String::new(),
+        basis: Some((Generation(4), Epoch(6))),
+        dirty: Vec::new(),
     }
 }
 fn hello(generation: u64, of: u128) -> Hello {
     Hello {
-        version_min: 1,
-        version_max: 1,
+        version_min: 2,
+        version_max: 2,
         features: 0,
         payload_bytes_max: 262_144,
         volume: meta().volume,
@@ -72,6 +74,9 @@ fn update(view: View, syncing: bool) -> ViewUpdate {
         revision: 9,
         syncing,
         repaired: false,
+        keep: ReplicaSet::new(),
+        refill: ReplicaSet::new(),
+        rebased: false,
     }
 }
 
@@ -81,7 +86,8 @@ fn take(replica: &mut Replica, hello: Hello) -> Result<(Welcome, Session), Refus
     loop {
         match replica.poll_action().expect("an answer") {
             Action::DropSession => replica.handle_dropped(0, true),
-            Action::Persist(_) => replica.handle_persisted(Ok(())),
+            Action::Persist { .. } => replica.handle_persisted(Ok(())),
+            Action::Track(_) => {}
             Action::Welcome { ticket: 1, welcome, session } => return Ok((*welcome, session)),
             Action::Refuse { ticket: 1, refused } => return Err(refused),
             other => panic!("unexpected {other:?}"),
@@ -92,7 +98,8 @@ fn propose(replica: &mut Replica, generation: u64, update: ViewUpdate) -> (Statu
     replica.handle_view(7, Generation(generation), update);
     loop {
         match replica.poll_action().expect("an answer") {
-            Action::Persist(_) => replica.handle_persisted(Ok(())),
+            Action::Persist { .. } => replica.handle_persisted(Ok(())),
+            Action::Track(_) => {}
             Action::AnswerView { ticket: 7, status, reopen } => return (status, reopen),
             other => panic!("unexpected {other:?}"),
         }
@@ -142,7 +149,9 @@ fn the_older_io_ends_then_the_promise_is_durable_then_the_answer() {
     assert_eq!(replica.poll_action(), None, "nothing before the old I/O has ended");
     assert_eq!(replica.meta().promised, Generation(4));
     replica.handle_dropped(0, false);
-    let Some(Action::Persist(next)) = replica.poll_action() else { panic!("expected the promise") };
+    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else {
+        panic!("expected the promise")
+    };
     assert_eq!((next.promised, next.promised_to, next.unflushed), (Generation(5), engine(6), true));
     assert_eq!(replica.poll_action(), None, "nothing before the promise is durable");
     replica.handle_persisted(Ok(()));
@@ -196,7 +205,8 @@ fn the_flush_sequence_is_the_same_engines_or_none() {
         loop {
             match replica.poll_action().unwrap() {
                 Action::DropSession => replica.handle_dropped(42, false),
-                Action::Persist(_) => replica.handle_persisted(Ok(())),
+                Action::Persist { .. } => replica.handle_persisted(Ok(())),
+                Action::Track(_) => {}
                 Action::Welcome { welcome, .. } => return welcome.flush_sequence,
                 other => panic!("unexpected {other:?}"),
             }
@@ -241,7 +251,7 @@ fn which_views_are_persisted() {
 fn a_view_is_durable_before_its_answer_and_a_failed_one_is_not_claimed() {
     let mut replica = Replica::new(meta(), BOOT);
     replica.handle_view(7, Generation(4), update(view(4, 7, &[2]), false));
-    assert!(matches!(replica.poll_action(), Some(Action::Persist(_))));
+    assert!(matches!(replica.poll_action(), Some(Action::Persist { meta: _, .. })));
     assert_eq!(replica.poll_action(), None);
     replica.handle_persisted(Err((Status::NoSpace, String::new())));
     assert_eq!(
@@ -299,7 +309,9 @@ fn unflushed_is_set_once_per_session_and_cleared_when_clean() {
     replica.handle_session_ended(second.number, false);
     assert_eq!(replica.poll_action(), None);
     replica.handle_session_ended(second.number, true);
-    let Some(Action::Persist(next)) = replica.poll_action() else { panic!("expected the clean mark") };
+    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else {
+        panic!("expected the clean mark")
+    };
     assert!(!next.unflushed);
 }
 

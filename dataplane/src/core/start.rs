@@ -163,6 +163,7 @@ pub(crate) mod tests {
             configured: ReplicaSet::new(),
             incarnation: Incarnation::nil(),
             revision: 0,
+            basis: None,
             syncing: false,
             cache_lost: false,
             failed: String::new(),

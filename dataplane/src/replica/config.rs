@@ -158,6 +158,8 @@ impl ReplicaConfig {
             unflushed: false,
             cache_lost: false,
             failed: String::new(),
+            basis: Some((Generation(0), Epoch(0))),
+            dirty: Vec::new(),
         }
     }
 

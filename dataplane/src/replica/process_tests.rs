@@ -112,8 +112,8 @@ impl Replica {
 
     fn hello(&self, generation: u64, engine: InstanceUuid) -> Hello {
         Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: 2,
+            version_max: 2,
             features: 0,
             payload_bytes_max: 262_144,
             volume: self.config.volume_id.parse().unwrap(),
@@ -134,7 +134,7 @@ impl Replica {
         let address = self.address().await;
         let generation = hello.generation.0;
         let (socket, challenge, welcome) = connect(address, &self.key(), hello, PATIENCE).await?;
-        assert_eq!(challenge.version, 1);
+        assert_eq!(challenge.version, 2);
         Ok((TestEngine::new(socket.into(), generation), welcome))
     }
 
@@ -191,6 +191,9 @@ fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], synci
         revision: 5,
         syncing,
         repaired: false,
+        keep: ReplicaSet::new(),
+        refill: ReplicaSet::new(),
+        rebased: false,
     }
     .encode()
 }
@@ -493,8 +496,8 @@ fn an_engine_does_not_believe_a_stranger_that_says_fenced() {
         let (_tmp, dir) = tmp();
         let config = ReplicaConfig::try_from(&config(&dir)).unwrap();
         let hello = Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: 2,
+            version_max: 2,
             features: 0,
             payload_bytes_max: 1,
             volume: config.volume,

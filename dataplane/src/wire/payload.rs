@@ -67,6 +67,13 @@ pub struct ViewUpdate {
     pub syncing: bool,
     /// All members are known to be equal: what the replica lost with its node's cache it has again.
     pub repaired: bool,
+    /// Replicas that dirty maps are to be kept for although they are members of the view: they have not persisted it.
+    pub keep: ReplicaSet,
+    /// Replicas of which everything has to be copied: their dirty maps begin anew, with every region set and this view
+    /// as their base.
+    pub refill: ReplicaSet,
+    /// Of a replica that is being filled: dirty maps with this view as their base cover all that it may lack.
+    pub rebased: bool,
 }
 
 pub(crate) fn write_set(out: &mut Writer, set: &ReplicaSet) {
@@ -100,6 +107,20 @@ pub(crate) fn read_view(reader: &mut Reader<'_>) -> Result<View, FieldError> {
     })
 }
 
+pub(crate) fn write_order(out: &mut Writer, order: Option<(Generation, Epoch)>) {
+    let (generation, epoch) = order.unwrap_or((Generation(0), Epoch(0)));
+    out.bool(order.is_some()).u64(generation.0).u64(epoch.0);
+}
+
+pub(crate) fn read_order(
+    reader: &mut Reader<'_>,
+    field: &'static str,
+) -> Result<Option<(Generation, Epoch)>, FieldError> {
+    let known = reader.bool(field)?;
+    let order = (Generation(reader.u64(field)?), Epoch(reader.u64(field)?));
+    Ok(known.then_some(order))
+}
+
 impl ViewUpdate {
     /// The bytes of the payload.
     #[must_use]
@@ -109,6 +130,9 @@ impl ViewUpdate {
         write_set(&mut out, &self.configured);
         out.uuid(self.lineage.0).uuid(self.incarnation.0).u64(self.revision);
         out.bool(self.syncing).bool(self.repaired);
+        write_set(&mut out, &self.keep);
+        write_set(&mut out, &self.refill);
+        out.bool(self.rebased);
         out.into_bytes()
     }
 
@@ -124,6 +148,9 @@ impl ViewUpdate {
             revision: reader.u64("revision")?,
             syncing: reader.bool("syncing")?,
             repaired: reader.bool("repaired")?,
+            keep: read_set(&mut reader, "keep")?,
+            refill: read_set(&mut reader, "refill")?,
+            rebased: reader.bool("rebased")?,
         })
     }
 }
@@ -149,6 +176,9 @@ mod tests {
             revision: 17,
             syncing: false,
             repaired: true,
+            keep: [ReplicaId(3)].into_iter().collect(),
+            refill: [ReplicaId(2)].into_iter().collect(),
+            rebased: false,
         };
         assert_eq!(ViewUpdate::decode(&update.encode()), Ok(update));
         let bytes = update.encode();

@@ -10,6 +10,7 @@ use crate::core::start::tests::{status, view};
 use crate::units::REGION_BYTES;
 use crate::wire::handshake::Welcome;
 use crate::wire::header::{Kind, Status};
+use crate::wire::map::MapPart;
 use crate::wire::payload::encode_extents;
 
 struct Rig {
@@ -97,6 +98,7 @@ impl Rig {
             configured: ids,
             incarnation: Incarnation::nil(),
             revision: 0,
+            basis: Some(self.engine.registry.status.view.order()),
             syncing: false,
             cache_lost: false,
             failed: String::new(),
@@ -129,6 +131,12 @@ impl Rig {
             Kind::Extents => encode_extents(&[Extent { len: header.extent, allocated: true }]),
             // Each has data of its own.
             Kind::Digest => vec![u8::try_from(id).unwrap(); 32],
+            // They may differ everywhere.
+            Kind::ReadMap => {
+                let words =
+                    vec![u64::MAX; usize::try_from(header.extent.div_ceil(64 * REGION_BYTES)).unwrap()];
+                MapPart { base: Some((Generation(0), Epoch(0))), words }.encode()
+            }
             _ => Vec::new(),
         };
         reply.length = u32::try_from(inline.len()).unwrap();
@@ -217,10 +225,10 @@ fn a_write_that_failed_while_a_member_has_it_is_not_passed_by_the_next() {
 fn what_is_left_to_compare_ends_with_the_second_to_last_member() {
     let mut rig = Rig::serving(2, 400_000 * REGION_BYTES, false);
     assert_eq!(rig.engine.unrepaired.count(), 400_000);
-    // Where there is data is known long before all of it is compared.
-    while rig.sent(1, Kind::Extents) > 0 {
-        rig.answer(1, Kind::Extents, Status::Ok);
-        rig.answer(2, Kind::Extents, Status::Ok);
+    // Where they may differ is known long before all of it is compared.
+    while rig.sent(1, Kind::ReadMap) > 0 {
+        rig.answer(1, Kind::ReadMap, Status::Ok);
+        rig.answer(2, Kind::ReadMap, Status::Ok);
     }
     rig.disconnect(2);
     rig.gone(2);
@@ -235,7 +243,7 @@ fn what_is_left_to_compare_ends_with_the_second_to_last_member() {
 fn a_repair_begins_again_although_a_member_was_away_when_another_left() {
     let mut rig = Rig::serving(3, REGION_BYTES, false);
     for id in 1..=3 {
-        rig.answer(id, Kind::Extents, Status::Ok);
+        rig.answer(id, Kind::ReadMap, Status::Ok);
     }
     let read = rig.engine.submit(Request::Read, 0, 4096, rig.now).unwrap();
     rig.collect();

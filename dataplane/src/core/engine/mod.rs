@@ -7,7 +7,9 @@
 //! - `peers`: the connections to replicas, and when one is failed.
 //! - `view`: attach, fence, decide, propose, commit. A write is acknowledged only under a committed view all of whose
 //!   members have it.
-//! - `fill`: making members equal after an unclean end, and filling replicas that are to become members.
+//! - `repair`: making members equal after an unclean end.
+//! - `fill`: filling replicas that are to become members. `maps`: what they lack, by the members' word.
+//! - `intent`: when the members' write-intent bits may be cleared.
 //! - `report`: what to tell people.
 //!
 //! Source of the rules: `docs/replication.md`.
@@ -15,8 +17,11 @@
 #[cfg(test)]
 mod directed_tests;
 mod fill;
+mod intent;
+mod maps;
 mod ops;
 mod peers;
+mod repair;
 mod report;
 mod tag;
 #[cfg(test)]
@@ -33,6 +38,7 @@ pub use self::report::{EngineState, ReplicaMode, ReplicaReport, Report};
 pub use self::tag::OpId;
 use self::{
     fill::Fill,
+    intent::IntentClock,
     ops::Ops,
     peers::Peer,
     view::{Phase, Proposal, Registry},
@@ -64,6 +70,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Copies and comparisons in flight.
     pub copies_max: usize,
+    /// Write-intent bits are cleared where nothing was written for one to two of these.
+    pub intent_sweep: Duration,
 }
 
 impl Config {
@@ -82,6 +90,8 @@ impl Config {
             heartbeat: Duration::from_secs(1),
             // A guess: enough to hide one round trip, few enough that a client waits for about one copy.
             copies_max: 4,
+            // A guess: a load that comes back within it pays nothing again, and one bit is 4 MiB to compare after a crash.
+            intent_sweep: Duration::from_secs(10),
         }
     }
 }
@@ -151,6 +161,8 @@ pub enum Body {
     },
     /// A view to persist.
     View(Box<ViewUpdate>),
+    /// These bytes.
+    Bytes(Vec<u8>),
 }
 
 /// What the shell is to do, in this order.
@@ -335,6 +347,7 @@ pub struct Engine {
     /// Regions in which members may differ.
     unrepaired: RegionMap,
     fill: Fill,
+    intent: IntentClock,
     actions: VecDeque<Action>,
     /// Clients' writes that were answered, and how many of them the last flush covered.
     writes_done: u64,
@@ -355,6 +368,7 @@ impl Engine {
         let peers: Vec<_> = status.configured.iter().map(Peer::new).collect();
         let view = status.view;
         let fill = Fill::new(config.volume_bytes);
+        let intent = IntentClock::new(config.volume_bytes);
         Self {
             peers,
             view,
@@ -367,6 +381,7 @@ impl Engine {
             ready: VecDeque::with_capacity(1024),
             unrepaired: RegionMap::empty(config.volume_bytes),
             fill,
+            intent,
             registry: Registry::new(version, status),
             phase: Phase::New,
             actions: VecDeque::with_capacity(4096),

@@ -4,7 +4,7 @@
 //! waiting -> (held while nothing is served) -> [edges] -> main ------------------> acknowledged -> ended
 //!                                           -> read                                ^ held while a view is on its way
 //!                                           -> digest -> source -> spread -> ended   (repair of a region)
-//!                                           -> source -> spread -> ended             (copy of a region)
+//!                                           -> [digest] -> source -> spread -> ended (copy of a region)
 //! ```
 
 mod answers;
@@ -16,7 +16,8 @@ use super::tag::{Part, SERIAL_MASK, SLOTS_MAX, Tag};
 use super::{Action, Body, Engine, Failure, Mask, Now, OpId, Outcome, Request, bit, slots};
 use crate::core::region_map::region_bytes;
 use crate::units::{BLOCK_BYTES, REGION_BYTES, block_cover, is_block_aligned};
-use crate::wire::header::{FLAG_FUA, FLAG_PUNCH, FLAG_SPARSE, Header, Kind, Status};
+use crate::wire::header::{FLAG_FILL, FLAG_FUA, FLAG_PUNCH, FLAG_SPARSE, Header, Kind, Status};
+use crate::wire::map::{MapName, MapPart};
 use crate::wire::payload::Extent;
 
 /// What an operation is.
@@ -26,12 +27,16 @@ pub(super) enum Work {
     Client(Request),
     /// Make the members equal in a region.
     Repair,
-    /// Fill a region of the target.
-    Copy { target: usize },
-    /// Find out where source and target (or all members) hold data.
+    /// Fill a region of the target; `compare`: where it differs from the source.
+    Copy { target: usize, compare: bool },
+    /// Find out where source and target hold data.
     Scan { mask: Mask },
+    /// Read a map of these replicas.
+    ReadMap { name: MapName, mask: Mask },
     /// The last flush of a target before it is added.
     FlushTarget { target: usize },
+    /// A flush so that write-intent bits can be cleared.
+    FlushOwn,
     /// The last flush before a clean end.
     FlushAll,
     /// A client's that failed while a member may still be carrying it out: it keeps its range until no member is, so
@@ -87,6 +92,7 @@ pub(super) struct Op {
     buffered: bool,
     digests: Option<Box<[Option<[u8; 32]>; 8]>>,
     extents: Vec<(usize, Vec<Extent>)>,
+    parts: Vec<(usize, MapPart)>,
     /// Of a flush: the writes answered before it was sent.
     covers: u64,
     since: Now,
@@ -113,6 +119,7 @@ impl Op {
             buffered: false,
             digests: None,
             extents: Vec::new(),
+            parts: Vec::new(),
             covers: 0,
             since: now,
         }
@@ -129,7 +136,9 @@ impl Op {
             Work::Repair
             | Work::Copy { .. }
             | Work::Scan { .. }
+            | Work::ReadMap { .. }
             | Work::FlushTarget { .. }
+            | Work::FlushOwn
             | Work::FlushAll
             | Work::Abandoned => None,
         }
@@ -197,6 +206,24 @@ impl Ops {
     pub(super) fn answered_by(&self, slot: usize) -> bool {
         self.any(|op| op.mutates() && op.ok & bit(slot) != 0)
     }
+    /// The ranges of operations that may be changing the members' data now.
+    pub(super) fn changing(&self) -> Vec<(u64, u64)> {
+        self.live()
+            .map(|id| self.get(id))
+            .filter(|op| op.mutates() || matches!(op.work, Work::Repair | Work::Abandoned))
+            .map(Op::cover)
+            .collect()
+    }
+    /// The extents that a scan found, taken out of it: `(offset, len, found)`.
+    pub(super) fn take_scan(&mut self, id: u32) -> (u64, u64, Vec<(usize, Vec<Extent>)>) {
+        let op = self.get_mut(id);
+        (op.offset, op.len, std::mem::take(&mut op.extents))
+    }
+    /// The parts of maps that were read, taken out of it: `(offset, len, parts)`.
+    pub(super) fn take_parts(&mut self, id: u32) -> (u64, u64, Vec<(usize, MapPart)>) {
+        let op = self.get_mut(id);
+        (op.offset, op.len, std::mem::take(&mut op.parts))
+    }
     pub(super) fn any(&self, wanted: impl Fn(&Op) -> bool) -> bool {
         self.table.iter().any(|op| op.live && wanted(op))
     }
@@ -232,7 +259,11 @@ impl Engine {
     pub(super) fn admit(&mut self, work: Work, offset: u64, len: u64, now: Now) -> OpId {
         let id = self.allocate(work, offset, len, now);
         let exclusive = match work {
-            Work::Client(Request::Flush) | Work::FlushTarget { .. } | Work::FlushAll => {
+            Work::Client(Request::Flush)
+            | Work::ReadMap { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushOwn
+            | Work::FlushAll => {
                 self.ready.push_back(id);
                 return self.ops.id(id);
             }
@@ -293,7 +324,9 @@ impl Engine {
             Work::Client(_)
             | Work::Repair
             | Work::Scan { .. }
+            | Work::ReadMap { .. }
             | Work::FlushTarget { .. }
+            | Work::FlushOwn
             | Work::FlushAll
             | Work::Abandoned => false,
         };
@@ -311,9 +344,10 @@ impl Engine {
         match op.work {
             Work::Client(Request::Read | Request::Extents) => self.read(id),
             Work::Client(Request::Write { .. }) if op.unaligned() => self.read_edges(id),
-            Work::Client(Request::Flush) | Work::FlushAll => {
+            Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll => {
                 let covers = self.writes_done;
                 self.ops.get_mut(id).covers = covers;
+                self.cover_by(self.ops.id(id), now);
                 self.spread_out(id, Stage::Main, self.required() | self.targets);
             }
             Work::Client(_) => self.spread_out(id, Stage::Main, self.required() | self.targets),
@@ -324,7 +358,13 @@ impl Engine {
                 self.scanned(id, now);
             }
             Work::Scan { mask } => self.spread_out(id, Stage::Main, mask),
+            Work::ReadMap { mask, .. } => {
+                // Those that are gone for good have been asked in vain.
+                self.spread_out(id, Stage::Main, mask & (self.required() | self.targets));
+                self.settle(id, now);
+            }
             Work::Repair => self.repair(id, now),
+            Work::Copy { target, compare: true } => self.compare(id, target),
             Work::Copy { .. } => self.ask_source(id),
             Work::Abandoned => {}
         }
@@ -344,6 +384,23 @@ impl Engine {
     fn spread_out(&mut self, id: u32, stage: Stage, mask: Mask) {
         let order = self.ops.next_order;
         self.ops.next_order += 1;
+        let op = self.ops.get_mut(id);
+        let (offset, len) = op.cover();
+        let changes = match stage {
+            Stage::Main => op.mutates(),
+            Stage::Spread => op.work == Work::Repair,
+            Stage::Waiting
+            | Stage::Held
+            | Stage::Edges
+            | Stage::Read
+            | Stage::Digest
+            | Stage::Source
+            | Stage::Drain
+            | Stage::Acknowledged => false,
+        };
+        if changes {
+            self.wrote(offset, len);
+        }
         let op = self.ops.get_mut(id);
         op.stage = stage;
         op.order = order;
@@ -406,6 +463,7 @@ impl Engine {
             Header { offset: op.offset, extent: op.len, ..Header::request(kind, tag, 0) }
         };
         let buffer = Body::Buffer { op: op_id, from: 0, len: cover };
+        let fill = if matches!(op.work, Work::Copy { .. }) { FLAG_FILL } else { 0 };
         let fua = |fua: bool| if fua { FLAG_FUA } else { 0 };
         let (header, body) = match (op.stage, op.work) {
             (Stage::Edges, _) => return self.send_edges(id, slot),
@@ -413,8 +471,8 @@ impl Engine {
             (Stage::Read, _) => (Header { offset: start, extent: cover, ..main(Kind::Read) }, Body::None),
             (Stage::Digest, _) => (main(Kind::Digest), Body::None),
             (Stage::Source, _) => (Header { flags: FLAG_SPARSE, ..main(Kind::Read) }, Body::None),
-            (Stage::Spread, _) if op.hole => (main(Kind::Trim), Body::None),
-            (Stage::Spread, _) => (main(Kind::Write), buffer),
+            (Stage::Spread, _) if op.hole => (Header { flags: fill, ..main(Kind::Trim) }, Body::None),
+            (Stage::Spread, _) => (Header { flags: fill, ..main(Kind::Write) }, buffer),
             (Stage::Main, Work::Client(Request::Write { fua: f })) => {
                 (Header { offset: start, extent: cover, flags: fua(f), ..main(Kind::Write) }, buffer)
             }
@@ -423,9 +481,11 @@ impl Engine {
                 let punch = if may_punch { FLAG_PUNCH } else { 0 };
                 (Header { flags: fua(f) | punch, ..main(Kind::WriteZeroes) }, Body::None)
             }
-            (Stage::Main, Work::Client(Request::Flush) | Work::FlushAll | Work::FlushTarget { .. }) => {
-                (main(Kind::Flush), Body::None)
-            }
+            (
+                Stage::Main,
+                Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll | Work::FlushTarget { .. },
+            ) => (main(Kind::Flush), Body::None),
+            (Stage::Main, Work::ReadMap { name, .. }) => (main(Kind::ReadMap), Body::Bytes(name.encode())),
             (Stage::Main, Work::Scan { .. }) => (main(Kind::Extents), Body::None),
             (
                 Stage::Main,
@@ -495,14 +555,12 @@ impl Engine {
         op.live = false;
         op.digests = None;
         op.extents = Vec::new();
+        op.parts = Vec::new();
+        let ended = self.ops.id(id);
+        // Where it was answered this was said before; one that failed covers nothing.
+        self.intent.flush_ended(ended, false);
         self.ops.free.push(id);
         self.lock.release(id, &mut self.ready);
-    }
-
-    /// The extents that a scan found, taken out of it.
-    pub(super) fn take_scan(&mut self, id: u32) -> (u64, u64, Mask, Vec<(usize, Vec<Extent>)>) {
-        let op = self.ops.get_mut(id);
-        (op.offset, op.len, op.failed, std::mem::take(&mut op.extents))
     }
 
     /// Fails every client's operation: the engine is fenced, or I/O was suspended for too long. A change that a member

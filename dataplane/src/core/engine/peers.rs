@@ -272,6 +272,7 @@ impl Engine {
         peer.owes = 0;
         peer.quiet_since = now;
         self.live &= !bit(slot);
+        self.fill_lost_member(slot, now);
     }
 
     /// Drops the connection; it is made again after a while.
@@ -317,6 +318,7 @@ impl Engine {
         }
         match Tag::decode(header.tag) {
             Some(Tag::Ping) | None => {}
+            Some(Tag::Refill) => self.refilled(slot, header.status, now),
             Some(Tag::View { epoch }) => self.view_persisted(slot, epoch, header.status, now),
             Some(Tag::Op { .. }) => self.op_reply(slot, header, inline, now),
         }
@@ -353,6 +355,7 @@ impl Engine {
         if now >= self.remove_not_before {
             self.remove_not_before = Duration::ZERO;
         }
+        self.sweep_intent(now);
         self.fill_next(now);
         self.check_suspended(now);
         self.drained(now);

@@ -122,7 +122,10 @@ impl Engine {
         let mode = if self.members & bit(slot) != 0 {
             if live && !quiet && peer.failed.is_none() { ReplicaMode::Member } else { ReplicaMode::Suspect }
         } else if self.filling() & bit(slot) != 0 && self.serves() {
-            ReplicaMode::Rebuilding
+            match self.fill.progress() {
+                Some((target, false, _, _)) if target == slot => ReplicaMode::CatchingUp,
+                Some(_) | None => ReplicaMode::Rebuilding,
+            }
         } else if peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty()) {
             ReplicaMode::Faulted
         } else if live && self.registry.status.view.members.contains(peer.id) {
@@ -132,7 +135,7 @@ impl Engine {
             ReplicaMode::Absent
         };
         let (done_bytes, total_bytes) = match self.fill.progress() {
-            Some((target, done, total)) if target == slot => (done, total),
+            Some((target, _, done, total)) if target == slot => (done, total),
             Some(_) | None => (0, 0),
         };
         let reason = peer.absent.clone().unwrap_or_else(|| peer.reason.clone());

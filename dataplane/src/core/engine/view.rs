@@ -91,6 +91,17 @@ enum Reason {
     Add { target: usize },
 }
 
+/// What a replica is told beside a view.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Telling {
+    /// It is being filled.
+    pub(super) syncing: bool,
+    /// From nothing: the members' maps of it begin with this view.
+    pub(super) rebased: bool,
+    /// These lack everything.
+    pub(super) refill: ReplicaSet,
+}
+
 /// A view that is on its way to being committed.
 #[derive(Debug)]
 pub(super) struct Proposal {
@@ -356,21 +367,31 @@ impl Engine {
             return;
         }
         let view = proposal.view;
-        self.send_view(slot, view, false);
+        self.send_view(slot, view);
     }
 
-    pub(super) fn send_view(&mut self, slot: usize, view: View, syncing: bool) {
+    /// Asks a member to persist a view.
+    pub(super) fn send_view(&mut self, slot: usize, view: View) {
+        self.tell_view(slot, view, Tag::View { epoch: view.epoch.0 }, Telling::default());
+    }
+
+    pub(super) fn tell_view(&mut self, slot: usize, view: View, tag: Tag, telling: Telling) {
+        let Telling { syncing, rebased, refill } = telling;
+        let configured = self.registry.status.configured;
         let update = ViewUpdate {
             view,
-            configured: self.registry.status.configured,
+            configured,
             lineage: self.registry.status.lineage,
             incarnation: self.registry.status.incarnation,
             revision: self.registry.version,
             syncing,
             repaired: !syncing && self.phase == Phase::Serving && self.unrepaired.is_empty(),
+            // Whoever is to be added is remembered for until it is known to have persisted that it is.
+            keep: configured.difference(&self.set_of(self.members)),
+            refill,
+            rebased,
         };
-        let epoch = if syncing { 0 } else { view.epoch.0 };
-        let header = Header::request(Kind::PersistView, Tag::View { epoch }.encode(), 0);
+        let header = Header::request(Kind::PersistView, tag.encode(), 0);
         self.send(slot, header, Body::View(Box::new(update)));
     }
 
@@ -457,7 +478,7 @@ impl Engine {
         self.phase = Phase::Serving;
         if !self.registry.was_clean && self.members.count_ones() > 1 {
             self.unrepaired = RegionMap::full(self.config.volume_bytes);
-            self.fill.repair_all();
+            self.fill.repair_unknown = true;
         }
         self.actions.push_back(Action::Serve);
     }
@@ -551,6 +572,7 @@ impl Engine {
             let why = format!("{left} regions have not been compared since the last unclean end");
             return self.end(Ending::Unclean(why), now);
         }
+        self.settle_all();
         let wish = VolumeStatus { clean: true, ..self.wish(self.view) };
         self.ask(Purpose::Clean, wish);
     }
