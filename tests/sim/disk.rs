@@ -4,6 +4,8 @@
 //! unasked) brings it to the disk; a restart of the node keeps, of the rest, each unit or not: two units make a block, so
 //! that a block can be torn.
 
+use std::collections::BTreeSet;
+
 use holdfast_dataplane::layout::meta::META_BYTES;
 use holdfast_dataplane::layout::{Meta, MetaError};
 
@@ -25,7 +27,7 @@ struct Block {
 pub struct Image {
     cached: Vec<Block>,
     stable: Vec<Block>,
-    dirty: Vec<bool>,
+    dirty: BTreeSet<usize>,
     /// What the fsync in flight covers, as it was when that began.
     syncing: Vec<(usize, Block)>,
     /// An fsync failed and nobody heard of it: the kernel tells the next who asks.
@@ -39,7 +41,7 @@ impl Image {
         Self {
             cached: vec![Block::default(); blocks],
             stable: vec![Block::default(); blocks],
-            dirty: vec![false; blocks],
+            dirty: BTreeSet::new(),
             syncing: Vec::new(),
             error_unheard: false,
         }
@@ -57,20 +59,19 @@ impl Image {
     pub fn write(&mut self, first: usize, units: &[u64]) {
         for (at, pair) in (first..).zip(units.chunks_exact(PER_BLOCK)) {
             self.cached[at] = Block { units: [pair[0], pair[1]], allocated: true };
-            self.dirty[at] = true;
+            self.dirty.insert(at);
         }
     }
     /// Makes blocks read as zeros; `punch`: by giving them back.
     pub fn zero(&mut self, first: usize, blocks: usize, punch: bool) {
         for at in first..first + blocks {
             self.cached[at] = Block { units: [0; PER_BLOCK], allocated: !punch };
-            self.dirty[at] = true;
+            self.dirty.insert(at);
         }
     }
     /// An fsync begins: it covers what is dirty now.
     pub fn sync_begins(&mut self) {
-        for (at, dirty) in self.dirty.iter_mut().enumerate().filter(|(_, dirty)| **dirty) {
-            *dirty = false;
+        for at in std::mem::take(&mut self.dirty) {
             self.syncing.push((at, self.cached[at]));
         }
     }
@@ -97,14 +98,14 @@ impl Image {
     }
     /// The kernel writes one block back, unasked.
     pub fn written_back(&mut self, at: usize) {
-        if std::mem::take(&mut self.dirty[at]) {
+        if self.dirty.remove(&at) {
             self.stable[at] = self.cached[at];
             self.syncing.retain(|(other, _)| *other != at);
         }
     }
     /// After a failed fsync: what the kernel calls clean is read from the disk again.
     pub fn forget_clean(&mut self) {
-        for (at, cached) in self.cached.iter_mut().enumerate().filter(|(at, _)| !self.dirty[*at]) {
+        for (at, cached) in self.cached.iter_mut().enumerate().filter(|(at, _)| !self.dirty.contains(at)) {
             if !self.syncing.iter().any(|(other, _)| *other == at) {
                 *cached = self.stable[at];
             }
@@ -118,8 +119,9 @@ impl Image {
             }
         }
         let mut lost = false;
-        for ((stable, cached), dirty) in self.stable.iter_mut().zip(&mut self.cached).zip(&mut self.dirty) {
-            if std::mem::take(dirty) {
+        let dirty = std::mem::take(&mut self.dirty);
+        for (at, (stable, cached)) in self.stable.iter_mut().zip(&mut self.cached).enumerate() {
+            if dirty.contains(&at) {
                 match random.below(4) {
                     0 => {}
                     1 => *stable = *cached,
@@ -237,7 +239,8 @@ impl MetaFiles {
     pub fn flip(&mut self, spare: bool, bit: usize) {
         let file = if spare { 1 - self.current } else { self.current };
         if self.damage[file].is_none() {
-            let used = self.cached[file].get(12..16).map_or(0, |len| usize::from(len[0]) | usize::from(len[1]) << 8);
+            let used =
+                self.cached[file].get(12..16).map_or(0, |len| usize::from(len[0]) | usize::from(len[1]) << 8);
             let bit = bit % ((20 + used) * 8);
             self.turn(file, bit);
             self.damage[file] = Some(bit);

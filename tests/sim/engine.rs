@@ -92,7 +92,13 @@ fn failure(refused: &Refused) -> ConnectFailure {
 
 impl World {
     /// An engine begins on `node`, with the record as its agent read it.
-    pub(super) fn start_engine(&mut self, node: usize, uuid: InstanceUuid, version: u64, status: VolumeStatus) -> usize {
+    pub(super) fn start_engine(
+        &mut self,
+        node: usize,
+        uuid: InstanceUuid,
+        version: u64,
+        status: VolumeStatus,
+    ) -> usize {
         let mut config = Config::new(self.size, uuid);
         config.replica_timeout = Duration::from_millis(self.plan.replica_timeout_ms);
         config.suspend_timeout = Duration::from_secs(self.plan.suspend_timeout_s);
@@ -264,6 +270,11 @@ impl World {
     fn send_frame(&mut self, engine: usize, conn: usize, header: Header, body: Body) {
         let (header, payload) = match body {
             Body::None => (header, Payload::None),
+            Body::Bytes(bytes) => {
+                let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                let payload_crc = crc32fast::hash(&bytes);
+                (Header { length, payload_crc, ..header }, Payload::Bytes(bytes))
+            }
             Body::View(update) => {
                 let bytes = update.encode();
                 let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -286,7 +297,14 @@ impl World {
 
     // ---- connections ------------------------------------------------------------------------------------------------
 
-    fn begin_try(&mut self, engine: usize, slot: usize, generation: Generation, lineage: Lineage, epoch: Epoch) {
+    fn begin_try(
+        &mut self,
+        engine: usize,
+        slot: usize,
+        generation: Generation,
+        lineage: Lineage,
+        epoch: Epoch,
+    ) {
         if let Some((conn, _)) = self.engines[engine].tries[slot].take() {
             self.close_engine_end(conn);
         }
@@ -315,7 +333,8 @@ impl World {
         };
         let conn = self.open_conn(engine, slot, run, hello);
         self.engines[engine].tries[slot] = Some((conn, generation));
-        self.queue.after(self.plan.replica_timeout_ms * MS, Event::TryTimeout { engine, replica: slot, conn });
+        self.queue
+            .after(self.plan.replica_timeout_ms * MS, Event::TryTimeout { engine, replica: slot, conn });
     }
 
     fn try_failed(&mut self, engine: usize, slot: usize, why: ConnectFailure) {
@@ -353,10 +372,14 @@ impl World {
         if let Some((_, generation)) = trying {
             return self.handshake_answer(engine, slot, conn, generation, message);
         }
-        let Some((_, session)) = self.engines[engine].links[slot].filter(|(mine, _)| *mine == conn) else { return };
+        let Some((_, session)) = self.engines[engine].links[slot].filter(|(mine, _)| *mine == conn) else {
+            return;
+        };
         match message {
             Message::Frame(bytes, payload) => match Header::decode(&bytes) {
-                Ok(Some(header)) if header.reply => self.reply_arrives(engine, slot, conn, session, &header, payload),
+                Ok(Some(header)) if header.reply => {
+                    self.reply_arrives(engine, slot, conn, session, &header, payload)
+                }
                 Ok(_) | Err(_) => self.link_broken(engine, slot, conn, session, "it sent what is no reply"),
             },
             Message::Cut(bytes, len) => {
@@ -502,7 +525,10 @@ impl World {
         let report = self.engines[engine].core.report(now_of(self.queue.now()));
         let member = |mode| match mode {
             ReplicaMode::Member | ReplicaMode::Suspect => true,
-            ReplicaMode::CatchingUp | ReplicaMode::Rebuilding | ReplicaMode::Faulted | ReplicaMode::Absent => false,
+            ReplicaMode::CatchingUp
+            | ReplicaMode::Rebuilding
+            | ReplicaMode::Faulted
+            | ReplicaMode::Absent => false,
         };
         report.replicas.iter().filter(|r| member(r.mode)).map(|r| slot_of(r.id)).collect()
     }
@@ -528,7 +554,8 @@ impl World {
         let write = self.next_write;
         let units = Self::unit_of(offset)..Self::unit_of(offset + len);
         let stamp = if matches!(request, Request::Write { .. }) { write } else { 0 };
-        let client = ClientOp { request, offset, units: units.clone(), write, began: self.registers.moment() };
+        let client =
+            ClientOp { request, offset, units: units.clone(), write, began: self.registers.moment() };
         trace!(self, "e{engine} client {op:?} {client:?}");
         if client.mutates() {
             let oldest = self.oldest_read();
@@ -556,8 +583,11 @@ impl World {
         let random = &mut self.random;
         let per_region = to_usize(REGION_BYTES / BLOCK_BYTES);
         let regions = self.size.div_ceil(REGION_BYTES);
+        // In a large volume, the first and the last few.
+        let hot = regions.min(4);
         // A few blocks at the beginning and the end of each region: operations meet.
-        let region = to_usize(random.below(regions));
+        let nth = random.below(hot);
+        let region = to_usize(if nth < hot / 2 { nth } else { regions - hot + nth });
         let place = if random.coin() { random.index(4) } else { per_region - 1 - random.index(3) };
         let block = to_u64(region * per_region + place);
         let blocks = 1 + random.below(4);

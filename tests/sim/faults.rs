@@ -157,7 +157,10 @@ impl World {
             let gone = host.image.restarted(&mut self.random);
             host.lost |= marked;
             if gone && !marked {
-                self.fail(format!("r{}: something is gone, and its meta says that all was flushed", slot + 1));
+                self.fail(format!(
+                    "r{}: something is gone, and its meta says that all was flushed",
+                    slot + 1
+                ));
             }
             trace!(self, "r{} lost {}", slot + 1, self.replicas[slot].lost);
             self.queue.after(lasts + self.random.below(SEC), Event::StartReplica { replica: slot });

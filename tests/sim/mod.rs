@@ -16,6 +16,7 @@ pub mod check;
 pub mod disk;
 mod engine;
 mod faults;
+mod maps;
 mod net;
 pub mod plan;
 pub mod queue;

@@ -131,8 +131,7 @@ impl World {
 
     pub(super) fn arrives(&mut self, conn: usize, at_replica: bool) {
         let (engine_node, replica_node) = self.ends(conn);
-        let (from, to) =
-            if at_replica { (engine_node, replica_node) } else { (replica_node, engine_node) };
+        let (from, to) = if at_replica { (engine_node, replica_node) } else { (replica_node, engine_node) };
         let blocked = self.net.is_blocked(from, to);
         let c = &mut self.conns[conn];
         let lane = if at_replica { &mut c.to_replica } else { &mut c.to_engine };
@@ -145,7 +144,11 @@ impl World {
             return;
         }
         self.damage(&mut message);
-        if at_replica { self.arrives_at_replica(conn, message) } else { self.arrives_at_engine(conn, message) }
+        if at_replica {
+            self.arrives_at_replica(conn, message)
+        } else {
+            self.arrives_at_engine(conn, message)
+        }
     }
 
     fn damage(&mut self, message: &mut Message) {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use holdfast_dataplane::core::flush::FlushGate;
-use holdfast_dataplane::core::replica::{Action, Replica, Session, reopened};
+use holdfast_dataplane::core::replica::{Action, NewMap, Replica, Session, Tracked, reopened};
 use holdfast_dataplane::layout::Meta;
 use holdfast_dataplane::wire::handshake::{Hello, RefusalKind, Refused};
 use holdfast_dataplane::wire::payload::ViewUpdate;
@@ -13,8 +13,10 @@ use holdfast_proto::ids::{BootId, Generation, InstanceUuid};
 use uuid::Uuid;
 
 use super::disk::{Image, MetaFiles, Reached};
+use super::maps::{Files, Maps};
 use super::net::Message;
 use super::queue::{MS, SEC};
+use super::random::Random;
 use super::world::{Event, World};
 
 /// A file operation in flight.
@@ -63,6 +65,7 @@ pub(super) enum ToData {
     Attach { conn: usize, session: Session },
     Drop,
     AnswerView { conn: usize, header: Header, status: Status, reopen: bool },
+    Track(Box<Tracked>),
 }
 
 /// Everything that needs the directory.
@@ -72,13 +75,14 @@ pub(super) struct Open {
     pub(super) gate: FlushGate<Waiter>,
     pub(super) link: Option<Link>,
     pub(super) ops: Vec<Option<FileOp>>,
+    pub(super) maps: Maps,
     pub(super) flush_sequence: u64,
     generation: Generation,
     pub(super) drop_wanted: bool,
     control: VecDeque<ToControl>,
     data: VecDeque<ToData>,
     /// The control thread is writing this.
-    persisting: Option<Box<Meta>>,
+    persisting: Option<(Box<Meta>, Vec<NewMap>)>,
     engines: Vec<(u64, usize)>,
     views: Vec<(u64, usize, Header)>,
     next_ticket: u64,
@@ -90,6 +94,7 @@ pub(super) struct Host {
     pub(super) node: usize,
     pub(super) image: Image,
     pub(super) meta: MetaFiles,
+    pub(super) map_files: Files,
     /// Grows with each process.
     pub(super) run: u64,
     pub(super) running: bool,
@@ -111,6 +116,7 @@ impl Host {
             node,
             image: Image::new(blocks),
             meta: MetaFiles::new(meta),
+            map_files: Files::new(),
             run: 0,
             running: false,
             open: None,
@@ -125,6 +131,18 @@ impl Host {
 /// Whether a process that heard of a failed fsync and was killed before that was on its disk hears it again. Linux does
 /// not tell it twice; see `docs/simulation.md`.
 const TELL_FAILURES_AGAIN: bool = true;
+
+impl Host {
+    /// The dirty maps that begin, then meta, not to the end.
+    fn store_in_part(&mut self, next: &Meta, begin: &[NewMap], random: &mut Random) {
+        let made = random.index(begin.len() + 1);
+        self.map_files.begin(&begin[..made]);
+        if made == begin.len() {
+            let reached = Reached::some(random);
+            self.meta.replace(next, reached);
+        }
+    }
+}
 
 fn absent(promised: Generation, reason: &str) -> Refused {
     Refused {
@@ -180,6 +198,7 @@ impl World {
             }
             None => meta,
         };
+        let maps = Maps::open(&mut host.map_files, &meta);
         let gate = FlushGate::new(64, meta.unflushed, !meta.failed.is_empty());
         trace!(self, "r{} open: {meta:?}", slot + 1);
         self.replicas[slot].open = Some(Box::new(Open {
@@ -187,6 +206,7 @@ impl World {
             gate,
             link: None,
             ops: Vec::new(),
+            maps,
             flush_sequence: 0,
             generation: Generation(0),
             drop_wanted: false,
@@ -208,11 +228,11 @@ impl World {
         }
         trace!(self, "r{} killed", slot + 1);
         if let Some(open) = host.open.take() {
-            let Open { persisting, ops, gate, .. } = *open;
-            if let Some(next) = persisting {
-                let reached = Reached::some(&mut self.random);
-                host.meta.replace(&next, reached);
+            let Open { persisting, ops, gate, maps, .. } = *open;
+            if let Some((next, begin)) = persisting {
+                host.store_in_part(&next, &begin, &mut self.random);
             }
+            maps.cut_off(&mut host.map_files, with_its_node, &mut self.random);
             // Each file operation was done, or not.
             for op in ops.into_iter().flatten() {
                 if self.random.coin() {
@@ -297,12 +317,13 @@ impl World {
             let Some(action) = open.core.poll_action() else { return };
             match action {
                 Action::DropSession => self.to_data(slot, ToData::Drop),
-                Action::Persist(meta) => {
-                    open.persisting = Some(meta);
+                Action::Persist { meta, begin } => {
+                    open.persisting = Some((meta, begin));
                     let takes = 100 + self.random.below(5 * MS);
                     let at = (self.queue.now() + takes).max(self.replicas[slot].stalled_until);
                     self.queue.at(at, Event::Persisted { replica: slot, run });
                 }
+                Action::Track(tracked) => self.to_data(slot, ToData::Track(tracked)),
                 Action::AnswerView { ticket, status, reopen } => {
                     if reopen {
                         host.image.forget_clean();
@@ -342,16 +363,19 @@ impl World {
     pub(super) fn persisted(&mut self, slot: usize) {
         let host = &mut self.replicas[slot];
         let Some(open) = &mut host.open else { return };
-        let Some(next) = open.persisting.take() else { return };
+        let Some((next, begin)) = open.persisting.take() else { return };
         let bad = host.bad_one_in != 0 && self.random.one_in(host.bad_one_in * 4);
         let before = open.core.meta().clone();
         let result = if bad {
-            let reached = Reached::some(&mut self.random);
-            host.meta.replace(&next, reached);
+            host.store_in_part(&next, &begin, &mut self.random);
             let status = if self.random.coin() { Status::Io } else { Status::NoSpace };
             Err((status, "the disk refuses".to_owned()))
         } else {
+            host.map_files.begin(&begin);
             host.meta.replace(&next, Reached::Done);
+            if next.dirty.len() < before.dirty.len() {
+                host.map_files.remove_stale(&next);
+            }
             let filled = before.syncing && !next.syncing;
             let repaired = before.cache_lost && !next.cache_lost;
             if filled || repaired {
@@ -371,7 +395,8 @@ impl World {
 
     /// Something arrived for the process's data thread.
     pub(super) fn data(&mut self, slot: usize) {
-        let Some(open) = &mut self.replicas[slot].open else { return };
+        let host = &mut self.replicas[slot];
+        let Some(open) = &mut host.open else { return };
         let Some(message) = open.data.pop_front() else { return };
         match message {
             ToData::Attach { conn, session } => {
@@ -386,6 +411,10 @@ impl World {
                 while let Some(message) = self.conns[conn].early.pop_front() {
                     self.at_data_thread(slot, conn, message);
                 }
+            }
+            ToData::Track(tracked) => {
+                let size = self.size;
+                open.maps.track(&mut host.map_files, &tracked, size);
             }
             ToData::Drop => {
                 open.drop_wanted = true;
@@ -403,7 +432,9 @@ impl World {
 
     /// Nothing of the present connection is parsed any more.
     pub(super) fn end_session(&mut self, slot: usize) {
-        let Some(link) = self.replicas[slot].open.as_mut().and_then(|open| open.link.as_mut()) else { return };
+        let Some(link) = self.replicas[slot].open.as_mut().and_then(|open| open.link.as_mut()) else {
+            return;
+        };
         link.ended = true;
         link.closed = true;
         let conn = link.conn;
@@ -455,7 +486,7 @@ impl World {
         let run = host.run;
         let Some(open) = &mut host.open else { return };
         let mut said = Vec::new();
-        if open.ops.iter().all(Option::is_none) && open.gate.is_idle() {
+        if open.ops.iter().all(Option::is_none) && open.maps.is_idle() && open.gate.is_idle() {
             if let Some(link) = open.link.take_if(|link| link.closed)
                 && !open.drop_wanted
             {
@@ -476,6 +507,7 @@ impl World {
         for message in said {
             self.to_control(slot, message);
         }
+        self.write_pages(slot);
     }
 }
 

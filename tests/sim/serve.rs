@@ -11,7 +11,7 @@ use super::queue::MS;
 use super::replica::{FileOp, ToControl, Waiter, What};
 use super::world::{Event, World};
 
-fn range_len(header: &Header) -> u64 {
+pub(super) fn range_len(header: &Header) -> u64 {
     if header.kind == Kind::Write { u64::from(header.length) } else { header.extent }
 }
 
@@ -72,19 +72,27 @@ impl World {
             (Kind::Ping, _) => self.reply(slot, conn, header, Status::Ok),
             (Kind::PersistView, Payload::Bytes(bytes)) => match ViewUpdate::decode(&bytes) {
                 Ok(update) => {
-                    self.to_control(slot, ToControl::View { conn, header: *header, update: Box::new(update) });
+                    self.to_control(
+                        slot,
+                        ToControl::View { conn, header: *header, update: Box::new(update) },
+                    );
                 }
                 Err(_) => self.end_session(slot),
             },
+            (Kind::ReadMap | Kind::EditMap, Payload::Bytes(bytes)) => {
+                if !self.map_frame(slot, conn, header, &bytes) {
+                    self.end_session(slot);
+                }
+            }
             (Kind::Write, Payload::Units(units, _)) if fits(header, self.size) => {
-                self.begin(slot, conn, header, What::Write { units, fua });
+                self.change(slot, conn, header, What::Write { units, fua });
             }
             (Kind::Trim, _) if fits(header, self.size) => {
-                self.begin(slot, conn, header, What::Zero { punch: true, fua });
+                self.change(slot, conn, header, What::Zero { punch: true, fua });
             }
             (Kind::WriteZeroes, _) if fits(header, self.size) => {
                 let punch = header.flags & FLAG_PUNCH != 0;
-                self.begin(slot, conn, header, What::Zero { punch, fua });
+                self.change(slot, conn, header, What::Zero { punch, fua });
             }
             (Kind::Read, _) if fits(header, self.size) && header.extent <= PART_BYTES_MAX => {
                 self.begin(slot, conn, header, What::Read);
@@ -103,7 +111,7 @@ impl World {
     }
 
     /// A file operation: at once where the page cache takes or has it, else in its own time.
-    fn begin(&mut self, slot: usize, conn: usize, header: &Header, what: What) {
+    pub(super) fn begin(&mut self, slot: usize, conn: usize, header: &Header, what: What) {
         let host = &mut self.replicas[slot];
         let inline = match &what {
             What::Write { .. } => !host.direct,
@@ -233,7 +241,7 @@ impl World {
         self.reply_small(slot, conn, header, encode_extents(&runs));
     }
 
-    fn reply_small(&mut self, slot: usize, conn: usize, header: &Header, bytes: Vec<u8>) {
+    pub(super) fn reply_small(&mut self, slot: usize, conn: usize, header: &Header, bytes: Vec<u8>) {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let payload_crc = crc32fast::hash(&bytes);
         let head = Header { length, payload_crc, ..header.answer(Status::Ok) };

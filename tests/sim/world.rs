@@ -21,30 +21,87 @@ use super::{Report, engine, replica};
 /// What happens.
 #[derive(Debug)]
 pub(super) enum Event {
-    Arrives { conn: usize, at_replica: bool },
-    Tick { engine: usize },
-    Control { replica: usize, run: u64 },
-    Data { replica: usize, run: u64 },
-    Persisted { replica: usize, run: u64 },
-    FileOp { replica: usize, run: u64, token: usize },
-    Synced { replica: usize, run: u64 },
-    OpenReplica { replica: usize, run: u64 },
-    StartReplica { replica: usize },
-    Locate { engine: usize, replica: usize },
-    NotConnected { engine: usize, replica: usize, why: Box<ConnectFailure> },
-    TryTimeout { engine: usize, replica: usize, conn: usize },
-    Ask { engine: usize, ask: u64 },
-    Answer { engine: usize, ask: u64, outcome: Box<RegistryOutcome> },
-    Ended { engine: usize },
+    Arrives {
+        conn: usize,
+        at_replica: bool,
+    },
+    Tick {
+        engine: usize,
+    },
+    Control {
+        replica: usize,
+        run: u64,
+    },
+    Data {
+        replica: usize,
+        run: u64,
+    },
+    Persisted {
+        replica: usize,
+        run: u64,
+    },
+    FileOp {
+        replica: usize,
+        run: u64,
+        token: usize,
+    },
+    PageWritten {
+        replica: usize,
+        run: u64,
+        token: u64,
+    },
+    Synced {
+        replica: usize,
+        run: u64,
+    },
+    OpenReplica {
+        replica: usize,
+        run: u64,
+    },
+    StartReplica {
+        replica: usize,
+    },
+    Locate {
+        engine: usize,
+        replica: usize,
+    },
+    NotConnected {
+        engine: usize,
+        replica: usize,
+        why: Box<ConnectFailure>,
+    },
+    TryTimeout {
+        engine: usize,
+        replica: usize,
+        conn: usize,
+    },
+    Ask {
+        engine: usize,
+        ask: u64,
+    },
+    Answer {
+        engine: usize,
+        ask: u64,
+        outcome: Box<RegistryOutcome>,
+    },
+    Ended {
+        engine: usize,
+    },
     /// The agent starts the engine that is wanted.
-    EngineDue { wish: u64 },
-    KillEngine { engine: usize },
+    EngineDue {
+        wish: u64,
+    },
+    KillEngine {
+        engine: usize,
+    },
     Client,
     Fault,
     /// A fault ends.
     Mends(Mending),
     WriteBack,
-    NodeUp { node: usize },
+    NodeUp {
+        node: usize,
+    },
 }
 
 /// How a fault ends.
@@ -128,6 +185,8 @@ fn first_meta(replica: ReplicaId, size_bytes: u64, view: View, configured: Repli
         unflushed: false,
         cache_lost: false,
         failed: String::new(),
+        basis: Some(view.order()),
+        dirty: Vec::new(),
     }
 }
 
@@ -149,13 +208,8 @@ impl World {
             instance_uuids: std::collections::BTreeMap::new(),
         };
         let mut random = Random::new(plan.seed ^ 0x51ed_270b);
-        let node = |_| Node {
-            boot: 1,
-            up: true,
-            agent_up: true,
-            registry_cut: false,
-            known: (1, status.clone()),
-        };
+        let node =
+            |_| Node { boot: 1, up: true, agent_up: true, registry_cut: false, known: (1, status.clone()) };
         let replicas = (0..plan.replicas)
             .map(|slot| {
                 let meta = first_meta(engine::id_of(slot), size, view, configured);
@@ -273,14 +327,24 @@ impl World {
         let current = self.wanted.engine.map(|engine| {
             let host = &self.engines[engine];
             let report = host.core.report(engine::now_of(self.queue.now()));
-            format!("e{engine} alive {} ended {:?} clients {} {report:?}", host.alive, host.ended, host.clients.len())
+            format!(
+                "e{engine} alive {} ended {:?} clients {} {report:?}",
+                host.alive,
+                host.ended,
+                host.clients.len()
+            )
         });
         let metas: Vec<_> = self
             .replicas
             .iter()
             .map(|r| r.open.as_ref().map_or("not open".to_owned(), |open| format!("{:?}", open.core.meta())))
             .collect();
-        format!("{current:?}\nrecord {} {:?}\n{}", self.registry.version, self.registry.status, metas.join("\n"))
+        format!(
+            "{current:?}\nrecord {} {:?}\n{}",
+            self.registry.version,
+            self.registry.status,
+            metas.join("\n")
+        )
     }
 
     fn happens(&mut self, event: Event) {
@@ -293,12 +357,16 @@ impl World {
             Event::FileOp { replica, run, token } if self.is_run(replica, run) => {
                 self.file_op_ended(replica, token);
             }
+            Event::PageWritten { replica, run, token } if self.is_run(replica, run) => {
+                self.page_written(replica, token);
+            }
             Event::Synced { replica, run } if self.is_run(replica, run) => self.synced(replica),
             Event::OpenReplica { replica, run } if self.is_run(replica, run) => self.open_replica(replica),
             Event::Control { .. }
             | Event::Data { .. }
             | Event::Persisted { .. }
             | Event::FileOp { .. }
+            | Event::PageWritten { .. }
             | Event::Synced { .. }
             | Event::OpenReplica { .. } => {}
             Event::StartReplica { replica } => self.replica_due(replica),

@@ -40,7 +40,12 @@ fn args() -> Result<Args, String> {
 
 fn failed(seed: u64, report: &Report) {
     let plan = Plan::of(seed);
-    println!("seed {seed} ({:?}, {} replicas): {}", plan.kind, plan.replicas, report.failure.as_deref().unwrap_or(""));
+    println!(
+        "seed {seed} ({:?}, {} replicas): {}",
+        plan.kind,
+        plan.replicas,
+        report.failure.as_deref().unwrap_or("")
+    );
     println!("replay: cargo run --release -p holdfast-tests --bin sim -- --seed {seed} --trace");
 }
 
