@@ -21,6 +21,8 @@ pub mod process;
 pub mod questions;
 pub mod records;
 pub mod rng;
+#[path = "../sim/mod.rs"]
+pub mod sim;
 pub mod tools;
 pub mod trial;
 pub mod view;
