@@ -46,6 +46,18 @@ pub struct Report {
     pub sim_us: u64,
 }
 
+/// The command that shows what happens in the world of a seed.
+#[must_use]
+pub fn replay(seed: u64) -> String {
+    format!("cargo run --release -p holdfast-tests --bin sim -- --seed {seed} --trace")
+}
+
+/// The seeds that once found something.
+pub fn regressions() -> impl Iterator<Item = u64> {
+    let lines = include_str!("regressions.txt").lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_whitespace().next()?.parse().ok())
+}
+
 /// Runs the world of a seed. A panic in a core is a failure like any other.
 #[must_use]
 pub fn run(seed: u64, trace: bool) -> Report {

@@ -129,7 +129,7 @@ impl Host {
 }
 
 /// Whether a process that heard of a failed fsync and was killed before that was on its disk hears it again. Linux does
-/// not tell it twice; see `docs/simulation.md`.
+/// not tell it twice; see `docs/testing.md`.
 const TELL_FAILURES_AGAIN: bool = true;
 
 impl Host {
@@ -244,7 +244,7 @@ impl World {
             let host = &mut self.replicas[slot];
             let ok = host.bad_one_in == 0 || self.random.coin();
             host.image.sync_goes_on_unheard(ok, &mut self.random);
-            // A failure that was heard and is not on the disk yet: see `docs/simulation.md`.
+            // A failure that was heard and is not on the disk yet: see `docs/testing.md`.
             let forgotten = gate.is_failed() && host.meta.load().is_ok_and(|meta| meta.failed.is_empty());
             if forgotten && !with_its_node && TELL_FAILURES_AGAIN {
                 host.image.tell_error_again();

@@ -217,11 +217,12 @@ impl World {
             return self.answer(slot, conn, hole, Payload::None);
         }
         let (first, count) = blocks(header);
-        let mut sum = 1_u64;
+        let mut sum = 0x6a09_e667_f3bc_c908_u64;
         for unit in self.replicas[slot].image.read(first, count) {
             sum = (sum ^ unit).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
         }
-        self.reply_small(slot, conn, header, sum.to_le_bytes().repeat(4));
+        // Never all zeros: that is how a hole is told.
+        self.reply_small(slot, conn, header, (sum | 1).to_le_bytes().repeat(4));
     }
 
     fn extents(&mut self, slot: usize, conn: usize, header: &Header) {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use holdfast_tests::sim::plan::Plan;
-use holdfast_tests::sim::{Report, run};
+use holdfast_tests::sim::{Report, replay, run};
 
 #[derive(Debug, Default)]
 struct Args {
@@ -46,7 +46,7 @@ fn failed(seed: u64, report: &Report) {
         plan.replicas,
         report.failure.as_deref().unwrap_or("")
     );
-    println!("replay: cargo run --release -p holdfast-tests --bin sim -- --seed {seed} --trace");
+    println!("replay: {}", replay(seed));
 }
 
 fn main() {
