@@ -377,8 +377,10 @@ impl Replica {
             return Err(Status::Fenced);
         }
         let member = update.view.members.contains(meta.replica);
-        if update.lineage != meta.lineage || (member && update.syncing) || !follows(&update.view, &meta.view)
-        {
+        // Only a view that begins a new history with this replica alone may leave the old one.
+        let alone = update.new_history && member && update.view.members.len() == 1;
+        let same_history = update.lineage == meta.lineage || alone;
+        if !same_history || (member && update.syncing) || !follows(&update.view, &meta.view) {
             return Err(Status::Invalid);
         }
         if member && meta.syncing && self.failed_while_syncing {
@@ -388,6 +390,7 @@ impl Replica {
         // that does not mention it makes it so.
         let synced = member && meta.syncing;
         Ok(Meta {
+            lineage: update.lineage,
             view: update.view,
             configured: update.configured,
             incarnation: update.incarnation,

@@ -72,6 +72,7 @@ fn update(view: View, syncing: bool) -> ViewUpdate {
         revision: 9,
         syncing,
         repaired: false,
+        new_history: false,
     }
 }
 

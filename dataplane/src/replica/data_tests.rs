@@ -343,6 +343,7 @@ fn a_view_is_answered_once_it_is_persisted() {
         revision: 1,
         syncing: false,
         repaired: false,
+        new_history: false,
     };
     let header = engine.header(Kind::PersistView, 0, 0);
     engine.send(header, &update.encode());
@@ -411,6 +412,7 @@ fn after_a_failed_fsync_no_flush_is_claimed_until_all_is_filled_anew() {
         revision: 0,
         syncing: true,
         repaired: false,
+        new_history: false,
     };
     engine.send(header, &update.encode());
     let FromData::View { from, .. } = fixture.event() else { panic!("expected the view") };

@@ -191,6 +191,7 @@ fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], synci
         revision: 5,
         syncing,
         repaired: false,
+        new_history: false,
     }
     .encode()
 }

@@ -67,6 +67,8 @@ pub struct ViewUpdate {
     pub syncing: bool,
     /// All members are known to be equal: what the replica lost with its node's cache it has again.
     pub repaired: bool,
+    /// The lineage is new: a person started the volume from this replica alone, against the rules.
+    pub new_history: bool,
 }
 
 pub(crate) fn write_set(out: &mut Writer, set: &ReplicaSet) {
@@ -108,7 +110,7 @@ impl ViewUpdate {
         write_view(&mut out, &self.view);
         write_set(&mut out, &self.configured);
         out.uuid(self.lineage.0).uuid(self.incarnation.0).u64(self.revision);
-        out.bool(self.syncing).bool(self.repaired);
+        out.bool(self.syncing).bool(self.repaired).bool(self.new_history);
         out.into_bytes()
     }
 
@@ -124,6 +126,8 @@ impl ViewUpdate {
             revision: reader.u64("revision")?,
             syncing: reader.bool("syncing")?,
             repaired: reader.bool("repaired")?,
+            // Engines of earlier builds do not say it.
+            new_history: !reader.rest().is_empty() && reader.bool("new_history")?,
         })
     }
 }
@@ -149,10 +153,13 @@ mod tests {
             revision: 17,
             syncing: false,
             repaired: true,
+            new_history: true,
         };
         assert_eq!(ViewUpdate::decode(&update.encode()), Ok(update));
         let bytes = update.encode();
-        for end in 0..bytes.len() {
+        let older = bytes.len() - 1;
+        assert_eq!(ViewUpdate::decode(&bytes[..older]), Ok(ViewUpdate { new_history: false, ..update }));
+        for end in 0..older {
             assert!(ViewUpdate::decode(&bytes[..end]).is_err());
         }
     }

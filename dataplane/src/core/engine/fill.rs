@@ -110,6 +110,11 @@ impl Fill {
             | Work::Abandoned => {}
         }
     }
+    /// Another replica has this place now.
+    pub(super) fn forget(&mut self, slot: usize) {
+        self.retry_at[slot] = Duration::ZERO;
+        self.failures[slot] = 0;
+    }
     /// The replica that is being filled, and how far: `(place, done bytes, total bytes)`.
     pub(super) fn progress(&self) -> Option<(usize, u64, u64)> {
         self.target.as_ref().map(|target| {
@@ -221,7 +226,7 @@ impl Engine {
 
     /// The next replica that is connected and no member.
     fn choose_target(&mut self, now: Now) {
-        let waiting = self.live & !self.required();
+        let waiting = self.live & !self.required() & !self.unwanted();
         let Some(slot) = slots(waiting).find(|slot| self.fill.retry_at[*slot] <= now) else { return };
         self.fill.target = Some(Target {
             slot,
@@ -367,7 +372,7 @@ impl Engine {
 
     /// Which replicas wait to be filled or are.
     pub(super) fn filling(&self) -> Mask {
-        self.live & !self.required() | self.targets & !self.members
+        self.live & !self.required() & !self.unwanted() | self.targets & !self.members
     }
 }
 

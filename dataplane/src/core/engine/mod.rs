@@ -8,13 +8,19 @@
 //! - `view`: attach, fence, decide, propose, commit. A write is acknowledged only under a committed view all of whose
 //!   members have it.
 //! - `fill`: making members equal after an unclean end, and filling replicas that are to become members.
+//! - `configure`: moving the configured set towards what is wanted, one replica at a time.
+//! - `force`: starting from one replica against the rules, because a person said so.
 //! - `report`: what to tell people.
 //!
 //! Source of the rules: `docs/replication.md`.
 
+mod configure;
+#[cfg(test)]
+mod configure_tests;
 #[cfg(test)]
 mod directed_tests;
 mod fill;
+mod force;
 mod ops;
 mod peers;
 mod report;
@@ -29,10 +35,14 @@ use std::time::Duration;
 use holdfast_proto::ids::{Epoch, Generation, InstanceUuid, Lineage, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
 
+pub use self::configure::Wanted;
+pub use self::force::Force;
 pub use self::report::{EngineState, ReplicaMode, ReplicaReport, Report};
 pub use self::tag::OpId;
 use self::{
+    configure::Configure,
     fill::Fill,
+    force::Forced,
     ops::Ops,
     peers::Peer,
     view::{Phase, Proposal, Registry},
@@ -64,6 +74,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Copies and comparisons in flight.
     pub copies_max: usize,
+    /// A person's word that the rules of a start do not count this once.
+    pub force: Option<Force>,
 }
 
 impl Config {
@@ -82,6 +94,7 @@ impl Config {
             heartbeat: Duration::from_secs(1),
             // A guess: enough to hide one round trip, few enough that a client waits for about one copy.
             copies_max: 4,
+            force: None,
         }
     }
 }
@@ -320,6 +333,12 @@ pub struct Engine {
     phase: Phase,
     /// The committed view; nothing is acknowledged under another.
     view: View,
+    /// The configured set of that view: what decides majorities.
+    configured: ReplicaSet,
+    /// What the configured set is to become.
+    configure: Configure,
+    /// A start against the rules, while and after it is one.
+    forced: Forced,
     /// Its members' places.
     members: Mask,
     /// A view that is on its way.
@@ -353,11 +372,14 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, version: u64, status: VolumeStatus) -> Self {
         let peers: Vec<_> = status.configured.iter().map(Peer::new).collect();
-        let view = status.view;
+        let (view, configured) = (status.view, status.configured);
         let fill = Fill::new(config.volume_bytes);
         Self {
             peers,
             view,
+            configured,
+            configure: Configure::default(),
+            forced: Forced::default(),
             members: 0,
             proposal: None,
             live: 0,
@@ -392,19 +414,24 @@ impl Engine {
     }
 
     fn slot_of(&self, replica: ReplicaId) -> Option<usize> {
-        self.peers.iter().position(|peer| peer.id == replica)
+        self.peers.iter().position(|peer| peer.id == replica && !peer.vacant)
     }
 
     fn mask_of(&self, set: &ReplicaSet) -> Mask {
         self.peers
             .iter()
             .enumerate()
-            .filter(|(_, peer)| set.contains(peer.id))
+            .filter(|(_, peer)| set.contains(peer.id) && !peer.vacant)
             .fold(0, |mask, (slot, _)| mask | bit(slot))
     }
 
     fn set_of(&self, mask: Mask) -> ReplicaSet {
         slots(mask).filter_map(|slot| self.peers.get(slot)).map(|peer| peer.id).collect()
+    }
+
+    /// The places in the table that a replica has.
+    fn occupied(&self) -> Mask {
+        (0..self.peers.len()).filter(|slot| !self.peers[*slot].vacant).fold(0, |mask, slot| mask | bit(slot))
     }
 
     /// Whose answer an operation needs: the members of the view that is proposed, or else committed.
