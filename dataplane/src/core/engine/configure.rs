@@ -182,15 +182,17 @@ impl Engine {
     /// Proposes the next change, if there is one and nothing more urgent is going on. Not while the registry is away:
     /// I/O would be held until it is back.
     pub(super) fn change_configured(&mut self, now: Now) {
-        if self.configure.wanted.is_empty()
-            || !self.may_propose()
-            || self.registry.state == RegistryState::Unreachable
-        {
+        if self.configure.wanted.is_empty() || !self.may_propose() {
             return;
         }
         let members = self.set_of(self.members);
         let configured = match self.next_step() {
             Step::Settled | Step::Wait(_) => return,
+            Step::Leave(_) | Step::Add(_) | Step::Take(_)
+                if self.registry.state == RegistryState::Unreachable =>
+            {
+                return self.try_registry();
+            }
             Step::Leave(replica) => {
                 return self.propose(members.without(replica), Reason::Remove, false, now);
             }

@@ -50,6 +50,8 @@ struct Disk {
     cache_lost: bool,
     promised: (Generation, InstanceUuid),
     view: View,
+    configured: ReplicaSet,
+    lineage: Lineage,
     syncing: bool,
     failed: String,
     revision: u64,
@@ -82,7 +84,7 @@ struct World {
     disks: Vec<Disk>,
     to: Vec<VecDeque<Frame>>,
     from: Vec<VecDeque<Reply>>,
-    connects: VecDeque<(usize, Generation)>,
+    connects: VecDeque<(usize, Generation, Lineage)>,
     record: (u64, VolumeStatus),
     asks: VecDeque<(u64, u64, VolumeStatus)>,
     engine: Engine,
@@ -96,6 +98,9 @@ struct World {
     /// What was asked for since a flush that is on its way, per flush.
     since: BTreeMap<(u32, u32), Vec<BTreeSet<u64>>>,
     reboots: bool,
+    /// Operators change their minds about the replicas.
+    changes: bool,
+    wanted: Vec<Wanted>,
     next_stamp: u64,
     next_session: u64,
     serving: bool,
@@ -128,6 +133,8 @@ impl World {
             cache_lost: false,
             promised: (Generation(0), InstanceUuid::nil()),
             view: first,
+            configured: record.1.configured,
+            lineage: Lineage::nil(),
             syncing: false,
             failed: String::new(),
             revision: 0,
@@ -153,6 +160,8 @@ impl World {
             durable: (0..BLOCKS).map(|_| BTreeSet::from([0])).collect(),
             since: BTreeMap::new(),
             reboots: false,
+            changes: false,
+            wanted: Vec::new(),
             next_stamp: 1,
             next_session: 1,
             serving: false,
@@ -170,8 +179,9 @@ impl World {
 
     fn begin(&mut self) {
         let now = self.now;
+        self.engine.want(self.wanted.clone(), now);
         self.engine.start(now);
-        for slot in 0..self.disks.len() {
+        for slot in (0..self.disks.len()).filter(|slot| self.is_placed(*slot)).collect::<Vec<_>>() {
             let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
             self.engine.locate(id, true, true, None, now);
         }
@@ -250,8 +260,8 @@ impl World {
                 eprintln!("{:?} {action:?}", self.now);
             }
             match action {
-                Action::Connect { replica, generation, .. } => {
-                    self.connects.push_back((slot_of(replica), generation));
+                Action::Connect { replica, generation, lineage, .. } => {
+                    self.connects.push_back((slot_of(replica), generation, lineage));
                 }
                 Action::Disconnect { replica, session } => {
                     let slot = slot_of(replica);
@@ -340,8 +350,8 @@ impl World {
 
     /// Where every member of the first view lost its cache, what was not flushed may be gone.
     fn opened(&mut self) {
-        let members = self.engine.members;
-        if slots(members).all(|slot| self.disks[slot].cache_lost) {
+        let members = self.engine.set_of(self.engine.members);
+        if members.iter().all(|id| self.disks[slot_of(id)].cache_lost) {
             for (possible, durable) in self.possible.iter_mut().zip(&self.durable) {
                 possible.extend(durable);
             }
@@ -498,6 +508,12 @@ impl World {
                 let update = frame.update.unwrap();
                 assert!(update.view.order() >= disk.view.order(), "I4: a view goes back");
                 assert!(update.view.generation == disk.promised.0);
+                let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
+                let alone = update.new_history && update.view.members == ReplicaSet::new().with(id);
+                assert!(update.lineage == disk.lineage || alone, "a history ends by force only");
+                assert!(update.view.members.is_subset(&update.configured), "{update:?}");
+                disk.lineage = update.lineage;
+                disk.configured = update.configured;
                 disk.view = update.view;
                 disk.revision = disk.revision.max(update.revision);
                 // What it is filled with is written anew, so that a flush covers it.
@@ -544,13 +560,15 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let Some((slot, generation)) = self.connects.pop_front() else { return };
+        let Some((slot, generation, lineage)) = self.connects.pop_front() else { return };
         let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
         let uuid = InstanceUuid(uuid::Uuid::from_u128(self.engines));
         let failure = if !self.disks[slot].up {
             Some(ConnectFailure::Gone("refused".to_owned()))
         } else if self.faults && self.random.one_in(12) {
             Some(ConnectFailure::Unreachable("timed out".to_owned()))
+        } else if lineage != self.disks[slot].lineage {
+            Some(ConnectFailure::Refused("another lineage".to_owned()))
         } else {
             let (promised, to) = self.disks[slot].promised;
             let foreign = promised == generation && to != uuid && generation != Generation(0);
@@ -569,9 +587,9 @@ impl World {
         disk.session = session;
         let welcome = Welcome {
             size_bytes: SIZE,
-            lineage: Lineage::nil(),
+            lineage: disk.lineage,
             view: disk.view,
-            configured: ReplicaSet::new(),
+            configured: disk.configured,
             incarnation: Incarnation::nil(),
             revision: disk.revision,
             syncing: disk.syncing,
@@ -638,6 +656,7 @@ impl World {
             14 => self.registry_up = false,
             15..=18 => self.registry_up = true,
             19..=20 if self.reboots => self.reboot(slot),
+            23..=24 if self.changes => self.change_wanted(),
             _ => {}
         }
         if let Some(ending) = &self.ended {
@@ -665,7 +684,60 @@ impl World {
         }
     }
 
+    /// Whether the agent runs this replica: it is wanted, or still configured.
+    fn is_placed(&self, slot: usize) -> bool {
+        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
+        let wanted = self.wanted.is_empty() || self.wanted.iter().any(|w| w.replica == id);
+        wanted || self.record.1.configured.contains(id)
+    }
+
+    /// An operator adds, removes or replaces a replica.
+    fn change_wanted(&mut self) {
+        if self.wanted.is_empty() {
+            let all = self.record.1.configured.iter();
+            self.wanted = all.map(|replica| Wanted { replica, replaces: ReplicaSet::new() }).collect();
+        }
+        let at = to_usize(self.random.below(u64::try_from(self.wanted.len()).unwrap()));
+        let (add, remove) = (self.random.one_in(2), self.random.one_in(2));
+        let placed = (0..self.disks.len()).filter(|slot| self.is_placed(*slot)).count();
+        let room = self.disks.len() < 12 && placed < ReplicaSet::CAPACITY && self.wanted.len() < 5;
+        let mut replaces = ReplicaSet::new();
+        if remove && (self.wanted.len() > 1 || (add && room)) {
+            let old = self.wanted.remove(at);
+            replaces = old.replaces.with(old.replica);
+        }
+        if add && room {
+            let id = ReplicaId(u32::try_from(self.disks.len()).unwrap() + 1);
+            self.wanted.push(Wanted { replica: id, replaces });
+            self.disks.push(Disk {
+                data: BTreeMap::new(),
+                stable: BTreeMap::new(),
+                boot: 1,
+                cache_lost: false,
+                promised: (Generation(0), InstanceUuid::nil()),
+                view: self.record.1.view,
+                configured: self.record.1.configured,
+                lineage: self.record.1.lineage,
+                syncing: true,
+                failed: String::new(),
+                revision: self.record.0,
+                up: true,
+                session: 0,
+            });
+            self.to.push(VecDeque::new());
+            self.from.push(VecDeque::new());
+            self.engine.want(self.wanted.clone(), self.now);
+            self.engine.locate(id, true, true, None, self.now);
+        } else {
+            self.engine.want(self.wanted.clone(), self.now);
+        }
+        self.actions();
+    }
+
     fn return_from_away(&mut self, slot: usize) {
+        if !self.is_placed(slot) {
+            return;
+        }
         self.disks[slot].up = true;
         let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
         self.engine.locate(id, true, true, None, self.now);
@@ -695,8 +767,12 @@ impl World {
                 self.engine
             );
         }
-        let first = self.disks[0].data.clone();
-        for disk in &self.disks[1..] {
+        let configured = self.record.1.configured;
+        let wanted: ReplicaSet = self.wanted.iter().map(|w| w.replica).collect();
+        assert!(self.wanted.is_empty() || wanted == configured, "wanted {wanted}, configured {configured}");
+        let copies: Vec<_> = configured.iter().map(|id| &self.disks[slot_of(id)]).collect();
+        let first = copies[0].data.clone();
+        for disk in &copies[1..] {
             for block in 0..BLOCKS {
                 assert_eq!(
                     disk.data.get(&block).copied().unwrap_or(0),
@@ -724,11 +800,14 @@ enum Faults {
     BadDisks,
     /// Nodes that restart and lose what was not flushed.
     Reboots,
+    /// Replicas that are added, removed and replaced.
+    Changes,
 }
 
 fn run(seed: u64, replicas: u32, faults: Faults) -> u64 {
     let mut world = World::new(seed, replicas, faults == Faults::BadDisks);
     world.reboots = faults == Faults::Reboots;
+    world.changes = faults == Faults::Changes;
     for _ in 0..8_000 {
         world.step();
     }
@@ -797,6 +876,16 @@ fn two_replicas_with_reboots() {
 #[test]
 fn three_replicas_with_reboots() {
     runs(3, Faults::Reboots, 120);
+}
+
+#[test]
+fn one_replica_that_gets_and_loses_others() {
+    runs(1, Faults::Changes, 80);
+}
+
+#[test]
+fn three_replicas_that_are_replaced() {
+    runs(3, Faults::Changes, 120);
 }
 
 /// Without further faults: the registry answers, connections are made, frames are carried, and time passes.

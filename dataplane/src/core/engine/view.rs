@@ -483,6 +483,14 @@ impl Engine {
         }
     }
 
+    /// Finds out whether a registry that was away is back, where nothing else asks it: it is told what it knows.
+    pub(super) fn try_registry(&mut self) {
+        if self.registry.pending.is_none() {
+            let wish = self.wish(self.view);
+            self.ask(Purpose::Follow, wish);
+        }
+    }
+
     fn commit(&mut self, now: Now) {
         let Some(proposal) = self.proposal.take() else { return };
         self.view = proposal.view;
