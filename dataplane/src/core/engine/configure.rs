@@ -13,8 +13,8 @@ use super::view::Reason;
 use super::{Engine, Mask, Now, bit, slots};
 use crate::core::start::RegistryState;
 
-/// Replicas that the table has no place for yet and whose whereabouts are kept: as many as a set holds.
-const PLACES_MAX: usize = ReplicaSet::CAPACITY;
+/// Whereabouts kept of replicas that are not in the table: as many as a set holds, and those that were there before.
+const PLACES_MAX: usize = 2 * ReplicaSet::CAPACITY;
 
 /// A replica that the volume is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,20 @@ pub(super) struct Configure {
     /// Empty: nobody said, and all stays as it is.
     wanted: Vec<Wanted>,
     places: Vec<Place>,
+}
+
+impl Configure {
+    fn wants(&self, replica: ReplicaId) -> bool {
+        self.wanted.iter().any(|wanted| wanted.replica == replica)
+    }
+    fn keep(&mut self, place: Place) {
+        self.places.retain(|kept| kept.replica != place.replica);
+        if self.places.len() == PLACES_MAX {
+            let idle = self.places.iter().position(|kept| !self.wants(kept.replica));
+            self.places.remove(idle.unwrap_or(0));
+        }
+        self.places.push(place);
+    }
 }
 
 /// The next thing to do about the configured set.
@@ -119,12 +133,11 @@ impl Engine {
 
     /// The replicas that are configured and not wanted.
     pub(super) fn unwanted(&self) -> Mask {
-        let wanted = |id| self.configure.wanted.iter().any(|w| w.replica == id);
         if self.configure.wanted.is_empty() {
             return 0;
         }
         slots(self.occupied())
-            .filter(|slot| !wanted(self.peers[*slot].id))
+            .filter(|slot| !self.configure.wants(self.peers[*slot].id))
             .fold(0, |mask, slot| mask | bit(slot))
     }
 
@@ -137,11 +150,7 @@ impl Engine {
         absent: Option<String>,
         now: Now,
     ) {
-        self.configure.places.retain(|place| place.replica != replica);
-        if self.configure.places.len() == PLACES_MAX {
-            self.configure.places.remove(0);
-        }
-        self.configure.places.push(Place { replica, known, local, absent });
+        self.configure.keep(Place { replica, known, local, absent });
         self.change_configured(now);
     }
 
@@ -149,7 +158,8 @@ impl Engine {
         if self.configure.wanted.is_empty() {
             return Step::Settled;
         }
-        let reachable = self.configure.places.iter().filter(|p| p.known && p.absent.is_none());
+        let places = self.configure.places.iter().filter(|place| self.configure.wants(place.replica));
+        let reachable = places.filter(|place| place.known && place.absent.is_none());
         next_step(Sets {
             wanted: &self.configure.wanted,
             configured: self.configured,
@@ -252,7 +262,10 @@ impl Engine {
         self.forget_answers(slot);
         let mut empty = Peer::new(self.peers[slot].id);
         empty.vacant = true;
-        self.peers[slot] = empty;
+        let peer = std::mem::replace(&mut self.peers[slot], empty);
+        // It may be wanted again, or never have counted: what is known of it is not told twice.
+        let Peer { id: replica, known, local, absent, .. } = peer;
+        self.configure.keep(Place { replica, known, local, absent });
     }
 }
 

@@ -704,7 +704,8 @@ impl World {
         let mut replaces = ReplicaSet::new();
         if remove && (self.wanted.len() > 1 || (add && room)) {
             let old = self.wanted.remove(at);
-            replaces = old.replaces.with(old.replica);
+            let configured = self.record.1.configured;
+            replaces = old.replaces.iter().chain([old.replica]).filter(|id| configured.contains(*id)).collect();
         }
         if add && room {
             let id = ReplicaId(u32::try_from(self.disks.len()).unwrap() + 1);
