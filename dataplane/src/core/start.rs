@@ -249,6 +249,37 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_configured_set_that_never_counted_decides_nothing() {
+        // An engine proposed to add r4, told r3 of it, and died. The next one, with r1 and r2, acknowledged writes by
+        // majority alone. r3 and r4 are two of the four that r3 knows of; they are not two of the three that count.
+        let record = status(&[1, 2, 3], view(1, 1, &[1, 2, 3], false));
+        let heard = Welcome { configured: set(&[1, 2, 3, 4]), ..welcome(view(1, 2, &[1, 2, 3], true)) };
+        let made = Welcome { configured: record.configured, syncing: true, ..welcome(record.view) };
+        assert_eq!(members(&run(&record, Attached, &[(3, heard.clone()), (4, made.clone())])), None);
+        let with = Welcome { configured: record.configured, ..welcome(view(2, 2, &[1, 2], false)) };
+        let decision = run(&record, Attached, &[(3, heard), (4, made), (1, with)]);
+        let Decision::Start { configured, members, .. } = decision else { panic!("{decision:?}") };
+        assert_eq!((configured, members), (set(&[1, 2, 3]), set(&[1])));
+    }
+
+    #[test]
+    fn where_the_record_may_be_old_the_set_of_the_newest_view_decides() {
+        let record = status(&[1, 2], view(1, 1, &[1, 2], false));
+        let later = Welcome { configured: set(&[2, 3]), revision: 11, ..welcome(view(1, 5, &[2, 3], false)) };
+        let old = welcome(record.view);
+        for registry in [Attached, Unreachable] {
+            let all_of_the_record = run(&record, registry, &[(1, old.clone()), (2, later.clone())]);
+            assert!(
+                matches!(&all_of_the_record, Decision::Wait { missing, .. } if *missing == set(&[3])),
+                "{all_of_the_record:?}"
+            );
+            let decision = run(&record, registry, &[(2, later.clone()), (3, later.clone())]);
+            let Decision::Start { configured, members, .. } = decision else { panic!("{decision:?}") };
+            assert_eq!((configured, members), (set(&[2, 3]), set(&[2, 3])));
+        }
+    }
+
+    #[test]
     fn a_member_that_failed_a_flush_serves_only_where_there_is_no_other() {
         let v = view(1, 1, &[1, 2], false);
         let record = status(&[1, 2], v);

@@ -98,7 +98,7 @@ pub(super) enum Reason {
 /// A view that is on its way to being committed.
 #[derive(Debug)]
 pub(super) struct Proposal {
-    view: View,
+    pub(super) view: View,
     pub(super) members: Mask,
     /// The configured set under this view.
     pub(super) configured: ReplicaSet,
