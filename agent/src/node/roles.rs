@@ -5,7 +5,7 @@ use std::path::Path;
 use holdfast_proto::ids::ReplicaId;
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::pb::instance::configure_request::Role;
-use holdfast_proto::record::VolumeRecord;
+use holdfast_proto::record::{ForceFrom, ReplicaSpec, VolumeRecord};
 
 use super::shared::Shared;
 use crate::error::Error;
@@ -60,7 +60,21 @@ pub(super) fn engine(
         min_in_sync: config.min_in_sync,
         node: config.node.to_string(),
         rebuild_inflight_max: config.rebuild_inflight_max,
+        wanted: record.spec.replicas.iter().map(wanted).collect(),
+        force_from: record.spec.attach.as_ref().and_then(|attach| attach.force_from.as_ref()).map(force),
     }))
+}
+
+fn wanted(spec: &ReplicaSpec) -> pb::WantedReplica {
+    pb::WantedReplica { id: spec.id.0, replaces: spec.replaces.iter().map(|id| id.0).collect() }
+}
+
+fn force(force: &ForceFrom) -> pb::ForceFrom {
+    pb::ForceFrom {
+        replica_id: force.replica.0,
+        even_if_syncing: force.even_if_syncing,
+        lineage: force.lineage.to_string(),
+    }
 }
 
 /// What the replica `id` of `record` serves. Its driver adds the port it had last.
