@@ -321,8 +321,8 @@ mod tests {
         let status = r#"{"incarnation":"00000000-0000-0000-0000-000000000001",
             "lineage":"00000000-0000-0000-0000-000000000002","generation":4,
             "engine_uuid":"00000000-0000-0000-0000-000000000003",
-            "view":{"generation":4,"epoch":9,"members":[1,3],"needs_registry":true},
-            "configured":[1,2,3],"clean":false}"#;
+            "view":{"generation":4,"epoch":9,"members":["r1","r3"],"needs_registry":true},
+            "configured":["r1","r2","r3"],"clean":false}"#;
         let id = "00000000-0000-0000-0000-000000000004";
         let text = format!(r#"{{"schema":1,"id":"{id}","name":"demo","version":7,"spec":{spec},"status":{status}}}"#);
         serde_json::from_str(&text).unwrap()
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_record_of_a_volume_whose_replicas_never_changed_reads_and_writes_as_before() {
-        let spec = r#"{"size_bytes":4096,"replicas":[{"id":1,"node":"a"},{"id":2,"node":"a"},{"id":3,"node":"a"}],
+        let spec = r#"{"size_bytes":4096,"replicas":[{"id":"r1","node":"a"},{"id":"r2","node":"a"},{"id":"r3","node":"a"}],
             "attach":{"node":"a"},"intent":"keep","io_mode":"buffered"}"#;
         let record = record(spec);
         assert_eq!(record.placed().count(), 3);
@@ -344,8 +344,8 @@ mod tests {
 
     #[test]
     fn one_that_leaves_belongs_to_the_volume_while_it_is_configured_and_its_id_is_never_given_again() {
-        let spec = r#"{"size_bytes":4096,"replicas":[{"id":1,"node":"a"},{"id":6,"node":"a","replaces":[2]}],
-            "leaving":[{"id":2,"node":"a"},{"id":5,"node":"a"}],"next_replica_id":8,"io_mode":"buffered"}"#;
+        let spec = r#"{"size_bytes":4096,"replicas":[{"id":"r1","node":"a"},{"id":"r6","node":"a","replaces":["r2"]}],
+            "leaving":[{"id":"r2","node":"a"},{"id":"r5","node":"a"}],"next_replica_id":8,"io_mode":"buffered"}"#;
         let record = record(spec);
         let placed: Vec<_> = record.placed().map(|spec| spec.id.0).collect();
         assert_eq!(placed, [1, 6, 2], "r5 is not configured any more");
