@@ -324,7 +324,9 @@ mod tests {
             "view":{"generation":4,"epoch":9,"members":["r1","r3"],"needs_registry":true},
             "configured":["r1","r2","r3"],"clean":false}"#;
         let id = "00000000-0000-0000-0000-000000000004";
-        let text = format!(r#"{{"schema":1,"id":"{id}","name":"demo","version":7,"spec":{spec},"status":{status}}}"#);
+        let text = format!(
+            r#"{{"schema":1,"id":"{id}","name":"demo","version":7,"spec":{spec},"status":{status}}}"#
+        );
         serde_json::from_str(&text).unwrap()
     }
 

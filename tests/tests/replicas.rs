@@ -100,8 +100,7 @@ fn with_two_of_three_directories_lost_a_person_may_start_from_the_third() {
     let mut cluster = Cluster::with_volume("64MiB", 3);
     cluster.allow_errors("by force from r1");
     qemu_io(&cluster.uri("demo"), &["write -P 0x31 0 16M", "flush"]);
-    let dirs: Vec<_> =
-        ["r2", "r3"].iter().map(|id| cluster.volume("demo").replica(id).data_dir()).collect();
+    let dirs: Vec<_> = ["r2", "r3"].iter().map(|id| cluster.volume("demo").replica(id).data_dir()).collect();
     cluster.detach("demo");
     let away = |i: usize| cluster.root().join(format!("away-{i}"));
     for (i, dir) in dirs.iter().enumerate() {

@@ -117,7 +117,9 @@ fn wanted(out: &Out, shown: &pb::VolumeInfo) -> Result<(), Complaint> {
     volume::show(out, shown)?;
     let name = &shown.name;
     if shown.state == "detached" {
-        out.hint(format_args!("the engine does it once the volume is attached: holdfast volume attach {name}"));
+        out.hint(format_args!(
+            "the engine does it once the volume is attached: holdfast volume attach {name}"
+        ));
     } else {
         out.hint(format_args!("next: holdfast volume wait {name} --for healthy --timeout 10m"));
     }

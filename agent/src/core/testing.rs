@@ -27,7 +27,10 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
         version: 1,
         spec: VolumeSpec {
             size_bytes: 1 << 20,
-            replicas: all.iter().map(|id| ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() }).collect(),
+            replicas: all
+                .iter()
+                .map(|id| ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() })
+                .collect(),
             leaving: Vec::new(),
             next_replica_id: replicas + 1,
             attach: None,

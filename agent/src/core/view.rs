@@ -191,7 +191,10 @@ impl Viewer<'_> {
         }
         if !record.status.configured.contains(id) {
             let mode = if record.spec.attach.is_some() { "rebuilding" } else { "catching_up" };
-            return (mode, own_reason().or_else(|| Some("new: the engine adds it, then fills it".to_owned())));
+            return (
+                mode,
+                own_reason().or_else(|| Some("new: the engine adds it, then fills it".to_owned())),
+            );
         }
         if record.spec.attach.is_some() {
             let reason = own_reason().unwrap_or_else(|| "the engine has not reported".to_owned());

@@ -40,7 +40,8 @@ pub(super) async fn wanted(
     let before = before.filter(|before| before.replica == id && before.lineage != record.status.lineage);
     let of_it = |lineage| label.lineage == lineage;
     if !of_it(record.status.lineage) && !before.as_ref().is_some_and(|before| of_it(before.lineage)) {
-        let why = format!("the data of {id} is of another history (lineage {}): it was left behind", label.lineage);
+        let why =
+            format!("the data of {id} is of another history (lineage {}): it was left behind", label.lineage);
         return Err(Error::refused(told(why)));
     }
     if label.syncing && !request.even_if_syncing {

@@ -113,7 +113,10 @@ pub(super) async fn remove(
 fn members(shared: &Shared, name: &VolumeName) -> ReplicaSet {
     let volume = shared.volume(name.as_str());
     let replicas = volume.iter().flat_map(|volume| &volume.replicas);
-    replicas.filter(|replica| replica.mode == "member").filter_map(|replica| replica.id.parse().ok()).collect()
+    replicas
+        .filter(|replica| replica.mode == "member")
+        .filter_map(|replica| replica.id.parse().ok())
+        .collect()
 }
 
 /// A wanted replica, by the name that a person gave.
@@ -226,9 +229,11 @@ fn forget_left(record: &mut VolumeRecord) {
     let configured = record.status.configured;
     record.spec.leaving.retain(|spec| configured.contains(spec.id));
     let placed: ReplicaSet = record.placed().map(|spec| spec.id).collect();
-    record.status.instance_uuids.retain(|name, _| match name.parse::<InstanceName>().map(|name| name.kind()) {
-        Ok(Kind::Replica(id)) => placed.contains(id),
-        Ok(Kind::Engine) | Err(_) => true,
+    record.status.instance_uuids.retain(|name, _| {
+        match name.parse::<InstanceName>().map(|name| name.kind()) {
+            Ok(Kind::Replica(id)) => placed.contains(id),
+            Ok(Kind::Engine) | Err(_) => true,
+        }
     });
 }
 
@@ -263,7 +268,8 @@ mod tests {
     #[test]
     fn who_is_meant_is_told_exactly() {
         let mut record = attached("demo", "node-a", 2);
-        let kind = |record: &VolumeRecord, name| find(REMOVE, record, name).map(|s| s.id).map_err(|e| e.kind());
+        let kind =
+            |record: &VolumeRecord, name| find(REMOVE, record, name).map(|s| s.id).map_err(|e| e.kind());
         use holdfast_proto::status::ErrorKind::{Conflict, Invalid, NotFound};
         assert_eq!(kind(&record, "r2"), Ok(ReplicaId(2)));
         assert_eq!(kind(&record, "r3").unwrap_err(), NotFound);

@@ -465,7 +465,13 @@ fn relevant(instance: &Instance) -> (State, Option<String>, Option<String>, bool
     let engine = instance.engine_status();
     let fenced = engine.is_some_and(|status| status.fenced);
     let configured = engine.map(|status| status.configured.clone()).unwrap_or_default();
-    (instance.state().clone(), instance.address().map(str::to_owned), instance.data_problem(), fenced, configured)
+    (
+        instance.state().clone(),
+        instance.address().map(str::to_owned),
+        instance.data_problem(),
+        fenced,
+        configured,
+    )
 }
 
 fn state_of(entry: Entry) -> (String, RecordState) {

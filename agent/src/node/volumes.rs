@@ -70,7 +70,11 @@ pub(super) async fn change(
     Err(Error::conflict(format!("{operation} volume {name}: its record keeps changing; try again")))
 }
 
-pub(super) fn info(operation: &str, name: &VolumeName, volume: Option<pb::VolumeInfo>) -> Result<pb::VolumeInfo, Error> {
+pub(super) fn info(
+    operation: &str,
+    name: &VolumeName,
+    volume: Option<pb::VolumeInfo>,
+) -> Result<pb::VolumeInfo, Error> {
     volume.ok_or_else(|| Error::not_found(format!("{operation} volume {name}: it was deleted meanwhile")))
 }
 
@@ -137,7 +141,10 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
         version: 1,
         spec: VolumeSpec {
             size_bytes: request.size_bytes,
-            replicas: members.iter().map(|id| ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() }).collect(),
+            replicas: members
+                .iter()
+                .map(|id| ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() })
+                .collect(),
             leaving: Vec::new(),
             next_replica_id: request.replicas + 1,
             attach: None,
@@ -206,7 +213,9 @@ pub(super) async fn attach(
                 attach.force_from.clone_from(&force_from);
                 return Ok(true);
             }
-            Some(attach) if attach.node == wanted.node && attach.nbd_tcp == wanted.nbd_tcp => return Ok(false),
+            Some(attach) if attach.node == wanted.node && attach.nbd_tcp == wanted.nbd_tcp => {
+                return Ok(false);
+            }
             Some(attach) if attach.node != wanted.node => {
                 return Err(conflict(&format!("it is attached on node {}; detach it first", attach.node)));
             }

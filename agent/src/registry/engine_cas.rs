@@ -141,7 +141,8 @@ mod tests {
         assert_eq!(f.execute(&ask).await, stored(2));
         // An operator's wish in between changes the version, not what the engine did.
         let mut wish = f.now().await;
-        wish.spec.attach = Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: None });
+        wish.spec.attach =
+            Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: None });
         f.registry.compare_and_swap(2, wish).await.unwrap();
         assert_eq!(f.execute(&ask).await, stored(3));
         assert_eq!(f.now().await.version, 3);

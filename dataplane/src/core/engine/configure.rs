@@ -107,13 +107,14 @@ fn next_step(sets: Sets<'_>) -> Step {
 /// Whether a member that is not wanted any more can go.
 fn leave(sets: Sets<'_>, replica: ReplicaId) -> Step {
     let successors = sets.wanted.iter().filter(|w| w.replaces.contains(replica));
-    let coming: ReplicaSet =
-        successors.map(|w| w.replica).filter(|id| !sets.members.contains(*id)).collect();
+    let coming: ReplicaSet = successors.map(|w| w.replica).filter(|id| !sets.members.contains(*id)).collect();
     let left = sets.members.without(replica);
     if !coming.is_empty() {
         Step::Wait(format!("{replica} stays until {coming} is a member"))
     } else if left.is_empty() {
-        Step::Wait(format!("{replica} is the last healthy copy: it is not removed before another is a member"))
+        Step::Wait(format!(
+            "{replica} is the last healthy copy: it is not removed before another is a member"
+        ))
     } else if left.len() < sets.min_in_sync {
         Step::Wait(format!("without {replica} fewer than {} replicas would be in sync", sets.min_in_sync))
     } else if !sets.equal {
@@ -216,7 +217,8 @@ impl Engine {
     /// A place that nobody has and no operation still means.
     fn free_slot(&self) -> Option<usize> {
         let unused = (self.peers.len() < ReplicaSet::CAPACITY).then_some(self.peers.len());
-        unused.or_else(|| (0..self.peers.len()).find(|slot| self.peers[*slot].vacant && !self.is_meant(*slot)))
+        unused
+            .or_else(|| (0..self.peers.len()).find(|slot| self.peers[*slot].vacant && !self.is_meant(*slot)))
     }
 
     /// Everybody in the committed configured set has a place, and nobody else.

@@ -81,7 +81,10 @@ impl Engine {
     fn force_waits(&self, force: Force) -> Option<String> {
         let id = force.replica;
         let Some(slot) = self.slot_of(id) else {
-            return Some(format!("{id} is not one of the volume's replicas, {}", self.registry.status.configured));
+            return Some(format!(
+                "{id} is not one of the volume's replicas, {}",
+                self.registry.status.configured
+            ));
         };
         if self.registry.state == RegistryState::Unreachable {
             return Some("the registry: a forced start cannot do without it".to_owned());
@@ -139,7 +142,8 @@ impl Engine {
             return;
         }
         for slot in slots(self.occupied() & !self.members) {
-            let old = self.peers[slot].welcome.as_ref().is_some_and(|w| w.lineage != self.registry.status.lineage);
+            let old =
+                self.peers[slot].welcome.as_ref().is_some_and(|w| w.lineage != self.registry.status.lineage);
             if old {
                 self.hang_up(slot, "its data is of another history (lineage): replace it".to_owned(), now);
             }

@@ -705,7 +705,8 @@ impl World {
         if remove && (self.wanted.len() > 1 || (add && room)) {
             let old = self.wanted.remove(at);
             let configured = self.record.1.configured;
-            replaces = old.replaces.iter().chain([old.replica]).filter(|id| configured.contains(*id)).collect();
+            replaces =
+                old.replaces.iter().chain([old.replica]).filter(|id| configured.contains(*id)).collect();
         }
         if add && room {
             let id = ReplicaId(u32::try_from(self.disks.len()).unwrap() + 1);
