@@ -210,6 +210,19 @@ pub struct ForceFrom {
     pub even_if_syncing: bool,
     /// The history that begins with it. The word is over once the record's status has it.
     pub lineage: Lineage,
+    /// Of the record's view when the word was given. It is over, too, once another view counts: the volume has been
+    /// served since, and nobody wants that undone by a restart.
+    pub generation: Generation,
+    /// See `generation`.
+    pub epoch: Epoch,
+}
+
+impl ForceFrom {
+    /// Whether the volume has not been served since the word was given, by force or otherwise.
+    #[must_use]
+    pub fn counts(&self, status: &VolumeStatus) -> bool {
+        self.lineage != status.lineage && (self.generation, self.epoch) == status.view.order()
+    }
 }
 
 /// Where the volume is wanted.

@@ -57,7 +57,8 @@ pub(super) async fn wanted(
     }
     tracing::error!(volume = %name, "a person starts it by force from {id}: {explained}");
     let lineage = before.map_or_else(Lineage::random, |before| before.lineage);
-    Ok(Some(ForceFrom { replica: id, even_if_syncing: request.even_if_syncing, lineage }))
+    let (generation, epoch) = record.status.view.order();
+    Ok(Some(ForceFrom { replica: id, even_if_syncing: request.even_if_syncing, lineage, generation, epoch }))
 }
 
 /// The replica's label, and the newest view that anything on this node knows of.

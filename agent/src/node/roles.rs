@@ -61,7 +61,10 @@ pub(super) fn engine(
         node: config.node.to_string(),
         rebuild_inflight_max: config.rebuild_inflight_max,
         wanted: record.spec.replicas.iter().map(wanted).collect(),
-        force_from: record.spec.attach.as_ref().and_then(|attach| attach.force_from.as_ref()).map(force),
+        force_from: (record.spec.attach.as_ref())
+            .and_then(|attach| attach.force_from.as_ref())
+            .filter(|force| force.counts(&record.status))
+            .map(force),
     }))
 }
 

@@ -56,7 +56,9 @@ fn wished(ask: &pb::RegistryCas, record: &VolumeRecord, registry: &dyn Registry)
     let force = record.spec.attach.as_ref().and_then(|attach| attach.force_from.as_ref());
     let history = status.lineage == record.status.lineage
         || force.is_some_and(|force| {
-            force.lineage == status.lineage && status.view.members.iter().eq([force.replica])
+            force.counts(&record.status)
+                && force.lineage == status.lineage
+                && status.view.members.iter().eq([force.replica])
         });
     // An engine that read the registry in another life knows nothing about this one.
     (!goes_back && history && status.incarnation == registry.incarnation()).then_some(status)
@@ -179,15 +181,29 @@ mod tests {
         ask.status.as_mut().unwrap().view.as_mut().unwrap().members = vec![2];
         assert!(matches!(f.execute(&ask).await, Outcome::Conflict(_)), "nobody asked for it");
         let replica = holdfast_proto::ids::ReplicaId(2);
-        let force_from = Some(ForceFrom { replica, even_if_syncing: false, lineage });
+        let epoch = holdfast_proto::ids::Epoch(0);
+        let word = |generation| {
+            let force = ForceFrom {
+                replica,
+                even_if_syncing: false,
+                lineage,
+                generation: Generation(generation),
+                epoch,
+            };
+            AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: Some(force) }
+        };
         let mut wish = f.now().await;
-        wish.spec.attach = Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from });
-        f.registry.compare_and_swap(1, wish).await.unwrap();
+        wish.spec.attach = Some(word(7));
+        f.registry.compare_and_swap(1, wish.clone()).await.unwrap();
         ask.expected_version = 2;
+        assert!(matches!(f.execute(&ask).await, Outcome::Conflict(_)), "it was served since");
+        wish.spec.attach = Some(word(0));
+        f.registry.compare_and_swap(2, wish).await.unwrap();
+        ask.expected_version = 3;
         let mut wider = ask.clone();
         wider.status.as_mut().unwrap().view.as_mut().unwrap().members = vec![1, 2];
         assert!(matches!(f.execute(&wider).await, Outcome::Conflict(_)), "of one replica alone");
-        assert_eq!(f.execute(&ask).await, stored(3));
+        assert_eq!(f.execute(&ask).await, stored(4));
         assert_eq!(f.now().await.status.lineage, lineage);
     }
 
