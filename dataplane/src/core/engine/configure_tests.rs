@@ -319,6 +319,18 @@ fn a_word_counts_once() {
 }
 
 #[test]
+fn a_word_is_over_when_another_engine_has_served_since() {
+    let record = status(&[1, 2], view(2, 7, &[2], true));
+    let mut engine = Engine::new(Config { force: Some(force(1)), ..config(REGION_BYTES) }, 1, record.clone());
+    let now = Duration::from_secs(1);
+    engine.start(now);
+    assert!(engine.force_pending());
+    let status = Box::new(VolumeStatus { view: view(3, 8, &[2], true), generation: Generation(3), ..record });
+    engine.registry_result(1, RegistryOutcome::Conflict { version: 2, status }, now);
+    assert!(!engine.force_pending());
+}
+
+#[test]
 fn without_the_registry_nothing_is_forced() {
     let record = status(&[1, 2], view(2, 7, &[2], true));
     let mut engine = Engine::new(Config { force: Some(force(1)), ..config(REGION_BYTES) }, 1, record);

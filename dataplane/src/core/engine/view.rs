@@ -196,6 +196,10 @@ impl Engine {
         if status == asked.wish {
             return self.stored(asked.purpose, now);
         }
+        if status.view != before.view {
+            // Somebody has served since a person gave it.
+            self.config.force = None;
+        }
         if asked.purpose == Purpose::Attach && !self.registry.attached {
             // Nothing was promised to us yet: whoever came first keeps its number, ours is higher.
             self.registry.was_clean = status.clean;
