@@ -5,7 +5,9 @@
 //! caller's task and then only awaited: the records are the truth, and a crash between any two steps is repaired by
 //! the next reconcile. Reads come from the inventory and never wait for a disk.
 
+mod force;
 mod info;
+mod replicas;
 mod roles;
 mod shared;
 mod startup;
@@ -141,6 +143,31 @@ impl NodeHandle {
     ) -> Result<pb::DeleteVolumeReply, Error> {
         let shared = Arc::clone(&self.shared);
         detached(async move { volumes::delete(&shared, &request).await }).await
+    }
+    /// Wants one more replica of a volume.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for another node; `Refused` where it has as many as it can have; `Conflict` while too many
+    /// are on their way out.
+    pub async fn add_replica(&self, request: pb::AddReplicaRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { replicas::add(&shared, &request).await }).await
+    }
+    /// Wants a replica no more; its data stays on disk.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` where it is leaving already; `Refused` where it may be the last healthy copy.
+    pub async fn remove_replica(&self, request: pb::RemoveReplicaRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { replicas::remove(&shared, &request).await }).await
+    }
+    /// Wants a new replica in the place of one, which stays until the new one holds everything.
+    ///
+    /// # Errors
+    /// As for [`Self::add_replica`] and [`Self::remove_replica`].
+    pub async fn replace_replica(&self, request: pb::ReplaceReplicaRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { replicas::replace(&shared, &request).await }).await
     }
     /// One volume.
     ///

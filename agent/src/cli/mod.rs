@@ -82,7 +82,7 @@ enum Command {
     /// Look at engines and replicas, their logs, and stop unclaimed ones
     #[command(subcommand, after_help = instance::EXAMPLES)]
     Instance(instance::Command),
-    /// Look at the replica directories on this node
+    /// Add, remove and replace replicas of volumes, and look at their directories
     #[command(after_help = replica::EXAMPLES)]
     Replica(replica::Args),
     /// Look at the node

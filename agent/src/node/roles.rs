@@ -5,7 +5,7 @@ use std::path::Path;
 use holdfast_proto::ids::ReplicaId;
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::pb::instance::configure_request::Role;
-use holdfast_proto::record::VolumeRecord;
+use holdfast_proto::record::{ForceFrom, ReplicaSpec, VolumeRecord};
 
 use super::shared::Shared;
 use crate::error::Error;
@@ -69,7 +69,24 @@ pub(super) fn engine(
         heartbeat_ms: millis(limits.heartbeat),
         start_patience_ms: millis(limits.start_patience),
         rebuild_bytes_per_second: limits.rebuild_bandwidth,
+        wanted: record.spec.replicas.iter().map(wanted).collect(),
+        force_from: (record.spec.attach.as_ref())
+            .and_then(|attach| attach.force_from.as_ref())
+            .filter(|force| force.counts(&record.status))
+            .map(force),
     }))
+}
+
+fn wanted(spec: &ReplicaSpec) -> pb::WantedReplica {
+    pb::WantedReplica { id: spec.id.0, replaces: spec.replaces.iter().map(|id| id.0).collect() }
+}
+
+fn force(force: &ForceFrom) -> pb::ForceFrom {
+    pb::ForceFrom {
+        replica_id: force.replica.0,
+        even_if_syncing: force.even_if_syncing,
+        lineage: force.lineage.to_string(),
+    }
 }
 
 /// What the replica `id` of `record` serves. Its driver adds the port it had last.

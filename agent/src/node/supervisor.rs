@@ -245,7 +245,7 @@ impl Supervisor {
     async fn look_for_directories(&self, shared: &Shared) -> BTreeMap<InstanceName, String> {
         let mut wanted = Vec::new();
         for record in self.records.readable() {
-            for spec in record.spec.replicas.iter().filter(|spec| spec.node == shared.config.node) {
+            for spec in record.placed().filter(|spec| spec.node == shared.config.node) {
                 let name = InstanceName::replica(&record.name, spec.id);
                 wanted.push((name, roles::data_dir(shared, record, spec.id), spec.id, record.id));
             }
@@ -475,10 +475,19 @@ impl Supervisor {
     }
 }
 
-/// What plans are made from; progress and counters are not.
-fn relevant(instance: &Instance) -> (State, Option<String>, Option<String>, bool) {
-    let fenced = instance.engine_status().is_some_and(|status| status.fenced);
-    (instance.state().clone(), instance.address().map(str::to_owned), instance.data_problem(), fenced)
+/// What plans are made from; progress and counters are not. Of an engine also which replicas are configured: those that
+/// are no more are ended.
+fn relevant(instance: &Instance) -> (State, Option<String>, Option<String>, bool, Vec<u32>) {
+    let engine = instance.engine_status();
+    let fenced = engine.is_some_and(|status| status.fenced);
+    let configured = engine.map(|status| status.configured.clone()).unwrap_or_default();
+    (
+        instance.state().clone(),
+        instance.address().map(str::to_owned),
+        instance.data_problem(),
+        fenced,
+        configured,
+    )
 }
 
 fn state_of(entry: Entry) -> (String, RecordState) {

@@ -425,8 +425,10 @@ impl Replica {
             return Err(Status::Fenced);
         }
         let member = update.view.members.contains(meta.replica);
-        if update.lineage != meta.lineage || (member && update.syncing) || !follows(&update.view, &meta.view)
-        {
+        // Only a view that begins a new history with this replica alone may leave the old one.
+        let alone = update.new_history && member && update.view.members.len() == 1;
+        let same_history = update.lineage == meta.lineage || alone;
+        if !same_history || (member && update.syncing) || !follows(&update.view, &meta.view) {
             return Err(Status::Invalid);
         }
         if member && meta.syncing && self.failed_while_syncing {
@@ -438,6 +440,7 @@ impl Replica {
         let (dirty, begin) = if member { self.maps_after(update) } else { (Vec::new(), Vec::new()) };
         let rebased = (member || update.rebased).then(|| update.view.order());
         let next = Meta {
+            lineage: update.lineage,
             view: update.view,
             configured: update.configured,
             incarnation: update.incarnation,

@@ -79,6 +79,7 @@ fn update(view: View, syncing: bool) -> ViewUpdate {
         refill: ReplicaSet::new(),
         rebased: false,
         adopt: Adopt::default(),
+        new_history: false,
     }
 }
 
@@ -326,6 +327,29 @@ fn a_reboot_after_unflushed_writes_loses_the_cache() {
         let next = reopened(&Meta { unflushed, ..meta() }, boot);
         assert_eq!(next.is_some(), lost, "{unflushed} {boot}");
         assert!(next.is_none_or(|m| m.cache_lost && !m.unflushed && m.boot == boot));
+    }
+}
+
+#[test]
+fn a_history_ends_only_with_a_view_of_this_replica_alone_that_says_so() {
+    let another = Lineage(Uuid::from_u128(77));
+    let alone = view(5, 9, &[2]);
+    for (view, generation, new_history, expected) in [
+        (alone, 5, false, Status::Invalid),
+        (view(5, 9, &[1, 2]), 5, true, Status::Invalid),
+        (view(5, 9, &[1]), 5, true, Status::Invalid),
+        (alone, 4, true, Status::Fenced),
+        (alone, 5, true, Status::Ok),
+    ] {
+        let mut replica = Replica::new(Meta { syncing: true, ..meta() }, BOOT);
+        take(&mut replica, hello(5, 6)).unwrap();
+        let update = ViewUpdate { lineage: another, new_history, ..update(view, false) };
+        assert_eq!(propose(&mut replica, generation, update).0, expected, "{view} {new_history}");
+        let left = expected == Status::Ok;
+        assert_eq!(replica.meta().lineage == another, left);
+        assert_eq!(replica.meta().syncing, !left, "it is a member now");
+        let old = take(&mut replica, hello(6, 6));
+        assert_eq!(old.is_err(), left, "engines of the old history are not served any more");
     }
 }
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use holdfast_proto::ids::{InstanceUuid, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::pb::instance as pb;
-use holdfast_proto::record::{REPLICAS_MAX, VolumeStatus};
+use holdfast_proto::record::{ReplicaSet, VolumeStatus};
 
 use super::message::Whereabouts;
 use crate::control::handshake::VolumeKey;
-use crate::core::engine::Config;
+use crate::core::engine::{Config, Force, Wanted};
 use crate::error::Error;
 use crate::frontend::nbd::ExportInfo;
 use crate::units::{VOLUME_BYTES_MAX, is_block_aligned};
@@ -61,8 +61,8 @@ impl Settings {
         let status = config.status.as_ref().ok_or_else(|| Error::invalid("status", "a status", "none"))?;
         let status = VolumeStatus::try_from(status)?;
         let count = status.configured.len();
-        if count == 0 || count > REPLICAS_MAX {
-            return Err(Error::invalid("status.configured", format!("1 to {REPLICAS_MAX} replicas"), count));
+        if count == 0 {
+            return Err(Error::invalid("status.configured", "at least one replica", count));
         }
         let key = config.key.as_ref().ok_or_else(|| Error::invalid("key", "a key", "none"))?;
         let nbd_socket = PathBuf::from(&config.nbd_socket);
@@ -73,7 +73,7 @@ impl Settings {
             volume: parse("volume_id", "a UUID", &config.volume_id)?,
             name: parse("volume_name", "a volume's name", &config.volume_name)?,
             record_version: config.record_version,
-            core: core_config(config, engine, count)?,
+            core: Config { force: force(config)?, ..core_config(config, engine, count)? },
             status,
             key: key.try_into()?,
             nbd_socket,
@@ -156,6 +156,33 @@ fn parse<T: std::str::FromStr>(field: &'static str, expected: &'static str, text
     text.parse().map_err(|_| Error::invalid(field, expected, text))
 }
 
+/// Which replicas the volume is to have, as this configuration says.
+///
+/// # Errors
+/// When they are too many, or one is named twice.
+pub(super) fn wanted(config: &pb::EngineConfig) -> Result<Vec<Wanted>, Error> {
+    let bad = || Error::invalid("wanted", "at most 8 different replicas", format!("{:?}", config.wanted));
+    ReplicaSet::checked(config.wanted.iter().map(|wanted| wanted.id)).ok_or_else(bad)?;
+    let replicas = config.wanted.iter().map(|wanted| {
+        let replaces = ReplicaSet::checked(wanted.replaces.iter().copied())?;
+        Some(Wanted { replica: ReplicaId(wanted.id), replaces })
+    });
+    replicas.collect::<Option<_>>().ok_or_else(bad)
+}
+
+/// From which replica a person wants the volume started, if one does.
+///
+/// # Errors
+/// When the new history has no name.
+pub(super) fn force(config: &pb::EngineConfig) -> Result<Option<Force>, Error> {
+    let Some(force) = &config.force_from else { return Ok(None) };
+    Ok(Some(Force {
+        replica: ReplicaId(force.replica_id),
+        even_if_syncing: force.even_if_syncing,
+        lineage: parse("force_from.lineage", "a UUID", &force.lineage)?,
+    }))
+}
+
 /// Where the replicas are, as this configuration says.
 ///
 /// # Errors
@@ -187,7 +214,8 @@ mod tests {
         let mut config = sample_config();
         change(&mut config);
         let settings = Settings::new(&config, InstanceUuid::random()).map(|_| ());
-        settings.and_then(|()| endpoints(&config).map(|_| ())).unwrap_err().to_string()
+        let rest = || endpoints(&config).map(|_| ()).and_then(|()| wanted(&config).map(|_| ()));
+        settings.and_then(|()| rest()).unwrap_err().to_string()
     }
 
     #[test]
@@ -230,6 +258,10 @@ mod tests {
         assert!(error(|c| c.volume_id = "demo".to_owned()).contains("volume_id"));
         assert!(error(|c| c.replicas[0].address = "nowhere".to_owned()).contains("replicas.address"));
         assert!(error(|c| c.status.as_mut().unwrap().configured.clear()).contains("configured"));
+        let twice = || vec![pb::WantedReplica { id: 1, replaces: Vec::new() }; 2];
+        assert!(error(|c| c.wanted = twice()).contains("wanted"));
+        let nameless = pb::ForceFrom { replica_id: 1, ..Default::default() };
+        assert!(error(|c| c.force_from = Some(nameless)).contains("force_from.lineage"));
     }
 
     #[test]

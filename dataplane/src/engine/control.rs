@@ -12,7 +12,7 @@ use holdfast_proto::record::VolumeStatus;
 use pb::registry_result_request::Outcome;
 use tokio::sync::{Mutex, mpsc, watch};
 
-use super::config::{Endpoints, Settings, endpoints};
+use super::config::{Endpoints, Settings, endpoints, force, wanted};
 use super::connect::{Connector, Task};
 use super::data;
 use super::listen::{self, Listeners};
@@ -112,7 +112,8 @@ impl Shared {
 
     async fn begin(shared: &Rc<Self>, config: &pb::EngineConfig, endpoints: Endpoints) -> Result<(), Error> {
         let settings = Rc::new(Settings::new(config, shared.instance.args.uuid)?);
-        let core = Engine::new(settings.core.clone(), settings.record_version, settings.status.clone());
+        let mut core = Engine::new(settings.core.clone(), settings.record_version, settings.status.clone());
+        core.want(wanted(config)?, Duration::ZERO);
         let addresses = known_addresses(&endpoints).collect::<BTreeMap<_, _>>();
         let whereabouts = endpoints
             .iter()
@@ -142,6 +143,10 @@ impl Shared {
         let mut running = self.running.borrow_mut();
         let Some(running) = running.as_mut() else { return Ok(()) };
         running.settings.check_same(config)?;
+        running.data.tell(Command::Want(wanted(config)?));
+        if let Some(force) = force(config)? {
+            running.data.tell(Command::Force(force));
+        }
         let retry = running.retried.elapsed() >= RETRY_EVERY;
         if retry {
             running.retried = Instant::now();
@@ -241,6 +246,10 @@ impl Shared {
                 for (replica, from) in facts.modes_that_change(&report) {
                     let (to, reason) = (mode(replica.mode), &replica.reason);
                     tracing::info!(replica = %replica.id, from, to, reason, "replica");
+                }
+                let known = facts.report.as_ref().is_some_and(|known| known.forced == report.forced);
+                if !known && !report.forced.is_empty() {
+                    tracing::error!("{}", report.forced);
                 }
                 facts.report = Some(*report);
                 facts.clients = clients;

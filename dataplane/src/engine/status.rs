@@ -55,6 +55,9 @@ impl Facts {
             writes: report.writes,
             fenced: matches!(self.ending, Some(Ending::Fenced { .. })),
             unrepaired_bytes: report.unrepaired_bytes,
+            configured: report.configured.iter().map(|id| id.0).collect(),
+            change_waits_for: report.change_waits_for.clone(),
+            forced: report.forced.clone(),
         });
     }
 
@@ -74,7 +77,10 @@ impl Facts {
         let reason = match &self.ending {
             Some(ending) => describe(ending),
             None if !report.waiting_for.is_empty() => format!("waiting for {}", report.waiting_for),
-            None => String::new(),
+            None if !report.change_waits_for.is_empty() => {
+                format!("the set of replicas is being changed: {}", report.change_waits_for)
+            }
+            None => report.forced.clone(),
         };
         match (reason.is_empty(), self.trouble.is_empty()) {
             (true, _) => self.trouble.clone(),
@@ -137,8 +143,11 @@ mod tests {
             state,
             generation: Generation(3),
             epoch: Epoch(4),
+            configured: holdfast_proto::record::ReplicaSet::new(),
             replicas: Vec::new(),
             waiting_for: String::new(),
+            change_waits_for: String::new(),
+            forced: String::new(),
             unrepaired_bytes: 0,
             reads: 0,
             writes: 0,

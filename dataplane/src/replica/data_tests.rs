@@ -383,6 +383,7 @@ fn a_view_is_answered_once_it_is_persisted() {
         refill: ReplicaSet::new(),
         rebased: false,
         adopt: Adopt::default(),
+        new_history: false,
     };
     let header = engine.header(Kind::PersistView, 0, 0);
     engine.send(header, &update.encode());
@@ -455,6 +456,7 @@ fn after_a_failed_fsync_no_flush_is_claimed_until_all_is_filled_anew() {
         refill: ReplicaSet::new(),
         rebased: false,
         adopt: Adopt::default(),
+        new_history: false,
     };
     engine.send(header, &update.encode());
     let FromData::View { from, .. } = fixture.event() else { panic!("expected the view") };

@@ -195,6 +195,7 @@ fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], synci
         refill: ReplicaSet::new(),
         rebased: false,
         adopt: Adopt::default(),
+        new_history: false,
     }
     .encode()
 }

@@ -76,6 +76,8 @@ pub struct ViewUpdate {
     pub rebased: bool,
     /// Of a replica that becomes a member: its dirty maps begin for these, with every region and with their bases.
     pub adopt: Adopt,
+    /// The lineage is new: a person started the volume from this replica alone, against the rules.
+    pub new_history: bool,
 }
 
 /// Replicas that a new member remembers for from now on: which, and the base of its map.
@@ -159,6 +161,7 @@ impl ViewUpdate {
         write_set(&mut out, &self.refill);
         out.bool(self.rebased);
         write_adopt(&mut out, &self.adopt);
+        out.bool(self.new_history);
         out.into_bytes()
     }
 
@@ -178,6 +181,7 @@ impl ViewUpdate {
             refill: read_set(&mut reader, "refill")?,
             rebased: reader.bool("rebased")?,
             adopt: read_adopt(&mut reader)?,
+            new_history: reader.bool("new_history")?,
         })
     }
 }
@@ -210,10 +214,13 @@ mod tests {
                 adopt[0] = Some((ReplicaId(2), (Generation(2), Epoch(8))));
                 adopt
             },
+            new_history: true,
         };
         assert_eq!(ViewUpdate::decode(&update.encode()), Ok(update));
         let bytes = update.encode();
-        for end in 0..bytes.len() {
+        let older = bytes.len() - 1;
+        assert_eq!(ViewUpdate::decode(&bytes[..older]), Ok(ViewUpdate { new_history: false, ..update }));
+        for end in 0..older {
             assert!(ViewUpdate::decode(&bytes[..end]).is_err());
         }
     }

@@ -181,6 +181,11 @@ impl Fill {
         let copying = self.target.as_ref().is_some_and(|target| target.stage == Stage::Copying);
         if copying { self.budget.next_at() } else { None }
     }
+    /// Another replica has this place now.
+    pub(super) fn forget(&mut self, slot: usize) {
+        self.retry_at[slot] = Duration::ZERO;
+        self.failures[slot] = 0;
+    }
     /// The replica that is being filled, whether from nothing, and how far: `(place, full, done bytes, total bytes)`.
     pub(super) fn progress(&self) -> Option<(usize, bool, u64, u64)> {
         self.target.as_ref().map(|target| {
@@ -291,7 +296,7 @@ impl Engine {
 
     /// The next replica that is connected and no member.
     fn choose_target(&mut self, now: Now) {
-        let waiting = self.live & !self.required();
+        let waiting = self.live & !self.required() & !self.unwanted();
         let Some(slot) = slots(waiting).find(|slot| self.fill.retry_at[*slot] <= now) else { return };
         let none = RegionMap::empty(self.fill.volume_bytes);
         self.fill.target = Some(Target {
@@ -634,7 +639,7 @@ impl Engine {
 
     /// Which replicas wait to be filled or are.
     pub(super) fn filling(&self) -> Mask {
-        self.live & !self.required() | self.targets & !self.members
+        self.live & !self.required() & !self.unwanted() | self.targets & !self.members
     }
 }
 

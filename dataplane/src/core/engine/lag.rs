@@ -181,7 +181,7 @@ impl Engine {
         if !calm || count < self.config.min_in_sync.max(1) {
             return false;
         }
-        if !self.needs_registry(count) {
+        if !self.needs_registry(count, self.configured) {
             return true;
         }
         // It has answered since the last heartbeat, or it is asked now and counted on at the next.

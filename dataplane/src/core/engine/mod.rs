@@ -13,10 +13,15 @@
 //! - `intent`: when the members' write-intent bits may be cleared.
 //! - `lease`: when reads may be sent at all.
 //! - `lag`: members that are slow, and when one is left behind for it.
+//! - `configure`: moving the configured set towards what is wanted, one replica at a time.
+//! - `force`: starting from one replica against the rules, because a person said so.
 //! - `report`: what to tell people.
 //!
 //! Source of the rules: `docs/replication.md`.
 
+mod configure;
+#[cfg(test)]
+mod configure_tests;
 #[cfg(test)]
 mod directed_tests;
 mod fill;
@@ -27,6 +32,7 @@ mod lease;
 #[cfg(test)]
 mod lease_tests;
 mod maps;
+mod force;
 mod ops;
 mod peers;
 mod repair;
@@ -42,12 +48,16 @@ use std::time::Duration;
 use holdfast_proto::ids::{Epoch, Generation, InstanceUuid, Lineage, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
 
+pub use self::configure::Wanted;
+pub use self::force::Force;
 pub use self::report::{EngineState, ReplicaMode, ReplicaReport, Report};
 pub use self::tag::OpId;
 use self::{
+    configure::Configure,
     fill::Fill,
     intent::IntentClock,
     lease::Lease,
+    force::Forced,
     ops::Ops,
     peers::Peer,
     view::{Phase, Proposal, Registry},
@@ -89,6 +99,8 @@ pub struct Config {
     pub intent_sweep: Duration,
     /// Bytes copied to a replica that is being filled, per second; 0: no limit.
     pub rebuild_bytes_per_second: u64,
+    /// A person's word that the rules of a start do not count this once.
+    pub force: Option<Force>,
 }
 
 impl Config {
@@ -116,6 +128,7 @@ impl Config {
             // A guess: a load that comes back within it pays nothing again, and one bit is 4 MiB to compare after a crash.
             intent_sweep: Duration::from_secs(10),
             rebuild_bytes_per_second: 0,
+            force: None,
         }
     }
 }
@@ -356,6 +369,12 @@ pub struct Engine {
     phase: Phase,
     /// The committed view; nothing is acknowledged under another.
     view: View,
+    /// The configured set of that view: what decides majorities.
+    configured: ReplicaSet,
+    /// What the configured set is to become.
+    configure: Configure,
+    /// A start against the rules, while and after it is one.
+    forced: Forced,
     /// Its members' places.
     members: Mask,
     /// A view that is on its way.
@@ -391,12 +410,15 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, version: u64, status: VolumeStatus) -> Self {
         let peers: Vec<_> = status.configured.iter().map(Peer::new).collect();
-        let view = status.view;
+        let (view, configured) = (status.view, status.configured);
         let fill = Fill::new(&config);
         let intent = IntentClock::new(config.volume_bytes);
         Self {
             peers,
             view,
+            configured,
+            configure: Configure::default(),
+            forced: Forced::default(),
             members: 0,
             proposal: None,
             live: 0,
@@ -433,19 +455,24 @@ impl Engine {
     }
 
     fn slot_of(&self, replica: ReplicaId) -> Option<usize> {
-        self.peers.iter().position(|peer| peer.id == replica)
+        self.peers.iter().position(|peer| peer.id == replica && !peer.vacant)
     }
 
     fn mask_of(&self, set: &ReplicaSet) -> Mask {
         self.peers
             .iter()
             .enumerate()
-            .filter(|(_, peer)| set.contains(peer.id))
+            .filter(|(_, peer)| set.contains(peer.id) && !peer.vacant)
             .fold(0, |mask, (slot, _)| mask | bit(slot))
     }
 
     fn set_of(&self, mask: Mask) -> ReplicaSet {
         slots(mask).filter_map(|slot| self.peers.get(slot)).map(|peer| peer.id).collect()
+    }
+
+    /// The places in the table that a replica has.
+    fn occupied(&self) -> Mask {
+        (0..self.peers.len()).filter(|slot| !self.peers[*slot].vacant).fold(0, |mask, slot| mask | bit(slot))
     }
 
     /// Whose answer an operation needs: the members of the view that is proposed, or else committed.

@@ -8,6 +8,7 @@
 //! ```
 
 mod answers;
+mod forget;
 mod regions;
 
 use std::collections::VecDeque;

@@ -35,6 +35,8 @@ pub(super) enum Link {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) id: ReplicaId,
+    /// Nobody has this place: who had it is not configured any more.
+    pub(super) vacant: bool,
     /// Somebody said where it is.
     pub(super) known: bool,
     pub(super) local: bool,
@@ -63,6 +65,7 @@ impl Peer {
     pub(super) fn new(id: ReplicaId) -> Self {
         Self {
             id,
+            vacant: false,
             known: false,
             local: false,
             absent: None,
@@ -89,7 +92,9 @@ impl Peer {
 impl Engine {
     /// Where a replica is known to be, or that its directory is missing.
     pub fn locate(&mut self, replica: ReplicaId, known: bool, local: bool, absent: Option<String>, now: Now) {
-        let Some(slot) = self.slot_of(replica) else { return };
+        let Some(slot) = self.slot_of(replica) else {
+            return self.keep_place(replica, known, local, absent, now);
+        };
         let peer = &mut self.peers[slot];
         peer.known = known;
         peer.local = local;
@@ -133,6 +138,7 @@ impl Engine {
             return;
         }
         for slot in 0..self.peers.len() {
+            let lineage = self.hello_lineage(self.peers[slot].id);
             let peer = &mut self.peers[slot];
             let due = matches!(peer.link, Link::Down { retry_at } if retry_at <= now);
             if due && peer.known && peer.absent.is_none() {
@@ -141,7 +147,7 @@ impl Engine {
                 let action = Action::Connect {
                     replica: peer.id,
                     generation: self.registry.generation,
-                    lineage: self.registry.status.lineage,
+                    lineage,
                     epoch: self.view.epoch,
                 };
                 self.actions.push_back(action);
@@ -159,14 +165,18 @@ impl Engine {
         boot: BootId,
         now: Now,
     ) {
-        let Some(slot) = self.slot_of(replica) else { return };
+        let Some(slot) = self.slot_of(replica) else {
+            // It was taken out of the configured set meanwhile.
+            self.actions.push_back(Action::Disconnect { replica, session });
+            return;
+        };
         if !self.connects() || promised != self.registry.generation {
             // A handshake that began before this engine took a higher number.
             self.actions.push_back(Action::Disconnect { replica, session });
             return;
         }
         self.drop_link(slot, now, now);
-        let wrong = if welcome.lineage != self.registry.status.lineage {
+        let wrong = if !self.takes_lineage(replica, welcome.lineage) {
             Some("its data is of another history (lineage)".to_owned())
         } else if welcome.size_bytes != self.config.volume_bytes {
             Some(format!("it was made for {} bytes", welcome.size_bytes))
@@ -245,9 +255,11 @@ impl Engine {
             ConnectFailure::Fenced { generation, engine } => {
                 return self.refused(generation, engine, now);
             }
-            ConnectFailure::Gone(reason)
-            | ConnectFailure::Unreachable(reason)
-            | ConnectFailure::Refused(reason) => reason,
+            ConnectFailure::Refused(reason) => {
+                self.try_other_lineage(replica);
+                reason
+            }
+            ConnectFailure::Gone(reason) | ConnectFailure::Unreachable(reason) => reason,
         };
         self.peers[slot].reason = reason.clone();
         if self.required() & bit(slot) != 0 {
@@ -273,7 +285,7 @@ impl Engine {
     }
 
     /// Forgets the connection, if there is one.
-    fn drop_link(&mut self, slot: usize, retry_at: Now, now: Now) {
+    pub(super) fn drop_link(&mut self, slot: usize, retry_at: Now, now: Now) {
         let peer = &mut self.peers[slot];
         if let Link::Up { session } = peer.link {
             self.actions.push_back(Action::Disconnect { replica: peer.id, session });
@@ -372,6 +384,7 @@ impl Engine {
             self.remove_not_before = Duration::ZERO;
         }
         self.sweep_intent(now);
+        self.change_configured(now);
         self.fill_next(now);
         self.watch_fill(now);
         self.check_suspended(now);

@@ -1,10 +1,11 @@
 //! What an engine says of itself.
 
 use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
+use holdfast_proto::record::ReplicaSet;
 
 use super::peers::SUSPECT_AFTER;
 use super::view::Phase;
-use super::{Engine, Now, bit};
+use super::{Engine, Now, bit, slots};
 use crate::core::rebuild_budget::Progress;
 use crate::core::start::Decision;
 use crate::units::REGION_BYTES;
@@ -69,10 +70,16 @@ pub struct Report {
     pub generation: Generation,
     /// Of the committed view.
     pub epoch: Epoch,
+    /// The configured set of that view.
+    pub configured: ReplicaSet,
     /// Each configured replica.
     pub replicas: Vec<ReplicaReport>,
     /// What a start or suspended I/O waits for; empty: nothing.
     pub waiting_for: String,
+    /// What keeps the configured set from becoming what is wanted; empty: nothing.
+    pub change_waits_for: String,
+    /// This engine was started against the rules: from what, and what may be lost; empty: it was not.
+    pub forced: String,
     /// Still to be compared after an unclean end.
     pub unrepaired_bytes: u64,
     /// Clients' reads answered.
@@ -89,8 +96,11 @@ impl Engine {
             state: self.state(now),
             generation: self.registry.generation,
             epoch: self.view.epoch,
-            replicas: (0..self.peers.len()).map(|slot| self.replica_report(slot, now)).collect(),
+            configured: self.configured,
+            replicas: slots(self.occupied()).map(|slot| self.replica_report(slot, now)).collect(),
             waiting_for: self.waiting_for(now),
+            change_waits_for: self.change_waits_for(),
+            forced: self.forced.note.clone(),
             unrepaired_bytes: self.unrepaired.count() * REGION_BYTES,
             reads: self.reads_done,
             writes: self.writes_done,
@@ -100,7 +110,7 @@ impl Engine {
     fn state(&self, now: Now) -> EngineState {
         match self.phase {
             Phase::New | Phase::Attaching | Phase::Fencing { .. } | Phase::Opening => {
-                if self.peers.iter().all(|peer| peer.absent.is_some()) {
+                if slots(self.occupied()).all(|slot| self.peers[slot].absent.is_some()) {
                     EngineState::Faulted
                 } else {
                     EngineState::Attaching
@@ -108,9 +118,10 @@ impl Engine {
             }
             Phase::Serving if self.blocked(now) => EngineState::Suspended,
             Phase::Serving => {
-                let all = (0..self.peers.len()).fold(0, |mask, slot| mask | bit(slot));
-                let whole =
-                    self.members == all && self.members & !self.live == 0 && self.unrepaired.is_empty();
+                let whole = self.members == self.occupied()
+                    && self.members & !self.live == 0
+                    && self.unrepaired.is_empty()
+                    && self.is_as_wanted();
                 if whole { EngineState::Healthy } else { EngineState::Degraded }
             }
             Phase::Draining => EngineState::Detaching,
@@ -155,6 +166,7 @@ impl Engine {
     fn waiting_for(&self, now: Now) -> String {
         match self.phase {
             Phase::New | Phase::Attaching => "the registry".to_owned(),
+            Phase::Fencing { .. } if self.force_pending() => self.force_waits_for(),
             Phase::Fencing { .. } => match self.decision() {
                 Decision::Wait { missing, why } if missing.is_empty() => why,
                 Decision::Wait { missing, why } => format!("{missing}: {why}"),

@@ -92,6 +92,15 @@ impl Engine {
         if self.ops.get(id).failed != 0 {
             return self.own_failed(id, now);
         }
+        if self.members & !self.required() != 0 {
+            // A view without a member is on its way. Until it counts, another engine may begin with that member, which
+            // may differ: what would be read here could go back. It is compared again when the view has committed.
+            let op = self.ops.get_mut(id);
+            op.attempt = op.attempt.wrapping_add(1);
+            op.stage = Stage::Held;
+            self.ops.held.push_back(id);
+            return;
+        }
         if self.ops.get(id).stage == Stage::Spread {
             // What was given to them is in their caches only: until a flush they can lose it with their node.
             self.writes_done += 1;

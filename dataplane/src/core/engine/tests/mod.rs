@@ -81,7 +81,7 @@ struct World {
     disks: Vec<Disk>,
     to: Vec<VecDeque<Frame>>,
     from: Vec<VecDeque<Reply>>,
-    connects: VecDeque<(usize, Generation)>,
+    connects: VecDeque<(usize, Generation, Lineage)>,
     record: (u64, VolumeStatus),
     asks: VecDeque<(u64, u64, VolumeStatus)>,
     engine: Engine,
@@ -95,6 +95,9 @@ struct World {
     /// What was asked for since a flush that is on its way, per flush.
     since: BTreeMap<(u32, u32), Vec<BTreeSet<u64>>>,
     reboots: bool,
+    /// Operators change their minds about the replicas.
+    changes: bool,
+    wanted: Vec<Wanted>,
     next_stamp: u64,
     next_session: u64,
     serving: bool,
@@ -142,6 +145,8 @@ impl World {
             durable: (0..BLOCKS).map(|_| BTreeSet::from([0])).collect(),
             since: BTreeMap::new(),
             reboots: false,
+            changes: false,
+            wanted: Vec::new(),
             next_stamp: 1,
             next_session: 1,
             serving: false,
@@ -159,8 +164,9 @@ impl World {
 
     fn begin(&mut self) {
         let now = self.now;
+        self.engine.want(self.wanted.clone(), now);
         self.engine.start(now);
-        for slot in 0..self.disks.len() {
+        for slot in (0..self.disks.len()).filter(|slot| self.is_placed(*slot)).collect::<Vec<_>>() {
             let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
             self.engine.locate(id, true, true, None, now);
         }
@@ -239,8 +245,8 @@ impl World {
                 eprintln!("{:?} {action:?}", self.now);
             }
             match action {
-                Action::Connect { replica, generation, .. } => {
-                    self.connects.push_back((slot_of(replica), generation));
+                Action::Connect { replica, generation, lineage, .. } => {
+                    self.connects.push_back((slot_of(replica), generation, lineage));
                 }
                 Action::Disconnect { replica, session } => {
                     let slot = slot_of(replica);
@@ -331,8 +337,8 @@ impl World {
 
     /// Where every member of the first view lost its cache, what was not flushed may be gone.
     fn opened(&mut self) {
-        let members = self.engine.members;
-        if slots(members).all(|slot| self.disks[slot].meta().cache_lost) {
+        let members = self.engine.set_of(self.engine.members);
+        if members.iter().all(|id| self.disks[slot_of(id)].meta().cache_lost) {
             for (possible, durable) in self.possible.iter_mut().zip(&self.durable) {
                 possible.extend(durable);
             }
@@ -450,13 +456,15 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let Some((slot, generation)) = self.connects.pop_front() else { return };
+        let Some((slot, generation, lineage)) = self.connects.pop_front() else { return };
         let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
         let uuid = InstanceUuid(uuid::Uuid::from_u128(self.engines));
         let failure = if !self.disks[slot].up {
             Some(ConnectFailure::Gone("refused".to_owned()))
         } else if self.faults && self.random.one_in(12) {
             Some(ConnectFailure::Unreachable("timed out".to_owned()))
+        } else if lineage != self.disks[slot].meta().lineage {
+            Some(ConnectFailure::Refused("another lineage".to_owned()))
         } else {
             None
         };
@@ -540,6 +548,7 @@ impl World {
             14 => self.registry_up = false,
             15..=18 => self.registry_up = true,
             19..=20 if self.reboots => self.reboot(slot),
+            23..=24 if self.changes => self.change_wanted(),
             _ => {}
         }
         if let Some(ending) = &self.ended {
@@ -567,7 +576,49 @@ impl World {
         }
     }
 
+    /// Whether the agent runs this replica: it is wanted, or still configured.
+    fn is_placed(&self, slot: usize) -> bool {
+        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
+        let wanted = self.wanted.is_empty() || self.wanted.iter().any(|w| w.replica == id);
+        wanted || self.record.1.configured.contains(id)
+    }
+
+    /// An operator adds, removes or replaces a replica.
+    fn change_wanted(&mut self) {
+        if self.wanted.is_empty() {
+            let all = self.record.1.configured.iter();
+            self.wanted = all.map(|replica| Wanted { replica, replaces: ReplicaSet::new() }).collect();
+        }
+        let at = to_usize(self.random.below(u64::try_from(self.wanted.len()).unwrap()));
+        let (add, remove) = (self.random.one_in(2), self.random.one_in(2));
+        let placed = (0..self.disks.len()).filter(|slot| self.is_placed(*slot)).count();
+        let room = self.disks.len() < 12 && placed < ReplicaSet::CAPACITY && self.wanted.len() < 5;
+        let mut replaces = ReplicaSet::new();
+        if remove && (self.wanted.len() > 1 || (add && room)) {
+            let old = self.wanted.remove(at);
+            let configured = self.record.1.configured;
+            replaces =
+                old.replaces.iter().chain([old.replica]).filter(|id| configured.contains(*id)).collect();
+        }
+        if add && room {
+            let id = ReplicaId(u32::try_from(self.disks.len()).unwrap() + 1);
+            self.wanted.push(Wanted { replica: id, replaces });
+            let record = &self.record.1;
+            self.disks.push(Disk::new(id, record.configured, record.view));
+            self.to.push(VecDeque::new());
+            self.from.push(VecDeque::new());
+            self.engine.want(self.wanted.clone(), self.now);
+            self.engine.locate(id, true, true, None, self.now);
+        } else {
+            self.engine.want(self.wanted.clone(), self.now);
+        }
+        self.actions();
+    }
+
     fn return_from_away(&mut self, slot: usize) {
+        if !self.is_placed(slot) {
+            return;
+        }
         if !std::mem::replace(&mut self.disks[slot].up, true) {
             self.disks[slot].restart(&mut self.random);
         }
@@ -601,8 +652,12 @@ impl World {
                 self.engine
             );
         }
-        let first = self.disks[0].data.clone();
-        for disk in &self.disks[1..] {
+        let configured = self.record.1.configured;
+        let wanted: ReplicaSet = self.wanted.iter().map(|w| w.replica).collect();
+        assert!(self.wanted.is_empty() || wanted == configured, "wanted {wanted}, configured {configured}");
+        let copies: Vec<_> = configured.iter().map(|id| &self.disks[slot_of(id)]).collect();
+        let first = copies[0].data.clone();
+        for disk in &copies[1..] {
             for block in 0..BLOCKS {
                 assert_eq!(
                     disk.data.get(&place(block)).copied().unwrap_or(0),
@@ -630,11 +685,14 @@ enum Faults {
     BadDisks,
     /// Nodes that restart and lose what was not flushed.
     Reboots,
+    /// Replicas that are added, removed and replaced.
+    Changes,
 }
 
 fn run(seed: u64, replicas: u32, faults: Faults) -> u64 {
     let mut world = World::new(seed, replicas, faults == Faults::BadDisks);
     world.reboots = faults == Faults::Reboots;
+    world.changes = faults == Faults::Changes;
     for _ in 0..8_000 {
         world.step();
     }
@@ -703,6 +761,16 @@ fn two_replicas_with_reboots() {
 #[test]
 fn three_replicas_with_reboots() {
     runs(3, Faults::Reboots, 120);
+}
+
+#[test]
+fn one_replica_that_gets_and_loses_others() {
+    runs(1, Faults::Changes, 80);
+}
+
+#[test]
+fn three_replicas_that_are_replaced() {
+    runs(3, Faults::Changes, 120);
 }
 
 /// Without further faults: the registry answers, connections are made, frames are carried, and time passes.

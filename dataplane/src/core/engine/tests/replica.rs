@@ -63,12 +63,13 @@ impl Disk {
             configured,
             incarnation: Incarnation::nil(),
             revision: 0,
-            syncing: false,
+            // One that is made later has nothing.
+            syncing: !view.members.contains(replica),
             boot: BootId::nil(),
             unflushed: false,
             cache_lost: false,
             failed: String::new(),
-            basis: Some(view.order()),
+            basis: view.members.contains(replica).then(|| view.order()),
             dirty: Vec::new(),
         };
         let mut disk = Self {
