@@ -170,8 +170,11 @@ pub struct VolumeStatus {
     pub lineage: Lineage,
     /// The highest generation handed out.
     pub generation: Generation,
-    /// The engine it was handed to; nil before the first attach.
+    /// The engine it was handed to: one process, never another; nil before the first attach.
     pub engine_uuid: InstanceUuid,
+    /// The instance that engine was a process of; nil: not known.
+    #[serde(default = "InstanceUuid::nil")]
+    pub engine_instance: InstanceUuid,
     /// The newest view the registry was told of.
     pub view: View,
     /// The configured set that decides majorities.

@@ -99,7 +99,10 @@ impl World {
         version: u64,
         status: VolumeStatus,
     ) -> usize {
-        let mut config = Config::new(self.size, uuid);
+        // Promises are made to the process, not to the instance.
+        let process = InstanceUuid(Uuid::from_u128((1 << 64) + u128::try_from(self.engines.len()).unwrap_or(0)));
+        let mut config = Config::new(self.size, process);
+        config.instance = uuid;
         config.replica_timeout = Duration::from_millis(self.plan.replica_timeout_ms);
         config.suspend_timeout = Duration::from_secs(self.plan.suspend_timeout_s);
         let count = self.replicas.len();
@@ -108,7 +111,7 @@ impl World {
         self.engines.push(Host {
             core: Engine::new(config, version, status),
             node,
-            uuid,
+            uuid: process,
             alive: true,
             ended: None,
             serving: false,

@@ -202,6 +202,7 @@ impl World {
             lineage: Lineage::nil(),
             generation: Generation(0),
             engine_uuid: InstanceUuid::nil(),
+            engine_instance: InstanceUuid::nil(),
             view,
             configured,
             clean: true,

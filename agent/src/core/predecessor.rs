@@ -25,8 +25,12 @@ impl EndedEngines {
     /// node, was started. An instance has one process at a time, so an earlier one of the same UUID has ended.
     #[must_use]
     pub fn gone_before(&self, volume: VolumeId, status: &VolumeStatus, engine: InstanceUuid) -> bool {
-        let named = status.engine_uuid;
-        named == InstanceUuid::nil() || named == engine || self.0.get(&volume) == Some(&named)
+        let named = status.engine_instance;
+        // Of a record that does not say which instance it was, nothing is known.
+        if named == InstanceUuid::nil() {
+            return status.engine_uuid == InstanceUuid::nil();
+        }
+        named == engine || self.0.get(&volume) == Some(&named)
     }
 }
 
@@ -40,11 +44,12 @@ mod tests {
         let mut status = record("demo", "node-a", 2).status;
         let (volume, mine, other) = (VolumeId::random(), InstanceUuid::random(), InstanceUuid::random());
         let mut ended = EndedEngines::default();
-        status.engine_uuid = InstanceUuid::nil();
         assert!(ended.gone_before(volume, &status, mine), "there was none");
-        status.engine_uuid = mine;
+        status.engine_uuid = InstanceUuid::random();
+        assert!(!ended.gone_before(volume, &status, mine), "the record does not say whose process it was");
+        status.engine_instance = mine;
         assert!(ended.gone_before(volume, &status, mine), "an earlier process of the same instance");
-        status.engine_uuid = other;
+        status.engine_instance = other;
         assert!(!ended.gone_before(volume, &status, mine), "it may run on another node");
         ended.note(VolumeId::random(), other);
         assert!(!ended.gone_before(volume, &status, mine), "that was another volume's");

@@ -163,6 +163,7 @@ pub(crate) mod tests {
             lineage: Lineage::nil(),
             generation: view.generation,
             engine_uuid: InstanceUuid::nil(),
+            engine_instance: InstanceUuid::nil(),
             view,
             configured: set(configured),
             clean: false,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use holdfast_proto::ids::ReplicaId;
+use holdfast_proto::ids::{InstanceUuid, ReplicaId};
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::VolumeStatus;
 use pb::registry_result_request::Outcome;
@@ -111,7 +111,9 @@ impl Shared {
     // ---- the agent's calls ------------------------------------------------------------------------------------------
 
     async fn begin(shared: &Rc<Self>, config: &pb::EngineConfig, endpoints: Endpoints) -> Result<(), Error> {
-        let settings = Rc::new(Settings::new(config, shared.instance.args.uuid)?);
+        let mut settings = Settings::new(config, InstanceUuid(shared.instance.process.0))?;
+        settings.core.instance = shared.instance.args.uuid;
+        let settings = Rc::new(settings);
         let mut core = Engine::new(settings.core.clone(), settings.record_version, settings.status.clone());
         core.want(wanted(config)?, Duration::ZERO);
         let addresses = known_addresses(&endpoints).collect::<BTreeMap<_, _>>();

@@ -75,8 +75,11 @@ pub type Now = Duration;
 pub struct Config {
     /// The volume's size; whole blocks.
     pub volume_bytes: u64,
-    /// This engine's UUID.
+    /// This engine's UUID: of this process alone, since it is what promises are made to. Another process of the same
+    /// instance may have been promised the same generation, started without the registry, and must not pass for it.
     pub engine: InstanceUuid,
+    /// The instance it is a process of: by it the agent knows which engine it was.
+    pub instance: InstanceUuid,
     /// A replica that owes answers and gives none for this long has failed.
     pub replica_timeout: Duration,
     /// I/O that could not be done for this long fails.
@@ -110,6 +113,7 @@ impl Config {
         Self {
             volume_bytes,
             engine,
+            instance: engine,
             // Longhorn's and Mayastor's defaults are 8 s and 5 s: long enough for a disk's own retries.
             replica_timeout: Duration::from_secs(8),
             suspend_timeout: Duration::from_secs(300),

@@ -31,7 +31,8 @@ impl Engine {
     /// Members may differ in this range: it is made equal before it is read, and copied again to whoever is being
     /// filled.
     pub(super) fn differ(&mut self, offset: u64, len: u64) {
-        if self.required().count_ones() > 1 {
+        // Whoever is about to leave has not left, and may be in the next engine's first view.
+        if (self.members | self.required()).count_ones() > 1 {
             self.unrepaired.insert_bytes(offset, len);
             self.fill.repair_cursor = 0;
             // The map that is being read may have been answered before.

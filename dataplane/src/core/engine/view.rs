@@ -144,6 +144,7 @@ impl Engine {
         let wish = VolumeStatus {
             generation: highest.next(),
             engine_uuid: self.config.engine,
+            engine_instance: self.config.instance,
             clean: false,
             ..self.registry.status.clone()
         };
@@ -215,6 +216,11 @@ impl Engine {
         self.registry.version = version;
         if status == asked.wish {
             return self.stored(asked.purpose, now);
+        }
+        if status.incarnation != before.incarnation && asked.purpose != Purpose::Attach {
+            // Restored from an older copy: it knows nothing of what was committed since, and other engines may have
+            // started from what this one knows nothing of. Only one that attaches now may tell it what is newest.
+            return self.end(Ending::Fenced { by: status.generation }, now);
         }
         if status.view != before.view {
             // Somebody has served since a person gave it.
@@ -524,6 +530,7 @@ impl Engine {
             lineage,
             generation: self.registry.generation,
             engine_uuid: self.config.engine,
+            engine_instance: self.config.instance,
             clean: false,
             ..self.registry.status.clone()
         }
@@ -604,6 +611,14 @@ impl Engine {
             if failed == 0 {
                 self.retry_registry(now);
             }
+            return;
+        }
+        if let Some(Proposal { reason: Reason::Add { target }, persisted, .. }) = &self.proposal
+            && remain == bit(*target)
+            && persisted & remain == 0
+        {
+            // It may refuse to be a member (its disk failed while it was filled), and then no view could follow: the
+            // others are waited for, as if its filling had not ended.
             return;
         }
         let members = self.set_of(remain);

@@ -198,9 +198,7 @@ impl World {
         }
         self.asks.clear();
         // The same instance, another process; sometimes another instance.
-        if self.random.one_in(2) {
-            self.engines += 1;
-        }
+        self.engines += 1;
         self.engine = engine_of(self.engines, &self.record);
         self.begin();
     }
