@@ -112,7 +112,7 @@ impl Engine {
             peer.lag.measured(peer.sequence, peer.owes, now)
         });
         for slot in slots(self.live) {
-            let quickest = self.quickest_but(slot, &measured);
+            let quickest = self.quickest_but(slot, &measured, now);
             let max = self.config.replica_lag_max;
             let peer = &mut self.peers[slot];
             match measured[slot] {
@@ -132,10 +132,17 @@ impl Engine {
         }
     }
 
-    /// The quickest of the other members that were asked for anything.
-    fn quickest_but(&self, slot: usize, measured: &[Option<Duration>; 8]) -> Option<Duration> {
+    /// The quickest of the other members that were asked for anything in the time that is judged. One that has answered
+    /// all of it counts also where nothing was asked since: the next write may be waiting for the slow one.
+    fn quickest_but(&self, slot: usize, measured: &[Option<Duration>; 8], now: Now) -> Option<Duration> {
         let others = self.members & self.required() & self.live & !bit(slot);
-        slots(others).filter_map(|other| measured[other]).min()
+        let window = measured[slot]? + self.config.heartbeat * 2;
+        let before = |other: usize| {
+            let peer = &self.peers[other];
+            let counts = peer.owes == 0 && now.saturating_sub(peer.lag.last_at) <= window;
+            counts.then_some(peer.lag.last)
+        };
+        slots(others).filter_map(|other| measured[other].or_else(|| before(other))).min()
     }
 
     /// A member that has been quick for as long as it had to wait the last time has begun anew.
