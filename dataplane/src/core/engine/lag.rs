@@ -44,6 +44,8 @@ pub(super) struct Lag {
     ended: Option<Duration>,
     /// The last frame sent before the last heartbeat.
     asked_to: u64,
+    /// It has answered something since: one that answers nothing is silent, and not slow.
+    heard: bool,
     /// The last one that says something.
     last: Duration,
     last_at: Now,
@@ -59,6 +61,7 @@ pub(super) struct Lag {
 impl Lag {
     /// A reply has come.
     pub(super) fn answered(&mut self, sequence: u64, now: Now) {
+        self.heard = true;
         let Some(sample) = self.sample.as_mut().filter(|sample| sequence <= sample.sequence) else { return };
         sample.left = sample.left.saturating_sub(1);
         if sample.left == 0 {
@@ -85,6 +88,7 @@ impl Lag {
     /// The next measurement begins, unless one is going on.
     fn begin(&mut self, sequence: u64, owes: u32, now: Now) {
         self.ended = None;
+        self.heard = false;
         self.asked_to = sequence;
         if self.sample.is_none() && owes > 0 {
             self.sample = Some(Sample { sequence, left: owes, at: now });
@@ -108,7 +112,7 @@ impl Engine {
     pub(super) fn check_lag(&mut self, now: Now) {
         let concerned = self.live & (self.required() | self.targets);
         let measured: [Option<Duration>; 8] = std::array::from_fn(|slot| {
-            let peer = self.peers.get(slot).filter(|_| concerned & bit(slot) != 0)?;
+            let peer = self.peers.get(slot).filter(|peer| concerned & bit(slot) != 0 && peer.lag.heard)?;
             peer.lag.measured(peer.sequence, peer.owes, now)
         });
         for slot in slots(self.live) {
