@@ -324,12 +324,15 @@ impl Rig {
         for _ in 0..seconds {
             self.write(0);
             self.answer_all(quick);
-            for id in 1..=3 {
-                while self.sent(id, Kind::Ping) > 0 {
-                    self.answer(id, Kind::Ping, Status::Ok);
-                }
-            }
+            self.pings(&[1, 2, 3]);
             self.after(1);
+        }
+    }
+    fn pings(&mut self, replicas: &[u32]) {
+        for id in replicas {
+            while self.sent(*id, Kind::Ping) > 0 {
+                self.answer(*id, Kind::Ping, Status::Ok);
+            }
         }
     }
     fn replica(&self, id: usize) -> ReplicaReport {
@@ -374,9 +377,7 @@ fn members_that_are_slow_together_stay_and_so_does_a_sole_one() {
     let mut rig = Rig::serving(1, 4 * REGION_BYTES, true);
     for _ in 0..20 {
         rig.write(0);
-        while rig.sent(1, Kind::Ping) > 0 {
-            rig.answer(1, Kind::Ping, Status::Ok);
-        }
+        rig.pings(&[1]);
         rig.after(1);
     }
     assert_eq!(rig.engine.members, 0b001);
@@ -390,18 +391,29 @@ fn a_slow_member_stays_where_the_registry_would_have_to_agree_and_does_not_answe
     for _ in 0..12 {
         rig.write(0);
         rig.answer_all(&[1]);
-        while rig.sent(2, Kind::Ping) > 0 {
-            rig.answer(2, Kind::Ping, Status::Ok);
-        }
+        rig.pings(&[2]);
         rig.after(1);
     }
     assert_eq!(rig.engine.required(), 0b11, "it was asked, and has not answered");
     assert_eq!(rig.asks.len(), 1);
     rig.store();
+    rig.pings(&[1, 2]);
     rig.after(1);
     rig.answer_all(&[1]);
     rig.store();
     assert_eq!(rig.engine.members, 0b01, "now it is certain that I/O goes on");
+}
+
+#[test]
+fn one_that_answers_nothing_is_silent_and_not_slow() {
+    let mut rig = Rig::serving(3, 4 * REGION_BYTES, true);
+    rig.write(0);
+    for _ in 0..7 {
+        rig.answer_all(&[1, 2]);
+        rig.after(1);
+    }
+    assert_eq!(rig.engine.members, 0b111, "it has the time of a silent one");
+    assert!(rig.replica(3).reason.contains("it has not answered for over 2 s"), "{:?}", rig.replica(3));
 }
 
 #[test]

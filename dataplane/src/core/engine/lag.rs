@@ -44,6 +44,8 @@ pub(super) struct Lag {
     ended: Option<Duration>,
     /// The last frame sent before the last heartbeat.
     asked_to: u64,
+    /// It has answered something since: one that answers nothing is silent, and not slow.
+    heard: bool,
     /// The last one that says something.
     last: Duration,
     last_at: Now,
@@ -59,6 +61,7 @@ pub(super) struct Lag {
 impl Lag {
     /// A reply has come.
     pub(super) fn answered(&mut self, sequence: u64, now: Now) {
+        self.heard = true;
         let Some(sample) = self.sample.as_mut().filter(|sample| sequence <= sample.sequence) else { return };
         sample.left = sample.left.saturating_sub(1);
         if sample.left == 0 {
@@ -85,6 +88,7 @@ impl Lag {
     /// The next measurement begins, unless one is going on.
     fn begin(&mut self, sequence: u64, owes: u32, now: Now) {
         self.ended = None;
+        self.heard = false;
         self.asked_to = sequence;
         if self.sample.is_none() && owes > 0 {
             self.sample = Some(Sample { sequence, left: owes, at: now });
@@ -108,11 +112,11 @@ impl Engine {
     pub(super) fn check_lag(&mut self, now: Now) {
         let concerned = self.live & (self.required() | self.targets);
         let measured: [Option<Duration>; 8] = std::array::from_fn(|slot| {
-            let peer = self.peers.get(slot).filter(|_| concerned & bit(slot) != 0)?;
+            let peer = self.peers.get(slot).filter(|peer| concerned & bit(slot) != 0 && peer.lag.heard)?;
             peer.lag.measured(peer.sequence, peer.owes, now)
         });
         for slot in slots(self.live) {
-            let quickest = self.quickest_but(slot, &measured);
+            let quickest = self.quickest_but(slot, &measured, now);
             let max = self.config.replica_lag_max;
             let peer = &mut self.peers[slot];
             match measured[slot] {
@@ -132,10 +136,17 @@ impl Engine {
         }
     }
 
-    /// The quickest of the other members that were asked for anything.
-    fn quickest_but(&self, slot: usize, measured: &[Option<Duration>; 8]) -> Option<Duration> {
+    /// The quickest of the other members that were asked for anything in the time that is judged. One that has answered
+    /// all of it counts also where nothing was asked since: the next write may be waiting for the slow one.
+    fn quickest_but(&self, slot: usize, measured: &[Option<Duration>; 8], now: Now) -> Option<Duration> {
         let others = self.members & self.required() & self.live & !bit(slot);
-        slots(others).filter_map(|other| measured[other]).min()
+        let window = measured[slot]? + self.config.heartbeat * 2;
+        let before = |other: usize| {
+            let peer = &self.peers[other];
+            let counts = peer.owes == 0 && now.saturating_sub(peer.lag.last_at) <= window;
+            counts.then_some(peer.lag.last)
+        };
+        slots(others).filter_map(|other| measured[other].or_else(|| before(other))).min()
     }
 
     /// A member that has been quick for as long as it had to wait the last time has begun anew.
