@@ -408,7 +408,8 @@ impl Replica {
     fn begin_view(&mut self, ticket: u64, generation: Generation, update: &ViewUpdate) {
         match self.check_view(generation, update) {
             Ok((next, begin)) => {
-                let reopen = next.syncing && !next.failed.is_empty();
+                // Everything it lacks is written anew, or a person wants it as it is.
+                let reopen = !self.meta.failed.is_empty() && (next.syncing || update.new_history);
                 if next == self.meta && begin.is_empty() {
                     self.answer_view(ticket, Status::Ok, reopen);
                 } else {

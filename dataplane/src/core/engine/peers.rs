@@ -219,7 +219,7 @@ impl Engine {
         let unflushed = self.writes_done != self.writes_flushed || self.ops.answered_by(slot);
         let rebooted = peer.lost || (peer.boot != former_boot && unflushed);
         let broken = peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty());
-        let others = self.required() & !bit(slot);
+        let others = self.required() & !bit(slot) & !self.unsure_target();
         let alone = slots(others).all(|other| self.peers[other].failed.is_some());
         // The last member stays although a flush failed on it: consumers were told, and no copy is better.
         if rebooted || (broken && !alone) {

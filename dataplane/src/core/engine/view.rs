@@ -613,12 +613,8 @@ impl Engine {
             }
             return;
         }
-        if let Some(Proposal { reason: Reason::Add { target }, persisted, .. }) = &self.proposal
-            && remain == bit(*target)
-            && persisted & remain == 0
-        {
-            // It may refuse to be a member (its disk failed while it was filled), and then no view could follow: the
-            // others are waited for, as if its filling had not ended.
+        if remain == self.unsure_target() {
+            // The others are waited for, as if its filling had not ended.
             return;
         }
         let members = self.set_of(remain);
@@ -627,6 +623,15 @@ impl Engine {
             Some(_) | None => (Reason::Remove, false),
         };
         self.propose(members, reason, by_registry, now);
+    }
+
+    /// Whoever is being added and has not said yet that it is a member: it may refuse to be (its disk failed while it was
+    /// filled), and where it were alone, no view could follow.
+    pub(super) fn unsure_target(&self) -> Mask {
+        match &self.proposal {
+            Some(Proposal { reason: Reason::Add { target }, persisted, .. }) => bit(*target) & !persisted,
+            Some(_) | None => 0,
+        }
     }
 
     /// What the registry could not take is asked again.
