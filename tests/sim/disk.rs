@@ -278,8 +278,8 @@ mod tests {
         let mut random = Random::new(1);
         image.sync_ends(true, &mut random);
         let mut lost = false;
-        for _ in 0..20 {
-            image.write(1, &[7, 8]);
+        for stamp in 9..29 {
+            image.write(1, &[7, stamp]);
             lost |= image.restarted(&mut random);
             assert_eq!(image.read(0, 1).collect::<Vec<_>>(), [5, 6]);
         }

@@ -613,8 +613,9 @@ impl Engine {
             }
             return;
         }
-        if remain == self.unsure_target() {
-            // The others are waited for, as if its filling had not ended.
+        let may_return = slots(failed).any(|slot| !self.peers[slot].lost);
+        if remain == self.unsure_target() && may_return {
+            // The others are waited for, as if its filling had not ended. (What they lost it has.)
             return;
         }
         let members = self.set_of(remain);
