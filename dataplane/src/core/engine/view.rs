@@ -613,9 +613,8 @@ impl Engine {
             }
             return;
         }
-        let may_return = slots(failed).any(|slot| !self.peers[slot].lost);
-        if remain == self.unsure_target() && may_return {
-            // The others are waited for, as if its filling had not ended. (What they lost it has.)
+        if remain == self.unsure_target() {
+            // The others are waited for, as if its filling had not ended.
             return;
         }
         let members = self.set_of(remain);
