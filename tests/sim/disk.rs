@@ -200,6 +200,10 @@ impl MetaFiles {
     pub fn load(&self) -> Result<Meta, MetaError> {
         Meta::decode(&self.cached[self.current])
     }
+    /// The directory is synced, as everyone does who opens it.
+    pub fn sync_directory(&mut self) {
+        self.current_stable = self.current;
+    }
     /// Replaces it, as far as that gets: the spare in place, synced; the names exchanged; the directory synced.
     pub fn replace(&mut self, meta: &Meta, reached: Reached) {
         let spare = 1 - self.current;

@@ -191,6 +191,7 @@ impl World {
             self.fail(format!("r{}: a damaged meta was opened", slot + 1));
             return;
         }
+        host.meta.sync_directory();
         let meta = match reopened(&meta, boot) {
             Some(next) => {
                 host.meta.replace(&next, Reached::Done);

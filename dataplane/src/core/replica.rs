@@ -133,7 +133,7 @@ enum Then {
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Replica {
-    /// As on stable storage, but for `failed`, which holds as soon as it is known.
+    /// As on stable storage, but for `failed`, which holds as soon as it is known, and where that is `doubtful`.
     meta: Meta,
     boot: BootId,
     session: u64,
@@ -142,6 +142,8 @@ pub struct Replica {
     /// Whether all data was on stable storage when the last session's I/O had ended.
     clean: bool,
     failed_while_syncing: bool,
+    /// The last write of `meta` failed: what is on stable storage may be that, or the one before.
+    doubtful: bool,
     work: VecDeque<Work>,
     state: State,
     actions: VecDeque<Action>,
@@ -171,6 +173,7 @@ impl Replica {
             flush_sequence: 0,
             clean,
             failed_while_syncing: false,
+            doubtful: false,
             work: VecDeque::new(),
             state: State::Idle,
             actions: VecDeque::new(),
@@ -249,6 +252,7 @@ impl Replica {
         let State::Persisting { next, begun, then } = std::mem::replace(&mut self.state, State::Idle) else {
             unreachable!("persisted without being asked to")
         };
+        self.doubtful = result.is_err();
         match result {
             Ok(()) => {
                 let before = std::mem::replace(&mut self.meta, *next);
@@ -369,7 +373,7 @@ impl Replica {
             boot: self.boot,
             ..self.meta.clone()
         };
-        if next == self.meta {
+        if next == self.meta && !self.doubtful {
             self.welcome(ticket);
         } else {
             self.persist(next, Then::Welcome { ticket });
@@ -410,7 +414,7 @@ impl Replica {
             Ok((next, begin)) => {
                 // Everything it lacks is written anew, or a person wants it as it is.
                 let reopen = !self.meta.failed.is_empty() && (next.syncing || update.new_history);
-                if next == self.meta && begin.is_empty() {
+                if next == self.meta && begin.is_empty() && !self.doubtful {
                     self.answer_view(ticket, Status::Ok, reopen);
                 } else {
                     self.persist_maps(next, begin, Then::AnswerView { ticket, reopen });

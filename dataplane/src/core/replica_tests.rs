@@ -319,6 +319,23 @@ fn unflushed_is_set_once_per_session_and_cleared_when_clean() {
 }
 
 #[test]
+fn after_a_write_of_meta_that_failed_nothing_counts_as_written_already() {
+    let mut replica = Replica::new(meta(), BOOT);
+    let (_, session) = take(&mut replica, hello(5, 6)).unwrap();
+    replica.handle_session_ended(session.number, true);
+    assert!(matches!(replica.poll_action(), Some(Action::Persist { .. })));
+    replica.handle_persisted(Err((Status::Io, "EIO".to_owned())));
+    // The clean mark may be there all the same: a restart of the node would then hide what the next session loses.
+    replica.handle_fence(2, hello(5, 6));
+    assert_eq!(replica.poll_action(), Some(Action::DropSession));
+    replica.handle_dropped(0, true);
+    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else { panic!("expected the mark") };
+    assert!(next.unflushed);
+    replica.handle_persisted(Ok(()));
+    assert!(matches!(replica.poll_action(), Some(Action::Welcome { .. })));
+}
+
+#[test]
 fn a_reboot_after_unflushed_writes_loses_the_cache() {
     let other = BootId(Uuid::from_u128(10));
     for (unflushed, boot, lost) in

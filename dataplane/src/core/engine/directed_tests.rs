@@ -230,6 +230,63 @@ fn a_write_that_failed_while_a_member_has_it_is_not_passed_by_the_next() {
 }
 
 #[test]
+fn a_write_that_failed_is_not_read_from_those_left_before_their_view_counts() {
+    let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+    rig.engine.config.read_lease = Duration::from_secs(3600);
+    rig.disconnect(2);
+    rig.gone(2);
+    rig.answer_all(&[1]);
+    // The one that is left has it, and another engine may begin with the one that has it not.
+    let write = rig.write(0);
+    for _ in 0..302 {
+        rig.answer_all(&[1]);
+        rig.after(1);
+    }
+    assert_eq!(rig.completed, [(write, Outcome::Failed(Failure::Unavailable))]);
+    rig.answer_all(&[1]);
+    rig.engine.submit(Request::Read, 0, 4096, rig.now).unwrap();
+    rig.collect();
+    assert_eq!(rig.sent(1, Kind::Read), 0, "what it would see might go back");
+    rig.store();
+    assert_eq!((rig.engine.members, rig.sent(1, Kind::Read)), (0b01, 1));
+}
+
+#[test]
+fn one_that_was_to_be_added_and_left_again_counts_until_a_later_view_does() {
+    let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+    rig.disconnect(2);
+    rig.gone(2);
+    rig.answer_all(&[1]);
+    rig.store();
+    rig.connect(2);
+    for _ in 0..30 {
+        rig.answer_all(&[1, 2]);
+        if rig.engine.required() == 0b11 {
+            break;
+        }
+        rig.after(1);
+    }
+    assert_eq!((rig.engine.members, rig.engine.required(), rig.asks.len()), (0b01, 0b11, 1));
+    // Both have persisted that it is a member; the registry is away, and so is now that one.
+    rig.disconnect(2);
+    rig.gone(2);
+    for _ in 0..7 {
+        rig.answer_all(&[1]);
+        rig.after(1);
+    }
+    assert_eq!((rig.engine.required(), rig.engine.possible()), (0b01, 0b11));
+    assert!(!rig.engine.may_read(rig.now), "an engine that began with it may serve by now");
+    rig.engine.differ(0, 4096);
+    assert!(rig.engine.unrepaired.contains(0), "it may have less than the one that is left");
+    // The record has the view with it, and then the one without.
+    rig.store();
+    rig.store();
+    rig.answer_all(&[1]);
+    assert_eq!((rig.engine.members, rig.engine.possible()), (0b01, 0b01));
+    assert!(rig.engine.may_read(rig.now));
+}
+
+#[test]
 fn what_is_left_to_compare_ends_with_the_second_to_last_member() {
     let mut rig = Rig::serving(2, 400_000 * REGION_BYTES, false);
     assert_eq!(rig.engine.unrepaired.count(), 400_000);

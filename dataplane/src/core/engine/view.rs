@@ -119,6 +119,8 @@ pub(super) struct Telling {
 pub(super) struct Proposal {
     pub(super) view: View,
     pub(super) members: Mask,
+    /// Its members, and those of the proposals before it that never counted.
+    pub(super) named: Mask,
     /// The configured set under this view.
     pub(super) configured: ReplicaSet,
     /// The history under this view, where it begins a new one.
@@ -395,9 +397,11 @@ impl Engine {
             needs_registry,
         };
         let mask = self.mask_of(&members);
+        let named = self.proposal.as_ref().map_or(0, |before| before.named) | mask;
         self.proposal = Some(Proposal {
             view,
             members: mask,
+            named,
             configured,
             lineage,
             reason,
