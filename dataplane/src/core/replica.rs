@@ -166,13 +166,15 @@ impl Replica {
     #[must_use]
     pub fn new(meta: Meta, boot: BootId) -> Self {
         let clean = !meta.unflushed;
+        // A process before this one may have failed a flush since it was last told to begin anew: nothing says when.
+        let failed_while_syncing = meta.syncing && !meta.failed.is_empty();
         Self {
             meta,
             boot,
             session: 0,
             flush_sequence: 0,
             clean,
-            failed_while_syncing: false,
+            failed_while_syncing,
             doubtful: false,
             work: VecDeque::new(),
             state: State::Idle,
@@ -436,7 +438,7 @@ impl Replica {
         if !same_history || (member && update.syncing) || !follows(&update.view, &meta.view) {
             return Err(Status::Invalid);
         }
-        if member && meta.syncing && self.failed_while_syncing {
+        if member && meta.syncing && self.failed_while_syncing && !update.new_history {
             return Err(Status::Failed);
         }
         // Only what has been filled and made a member is as good as the others again; neither a removal nor a view

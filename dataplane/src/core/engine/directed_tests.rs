@@ -488,3 +488,103 @@ fn suspended_io_fails_after_its_time_while_the_engine_lives_and_goes_on_when_mem
     assert!(matches!(rig.completed[..], [(_, Outcome::Done)]), "{:?}", rig.completed);
     assert_ne!(rig.engine.report(rig.now).state, EngineState::Suspended);
 }
+
+impl Rig {
+    fn flush(&mut self) -> OpId {
+        let op = self.engine.submit(Request::Flush, 0, 0, self.now).unwrap();
+        self.collect();
+        op
+    }
+
+    /// It is back, and its node has restarted.
+    fn connect_rebooted(&mut self, replica: u32) {
+        self.session += 1;
+        let welcome = start_tests::welcome(self.engine.registry.status.view);
+        let welcome = Welcome { size_bytes: self.size, cache_lost: true, ..welcome };
+        let (generation, boot) = (self.engine.generation(), BootId(uuid::Uuid::from_u128(2)));
+        self.engine.connected(ReplicaId(replica), self.session, generation, welcome, boot, self.now);
+        self.collect();
+    }
+
+    /// The first replica alone is a member; the second one was filled, and a view with it is proposed.
+    fn adding_the_second() -> Self {
+        let mut rig = Self::serving(2, REGION_BYTES, true);
+        rig.disconnect(2);
+        rig.gone(2);
+        rig.answer_all(&[1]);
+        rig.store();
+        assert_eq!(rig.engine.members, 0b01);
+        rig.write(0);
+        rig.answer_all(&[1]);
+        rig.connect(2);
+        for _ in 0..200 {
+            if rig.engine.proposal.is_some() {
+                return rig;
+            }
+            match rig.frames.first().copied() {
+                Some((id, _, header)) => rig.answer(id, header.kind, Status::Ok),
+                None => rig.after(1),
+            }
+        }
+        panic!("it is never proposed to be added: {:?}", rig.frames);
+    }
+}
+
+#[test]
+fn the_last_member_that_lost_its_cache_ends_the_engine_also_while_another_is_being_added() {
+    let mut rig = Rig::adding_the_second();
+    rig.disconnect(1);
+    rig.connect_rebooted(1);
+    assert_eq!(rig.engine.phase, view::Phase::Ended, "{:?}", rig.engine.peers);
+}
+
+#[test]
+fn a_flush_that_only_the_one_being_added_has_waits_for_its_view() {
+    for becomes_a_member in [true, false] {
+        let mut rig = Rig::adding_the_second();
+        let flush = rig.flush();
+        rig.answer(2, Kind::Flush, Status::Ok);
+        rig.answer(1, Kind::Flush, Status::Failed);
+        assert!(rig.engine.peers[0].failed.is_none(), "{:?}", rig.engine.peers[0]);
+        rig.answer(1, Kind::PersistView, Status::Ok);
+        assert!(!rig.completed.iter().any(|(op, _)| *op == flush), "nothing counts yet");
+        if becomes_a_member {
+            rig.answer(2, Kind::PersistView, Status::Ok);
+            rig.store();
+            assert_eq!(rig.engine.members, 0b11);
+            assert!(!rig.completed.iter().any(|(op, _)| *op == flush), "the first has not left yet");
+            rig.answer_all(&[2]);
+            rig.store();
+            assert_eq!(rig.engine.members, 0b10);
+            assert!(rig.completed.contains(&(flush, Outcome::Done)), "{:?}", rig.completed);
+        } else {
+            rig.answer(2, Kind::PersistView, Status::Failed);
+            rig.answer_all(&[1]);
+            rig.store();
+            assert_eq!(rig.engine.members, 0b01);
+            let failed = (flush, Outcome::Failed(Failure::Io));
+            assert!(rig.completed.contains(&failed), "{:?}", rig.completed);
+        }
+    }
+}
+
+#[test]
+fn what_a_lost_cache_acknowledged_does_not_make_the_other_member_leave() {
+    let mut rig = Rig::serving(2, REGION_BYTES, true);
+    rig.write(0);
+    rig.answer_all(&[1, 2]);
+    let flush = rig.flush();
+    rig.answer(2, Kind::Flush, Status::Ok);
+    rig.disconnect(2);
+    rig.disconnect(1);
+    rig.gone(2);
+    rig.gone(1);
+    rig.connect_rebooted(2);
+    rig.connect(1);
+    rig.answer(1, Kind::Flush, Status::Failed);
+    assert!(rig.completed.contains(&(flush, Outcome::Failed(Failure::Io))), "{:?}", rig.completed);
+    rig.after(2);
+    rig.answer_all(&[1]);
+    rig.store();
+    assert_eq!(rig.engine.members, 0b01);
+}

@@ -225,8 +225,10 @@ impl Engine {
         if rebooted || (broken && !alone) {
             let reason = if rebooted { "its node restarted before a flush" } else { "a flush failed on it" };
             self.peers[slot].lost = rebooted;
-            if slots(self.required()).all(|member| self.peers[member].lost) {
-                // Consumers believe in writes that are in no cache any more.
+            let sure = self.required() & !self.unsure_target();
+            if slots(sure).all(|member| self.peers[member].lost) {
+                // Consumers believe in writes that are in no cache any more. (What one has that is not known to be a
+                // member does not count: no view follows with it alone.)
                 self.end(Ending::CacheLost, now);
                 return;
             }
