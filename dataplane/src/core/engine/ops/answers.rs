@@ -223,6 +223,11 @@ impl Engine {
         let (failed, ok, status) = (op.failed & required, op.ok & required, op.status);
         if failed != 0 && ok != 0 && ok & !self.unsure_target() == 0 {
             // Only one has it that may yet refuse to be a member: who leaves is known once its view counts, or another.
+            // (Where the client's time is over before that, nobody leaves for it.)
+            if self.ops.get(id).mutates() {
+                let (offset, len) = self.ops.get(id).cover();
+                self.differ(offset, len);
+            }
             return self.acknowledge(id, now);
         }
         if failed != 0 && ok != 0 {
