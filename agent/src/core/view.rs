@@ -163,6 +163,8 @@ impl Viewer<'_> {
                 .filter(|r| r.total_bytes > 0)
                 .map(|r| pb::Progress { done_bytes: r.done_bytes, total_bytes: r.total_bytes }),
             reason: reason.filter(|reason| !reason.is_empty()),
+            copied_bytes: seen.map_or(0, |r| r.copied_bytes),
+            compared_bytes: seen.map_or(0, |r| r.compared_bytes),
         }
     }
 

@@ -45,6 +45,8 @@ impl Facts {
                     reason: replica.reason.clone(),
                     done_bytes: replica.done_bytes,
                     total_bytes: replica.total_bytes,
+                    copied_bytes: replica.copied_bytes,
+                    compared_bytes: replica.compared_bytes,
                 })
                 .collect(),
             clients: u32::try_from(self.clients).unwrap_or(u32::MAX),

@@ -55,6 +55,10 @@ pub struct ReplicaReport {
     pub done_bytes: u64,
     /// Of the filling, as far as is known.
     pub total_bytes: u64,
+    /// Sent to it by fillings, since this engine began.
+    pub copied_bytes: u64,
+    /// Found equal by fillings, and not sent.
+    pub compared_bytes: u64,
 }
 
 /// The whole.
@@ -139,7 +143,16 @@ impl Engine {
             Some(_) | None => (0, 0),
         };
         let reason = peer.absent.clone().unwrap_or_else(|| peer.reason.clone());
-        ReplicaReport { id: peer.id, mode, reason, done_bytes, total_bytes }
+        let moved = self.fill.moved.get(&peer.id).copied().unwrap_or_default();
+        ReplicaReport {
+            id: peer.id,
+            mode,
+            reason,
+            done_bytes,
+            total_bytes,
+            copied_bytes: moved.copied_bytes,
+            compared_bytes: moved.compared_bytes,
+        }
     }
 
     fn waiting_for(&self, now: Now) -> String {

@@ -31,7 +31,9 @@ impl Engine {
         match (equal, op.work) {
             (false, _) => self.ask_source(id),
             (true, Work::Copy { target, .. }) => {
-                self.fill.copied(target, self.ops.get(id).offset / REGION_BYTES);
+                let (offset, len) = (self.ops.get(id).offset, self.ops.get(id).len);
+                self.fill.moved.entry(self.peers[target].id).or_default().compared_bytes += len;
+                self.fill.copied(target, offset / REGION_BYTES);
                 self.end_own(id, now);
             }
             (true, _) => self.repaired(id, now),
@@ -102,11 +104,12 @@ impl Engine {
 
     pub(super) fn copied(&mut self, id: u32, now: Now) {
         let op = self.ops.get(id);
-        let (region, status) = (op.offset / REGION_BYTES, op.status);
+        let (region, len, status) = (op.offset / REGION_BYTES, op.len, op.status);
         if let Work::Copy { target, .. } = op.work {
             if op.failed != 0 {
                 self.give_up_target(target, format!("a copy could not be written: {status:?}"), now);
             } else if op.ok & bit(target) != 0 {
+                self.fill.moved.entry(self.peers[target].id).or_default().copied_bytes += len;
                 self.fill.copied(target, region);
             }
         }
