@@ -3,15 +3,18 @@
 //! quoting.
 //!
 //! [`case`] says what is run, [`leg`] on what, [`fio`] runs one job, [`cpu`] accounts for the servers' time,
-//! [`report`] turns the samples into tables and JSON, [`runner`] ties them together.
+//! [`report`] turns the samples into tables and JSON, [`runner`] ties them together. [`recovery`] is another runner: what
+//! happens when something dies.
 #![forbid(unsafe_code)]
 
+pub mod binary;
 pub mod case;
 pub mod cpu;
 pub mod fio;
 pub mod leg;
 pub mod machine;
 pub mod process;
+pub mod recovery;
 pub mod report;
 pub mod runner;
 pub mod stats;

@@ -51,6 +51,25 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// For people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!(
+            "Machine: {} x{}, {}, Linux {}, data on {}\nVersions: {}; {}; sources {}\nLoad before: {}",
+            self.processor,
+            self.processors,
+            self.memory,
+            self.kernel,
+            self.file_system,
+            self.holdfast,
+            self.fio,
+            self.commit,
+            self.load_before,
+        )
+    }
+}
+
 fn whole(path: &str) -> String {
     std::fs::read_to_string(path).map_or_else(|error| error.to_string(), |text| text.trim().to_owned())
 }

@@ -1,12 +1,12 @@
 //! `cargo run --release -p holdfast-benches -- [OPTIONS]`: the paired macro benchmark.
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Parser;
+use holdfast_benches::binary::{built_holdfast, profile_dir};
 use holdfast_benches::case;
 use holdfast_benches::leg::{LEGS, Leg, QemuAio, QuorumRead, Setup};
 use holdfast_benches::runner::{self, Plan};
@@ -60,33 +60,6 @@ const EXAMPLES: &str = "Examples:
   holdfast-benches --quick
   holdfast-benches --rounds 7 --seconds 10 --json results.json
   holdfast-benches --only randwrite,writeflush --legs holdfast-3,qemu-quorum-3";
-
-/// The directory of this program: `target/PROFILE`.
-fn profile_dir() -> Result<PathBuf> {
-    let program = std::env::current_exe().context("failed to find this program")?;
-    Ok(program.parent().context("failed to find this program's directory")?.to_owned())
-}
-
-/// The `holdfast` beside this program. Where cargo runs this, it is built first: a stale binary would be measured
-/// without anybody noticing.
-fn built_holdfast() -> Result<PathBuf> {
-    let dir = profile_dir()?;
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let mut build = Command::new(cargo);
-        build.args(["build", "--locked", "--quiet", "-p", "holdfast"]);
-        build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-        if dir.file_name().is_some_and(|profile| profile == "release") {
-            build.arg("--release");
-        } else {
-            eprintln!("warning: this is not a release build; its figures mean nothing");
-        }
-        let status = build.status().context("failed to start cargo")?;
-        if !status.success() {
-            bail!("failed to build holdfast ({status})");
-        }
-    }
-    Ok(dir.join("holdfast"))
-}
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();

@@ -136,6 +136,11 @@ impl Replica {
     pub fn data_dir(&self) -> PathBuf {
         PathBuf::from(text(&self.0, "data_dir"))
     }
+    /// What fillings have sent to it since its engine began.
+    #[must_use]
+    pub fn copied_bytes(&self) -> u64 {
+        number(&self.0, "copied_bytes")
+    }
 }
 
 impl Instance {

@@ -34,11 +34,13 @@ fn check_volume_shape(volume: &Value) {
         volume,
         &["id", "name", "size_bytes", "state", "generation", "epoch", "endpoint", "engine", "replicas"],
     );
+    assert!(volume["unrepaired_bytes"].is_u64());
     assert!(is_uuid(&volume["id"]) && volume["name"].is_string() && volume["size_bytes"].is_u64());
     assert!(volume["generation"].is_u64() && volume["epoch"].is_u64());
     assert!(STATES.iter().any(|s| volume["state"] == *s), "{volume}");
     for replica in volume["replicas"].as_array().unwrap() {
         has_keys(replica, &["id", "node", "mode", "instance", "pid", "address", "data_dir", "progress"]);
+        assert!(replica["copied_bytes"].is_u64() && replica["compared_bytes"].is_u64());
         assert!(MODES.iter().any(|m| replica["mode"] == *m), "{replica}");
         assert!(Path::new(replica["data_dir"].as_str().unwrap()).is_absolute());
         if !replica["progress"].is_null() {

@@ -217,7 +217,7 @@ fn full_disks_under_all_replicas_answer_an_error_and_remove_nobody() {
 }
 
 #[test]
-fn a_missing_replica_directory_is_absent_and_comes_back_by_a_rebuild() {
+fn a_missing_replica_directory_is_absent_and_gets_what_it_missed_when_it_is_back() {
     let cluster = Cluster::with_volume("64MiB", 3);
     qemu_io(&cluster.uri("demo"), &["write -P 0x31 0 16M", "flush"]);
     let dir = cluster.volume("demo").replica("r2").data_dir();
@@ -235,6 +235,11 @@ fn a_missing_replica_directory_is_absent_and_comes_back_by_a_rebuild() {
     qemu_io(&uri, &["read -P 0x31 0 16M", "write -P 0x32 4M 4M", "flush"]);
     std::fs::rename(&away, &dir).unwrap();
     cluster.wait_healthy("demo");
+    // The 4 MiB that it lacks, and not the 16 MiB that there are.
+    cluster.wait_volume("demo", "what was copied is told", |volume| {
+        let copied = volume.replica("r2").copied_bytes();
+        check((4 * MIB..16 * MIB).contains(&copied), || format!("{copied} bytes were copied"))
+    });
     qemu_io(&uri, &["read -P 0x31 0 4M", "read -P 0x32 4M 4M", "read -P 0x31 8M 8M"]);
     cluster.assert_images_equal("demo");
 }

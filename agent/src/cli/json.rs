@@ -19,6 +19,8 @@ pub(super) struct Volume<'a> {
     endpoint: Option<&'a str>,
     engine: Option<Engine<'a>>,
     replicas: Vec<Replica<'a>>,
+    /// Still to be made equal after an unclean end.
+    unrepaired_bytes: u64,
     /// Why, where the state needs a reason.
     reason: Option<&'a str>,
 }
@@ -41,6 +43,8 @@ struct Replica<'a> {
     address: Option<&'a str>,
     data_dir: &'a str,
     progress: Option<Progress>,
+    copied_bytes: u64,
+    compared_bytes: u64,
     /// Why, where the mode needs a reason.
     reason: Option<&'a str>,
 }
@@ -76,6 +80,7 @@ impl<'a> From<&'a pb::VolumeInfo> for Volume<'a> {
                 node: &engine.node,
             }),
             replicas: volume.replicas.iter().map(Replica::from).collect(),
+            unrepaired_bytes: volume.unrepaired_bytes,
             reason: volume.reason.as_deref().and_then(filled),
         }
     }
@@ -97,6 +102,8 @@ impl<'a> From<&'a pb::VolumeReplicaInfo> for Replica<'a> {
                 bytes_per_second: p.bytes_per_second,
                 remaining_s: p.remaining_s,
             }),
+            copied_bytes: replica.copied_bytes,
+            compared_bytes: replica.compared_bytes,
             reason: replica.reason.as_deref().and_then(filled),
         }
     }

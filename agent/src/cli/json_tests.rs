@@ -39,6 +39,8 @@ fn volume() -> pb::VolumeInfo {
                     remaining_s: Some(4),
                 }),
                 reason: Some("was away".into()),
+                copied_bytes: 3,
+                compared_bytes: 4,
             },
             pb::VolumeReplicaInfo {
                 id: "r2".into(),
@@ -48,6 +50,7 @@ fn volume() -> pb::VolumeInfo {
                 ..Default::default()
             },
         ],
+        unrepaired_bytes: 5,
         ..Default::default()
     }
 }
@@ -83,11 +86,12 @@ fn volume_show() {
         "replicas": [
             {"id": "r1", "node": "n1", "mode": "rebuilding", "instance": "demo.r1", "pid": 42,
              "address": "[::1]:20001", "data_dir": "/var/lib/holdfast/replicas/demo.r1",
-             "progress": {"done_bytes": 1, "total_bytes": 2, "bytes_per_second": 3, "remaining_s": 4}, "reason": "was away"},
+             "progress": {"done_bytes": 1, "total_bytes": 2, "bytes_per_second": 3, "remaining_s": 4},
+             "copied_bytes": 3, "compared_bytes": 4, "reason": "was away"},
             {"id": "r2", "node": "n1", "mode": "absent", "instance": null, "pid": null, "address": null,
-             "data_dir": "/d/r2", "progress": null, "reason": null}
+             "data_dir": "/d/r2", "progress": null, "copied_bytes": 0, "compared_bytes": 0, "reason": null}
         ],
-        "reason": null
+        "unrepaired_bytes": 5, "reason": null
     });
     assert_eq!(value(&Volume::from(&volume())), golden);
 }
@@ -98,7 +102,7 @@ fn a_detached_volume_has_nulls_and_every_name() {
     let got = value(&Volume::from(&detached));
     assert_eq!(got["engine"], Value::Null);
     assert_eq!(got["endpoint"], Value::Null);
-    assert_eq!(got.as_object().unwrap().len(), 10);
+    assert_eq!(got.as_object().unwrap().len(), 11);
 }
 
 #[test]

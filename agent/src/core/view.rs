@@ -172,6 +172,8 @@ impl Viewer<'_> {
                 remaining_s: r.remaining_s,
             }),
             reason,
+            copied_bytes: seen.map_or(0, |r| r.copied_bytes),
+            compared_bytes: seen.map_or(0, |r| r.compared_bytes),
         }
     }
 

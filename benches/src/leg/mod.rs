@@ -157,7 +157,7 @@ fn sparse_file(path: &Path, size_mib: u64) -> Result<()> {
         .with_context(|| format!("failed to create {}", path.display()))
 }
 
-const TARGET_NBD: &str = include_str!("../../fio/target-nbd.fio");
+pub(crate) const TARGET_NBD: &str = include_str!("../../fio/target-nbd.fio");
 
 /// `command` as a person would type it.
 fn typed(command: &std::process::Command) -> String {

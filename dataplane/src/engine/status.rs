@@ -47,6 +47,8 @@ impl Facts {
                     total_bytes: replica.total_bytes,
                     bytes_per_second: replica.rate.bytes_per_second,
                     remaining_s: replica.rate.remaining.map(|left| left.as_secs()),
+                    copied_bytes: replica.copied_bytes,
+                    compared_bytes: replica.compared_bytes,
                 })
                 .collect(),
             clients: u32::try_from(self.clients).unwrap_or(u32::MAX),
@@ -184,6 +186,8 @@ mod tests {
                 done_bytes: 0,
                 total_bytes: 0,
                 rate: Progress::default(),
+                copied_bytes: 0,
+                compared_bytes: 0,
             };
             report.replicas.push(replica);
             report

@@ -5,8 +5,10 @@
 //! in it) or after it (and wins). What was copied and flushed is taken out of the members' dirty maps now and then, so
 //! that whoever is interrupted goes on from there.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use holdfast_proto::ids::ReplicaId;
 use holdfast_proto::record::ReplicaSet;
 
 use super::maps::{Learn, Purpose};
@@ -90,6 +92,15 @@ pub(super) struct HandedOver {
     pub(super) lacks: RegionMap,
 }
 
+/// What filling a replica has cost so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Moved {
+    /// Sent to it.
+    pub(super) copied_bytes: u64,
+    /// Found equal by checksum, and not sent.
+    pub(super) compared_bytes: u64,
+}
+
 /// What is going on in the background.
 #[derive(Debug)]
 pub(super) struct Fill {
@@ -105,6 +116,8 @@ pub(super) struct Fill {
     pub(super) learn: Option<Learn>,
     copies: usize,
     target: Option<Target>,
+    /// Since this engine began.
+    pub(super) moved: BTreeMap<ReplicaId, Moved>,
     retry_at: [Now; 8],
     failures: [u32; 8],
     /// Something is being begun; whatever ends at once meanwhile only says that there is more to begin.
@@ -126,6 +139,7 @@ impl Fill {
             learn: None,
             copies: 0,
             target: None,
+            moved: BTreeMap::new(),
             retry_at: [Duration::ZERO; 8],
             failures: [0; 8],
             beginning: false,
@@ -149,7 +163,7 @@ impl Fill {
         }
     }
     /// So many bytes of the copy or repair that is ending were sent.
-    pub(super) fn moved(&mut self, bytes: u64) {
+    pub(super) fn sent(&mut self, bytes: u64) {
         self.moved_bytes = bytes;
     }
     /// An operation of this kind was begun.

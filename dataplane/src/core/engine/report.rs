@@ -59,6 +59,10 @@ pub struct ReplicaReport {
     pub total_bytes: u64,
     /// The filling's rate lately, and how long the rest takes at that rate.
     pub rate: Progress,
+    /// Sent to it by fillings, since this engine began.
+    pub copied_bytes: u64,
+    /// Found equal by fillings, and not sent.
+    pub compared_bytes: u64,
 }
 
 /// The whole.
@@ -160,7 +164,17 @@ impl Engine {
             peer.absent.clone().or_else(|| Some(peer.reason.clone()).filter(|reason| !reason.is_empty()));
         let silent = || quiet.then(|| format!("it has not answered for over {} s", SUSPECT_AFTER.as_secs()));
         let reason = told.or_else(silent).or(slow).unwrap_or_default();
-        ReplicaReport { id: peer.id, mode, reason, done_bytes, total_bytes, rate }
+        let moved = self.fill.moved.get(&peer.id).copied().unwrap_or_default();
+        ReplicaReport {
+            id: peer.id,
+            mode,
+            reason,
+            done_bytes,
+            total_bytes,
+            rate,
+            copied_bytes: moved.copied_bytes,
+            compared_bytes: moved.compared_bytes,
+        }
     }
 
     fn waiting_for(&self, now: Now) -> String {

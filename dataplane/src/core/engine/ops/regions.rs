@@ -38,7 +38,9 @@ impl Engine {
         match (equal, op.work) {
             (false, _) => self.ask_source(id),
             (true, Work::Copy { target, .. }) => {
-                self.fill.copied(target, self.ops.get(id).offset / REGION_BYTES);
+                let (offset, len) = (self.ops.get(id).offset, self.ops.get(id).len);
+                self.fill.moved.entry(self.peers[target].id).or_default().compared_bytes += len;
+                self.fill.copied(target, offset / REGION_BYTES);
                 self.end_own(id, now);
             }
             (true, _) => self.repaired(id, now),
@@ -111,7 +113,7 @@ impl Engine {
         if self.ops.get(id).stage == Stage::Spread {
             // What was given to them is in their caches only: until a flush they can lose it with their node.
             self.writes_done += 1;
-            self.fill.moved(self.ops.get(id).len);
+            self.fill.sent(self.ops.get(id).len);
         }
         self.mark_repaired(self.ops.get(id).offset / REGION_BYTES);
         self.end_own(id, now);
@@ -119,12 +121,13 @@ impl Engine {
 
     pub(super) fn copied(&mut self, id: u32, now: Now) {
         let op = self.ops.get(id);
-        let (region, status) = (op.offset / REGION_BYTES, op.status);
+        let (region, len, status) = (op.offset / REGION_BYTES, op.len, op.status);
         if let Work::Copy { target, .. } = op.work {
             if op.failed != 0 {
                 self.give_up_target(target, format!("a copy could not be written: {status:?}"), now);
             } else if op.ok & bit(target) != 0 {
-                self.fill.moved(op.len);
+                self.fill.sent(op.len);
+                self.fill.moved.entry(self.peers[target].id).or_default().copied_bytes += len;
                 self.fill.copied(target, region);
             }
         }
