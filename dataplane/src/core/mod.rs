@@ -3,7 +3,10 @@
 
 pub mod engine;
 pub mod flush;
+#[cfg(test)]
+mod model;
 pub mod range_lock;
 pub mod region_map;
 pub mod replica;
+mod rules;
 pub mod start;

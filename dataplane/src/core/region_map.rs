@@ -4,6 +4,7 @@ use crate::units::{REGION_BYTES, to_u64, to_usize};
 
 /// Which regions of a volume something is still to be done for.
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(test, derive(Hash))]
 pub struct RegionMap {
     words: Vec<u64>,
     regions: u64,

@@ -1,9 +1,10 @@
 //! May an engine start, and with which members? Pure, from what it fenced and what the registry says.
 //! The rules and why each is needed: `docs/replication.md`.
 
-use holdfast_proto::ids::ReplicaId;
+use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
 
+use super::rules::{Rule, kept};
 use crate::wire::handshake::Welcome;
 
 /// More than half of `configured` replicas.
@@ -59,7 +60,7 @@ pub fn decide(
         .iter()
         .map(|(_, welcome)| welcome.view)
         .chain([record.view])
-        .max_by_key(View::order)
+        .max_by_key(order)
         .unwrap_or(record.view);
     let present = newest.members.intersection(&here);
     if present.is_empty() {
@@ -68,14 +69,15 @@ pub fn decide(
             format!("the newest view known is {newest}, and none of its members is here"),
         );
     }
-    let gone_back = fenced.iter().any(|(_, w)| w.incarnation != record.incarnation || w.revision > version);
+    let heard_more = |w: &Welcome| w.incarnation != record.incarnation || w.revision > version;
+    let gone_back = kept(Rule::WentBackNeedsAll) && fenced.iter().any(|(_, w)| heard_more(w));
     let all_here = away.is_empty();
     let allowed = match registry {
         RegistryState::Unreachable => {
-            if !all_here {
+            if !all_here && kept(Rule::AwayNeedsAll) {
                 return wait(away, "the registry cannot be reached, so every replica is needed".to_owned());
             }
-            if newest.needs_registry {
+            if newest.needs_registry && kept(Rule::Flag) {
                 return wait(
                     ReplicaSet::new(),
                     format!("view {newest} can only be followed with the registry"),
@@ -96,7 +98,7 @@ pub fn decide(
         RegistryState::Attached => {
             let minority =
                 record.view.members.len() < maj && !record.view.members.intersection(&here).is_empty();
-            here.len() > count - maj || minority
+            here.len() > count - maj || minority || !kept(Rule::StartQuorum)
         }
     };
     if !allowed {
@@ -106,6 +108,11 @@ pub fn decide(
         );
     }
     Decision::Start { newest, members: usable(present, fenced), reseed: gone_back }
+}
+
+/// What tells which of two views is the newer one.
+fn order(view: &View) -> (Generation, Epoch) {
+    if kept(Rule::GenerationOrders) { view.order() } else { (Generation(0), view.epoch) }
 }
 
 fn wait(missing: ReplicaSet, why: String) -> Decision {
@@ -120,8 +127,8 @@ fn usable(present: ReplicaSet, fenced: &[(ReplicaId, &Welcome)]) -> ReplicaSet {
     let pick = |wanted: &dyn Fn(&Welcome) -> bool| -> ReplicaSet {
         fenced.iter().filter(|(id, w)| present.contains(*id) && wanted(w)).map(|(id, _)| *id).collect()
     };
-    let sound = |w: &Welcome| w.failed.is_empty() && !w.syncing;
-    [pick(&|w| sound(w) && !w.cache_lost), pick(&sound)]
+    let sound = |w: &Welcome| w.failed.is_empty() && (!w.syncing || !kept(Rule::SyncingLeftOut));
+    [pick(&|w| sound(w) && (!w.cache_lost || !kept(Rule::LostLeftOut))), pick(&sound)]
         .into_iter()
         .find(|set| !set.is_empty())
         .unwrap_or(present)
@@ -130,7 +137,7 @@ fn usable(present: ReplicaSet, fenced: &[(ReplicaId, &Welcome)]) -> ReplicaSet {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use holdfast_proto::ids::{Epoch, Generation, Incarnation, InstanceUuid, Lineage};
+    use holdfast_proto::ids::{Incarnation, InstanceUuid, Lineage};
 
     pub(crate) fn set(ids: &[u32]) -> ReplicaSet {
         ids.iter().map(|id| ReplicaId(*id)).collect()

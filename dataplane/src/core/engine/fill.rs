@@ -9,6 +9,7 @@ use super::ops::{Work, scan_window};
 use super::view::Phase;
 use super::{Engine, Mask, Now, bit, slots};
 use crate::core::region_map::RegionMap;
+use crate::core::rules::{Rule, kept};
 use crate::units::REGION_BYTES;
 use crate::wire::payload::Extent;
 
@@ -18,6 +19,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// A walk over the volume that finds out where there is data.
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(test, derive(Hash))]
 struct Walk {
     /// Up to here it is known.
     known_to: u64,
@@ -28,6 +30,7 @@ struct Walk {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Stage {
     /// It persists that it is being filled.
     Marking,
@@ -39,7 +42,7 @@ enum Stage {
     Adding,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Target {
     slot: usize,
     stage: Stage,
@@ -49,7 +52,7 @@ struct Target {
 }
 
 /// What is going on in the background.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Fill {
     volume_bytes: u64,
     repair: Walk,
@@ -76,6 +79,17 @@ impl Fill {
             beginning: false,
             more: false,
         }
+    }
+    /// What the model checker tells states apart by: without what is only reported, and of times only whether they
+    /// have come.
+    #[cfg(test)]
+    pub(super) fn fingerprint(&self, now: Now, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        (self.repair, self.repairs, self.copies, self.beginning, self.more).hash(h);
+        if let Some(target) = &self.target {
+            (target.slot, target.stage, &target.todo, target.walk).hash(h);
+        }
+        self.retry_at.iter().for_each(|at| (*at > now).hash(h));
     }
     /// Members may differ anywhere: first find out where there is data at all.
     pub(super) fn repair_all(&mut self) {
@@ -299,7 +313,7 @@ impl Engine {
             target.walk.known_to = known;
             let mut holes = holes.into_iter().peekable();
             for region in offset / REGION_BYTES..known.div_ceil(REGION_BYTES) {
-                if holes.next_if_eq(&region).is_none() {
+                if holes.next_if_eq(&region).is_none() && kept(Rule::FilledFirst) {
                     target.todo.insert(region);
                 }
             }

@@ -17,6 +17,8 @@ mod directed_tests;
 mod fill;
 mod ops;
 mod peers;
+#[cfg(test)]
+mod print;
 mod report;
 mod tag;
 #[cfg(test)]
@@ -88,6 +90,7 @@ impl Config {
 
 /// What a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub enum Request {
     /// At most one region; the shell's buffer for the operation receives the covering blocks.
     Read,
@@ -312,7 +315,7 @@ fn slots(mask: Mask) -> impl Iterator<Item = usize> {
 }
 
 /// The state machine. See the module's documentation for the calling order.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Engine {
     config: Config,
     peers: Vec<Peer>,

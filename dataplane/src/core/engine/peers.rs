@@ -7,6 +7,7 @@ use holdfast_proto::ids::{BootId, Generation, ReplicaId};
 use super::tag::Tag;
 use super::view::Phase;
 use super::{Action, Body, ConnectFailure, Ending, Engine, Now, bit, slots};
+use crate::core::rules::{Rule, kept};
 use crate::wire::handshake::Welcome;
 use crate::wire::header::{Header, Kind, Status};
 
@@ -30,7 +31,7 @@ pub(super) enum Link {
 }
 
 /// One configured replica.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Peer {
     pub(super) id: ReplicaId,
     /// Somebody said where it is.
@@ -72,6 +73,25 @@ impl Peer {
             failed: None,
             lost: false,
             reason: String::new(),
+        }
+    }
+    /// What the model checker tells states apart by: numbers that only grow are left out, and of times only whether
+    /// they have come. `deciding`: what it said of itself still matters as a whole.
+    #[cfg(test)]
+    pub(super) fn fingerprint(&self, deciding: bool, now: Now, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        match self.link {
+            Link::Down { retry_at } => (retry_at > now).hash(h),
+            Link::Connecting => h.write_u8(2),
+            Link::Up { .. } => h.write_u8(3),
+        }
+        (self.known, self.local, self.absent.is_some(), self.boot, self.owes).hash(h);
+        (self.failed.is_some(), self.lost, self.welcome.is_some()).hash(h);
+        if let Some(w) = &self.welcome {
+            (w.syncing, w.cache_lost, w.failed.is_empty()).hash(h);
+            if deciding {
+                (w.view, w.incarnation, w.revision).hash(h);
+            }
         }
     }
     fn backoff(&mut self) -> Duration {
@@ -197,7 +217,8 @@ impl Engine {
     fn member_returned(&mut self, slot: usize, former_boot: BootId, now: Now) {
         let peer = &self.peers[slot];
         let unflushed = self.writes_done != self.writes_flushed || self.ops.answered_by(slot);
-        let rebooted = peer.lost || (peer.boot != former_boot && unflushed);
+        let rebooted = (peer.lost && kept(Rule::LostStays))
+            || (peer.boot != former_boot && unflushed && kept(Rule::BootId));
         let broken = peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty());
         let others = self.required() & !bit(slot);
         let alone = slots(others).all(|other| self.peers[other].failed.is_some());

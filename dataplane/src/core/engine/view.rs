@@ -10,6 +10,7 @@ use super::peers::Link;
 use super::tag::Tag;
 use super::{Action, Body, Ending, Engine, Mask, Now, RegistryOutcome, bit, slots};
 use crate::core::region_map::RegionMap;
+use crate::core::rules::{Rule, kept};
 use crate::core::start::{Decision, RegistryState, decide, majority};
 use crate::wire::header::{Header, Kind, Status};
 use crate::wire::payload::ViewUpdate;
@@ -33,7 +34,7 @@ pub(super) enum Phase {
 }
 
 /// The record as last read, and what is being asked of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Registry {
     pub(super) version: u64,
     pub(super) status: VolumeStatus,
@@ -58,6 +59,7 @@ struct Asked {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Purpose {
     Attach,
     /// The proposal of this epoch counts once this is stored.
@@ -83,8 +85,35 @@ impl Registry {
     }
 }
 
+#[cfg(test)]
+impl Registry {
+    /// What the model checker tells states apart by. The number of a question is left out: only the last one counts.
+    pub(super) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        let status = crate::core::model::print::status;
+        status(&self.status, h);
+        (self.version, self.generation, self.was_clean, self.attached, self.refused_with).hash(h);
+        (self.state == RegistryState::Attached).hash(h);
+        let pending = self.pending.as_ref();
+        pending.map(|asked| asked.purpose).hash(h);
+        if let Some(asked) = pending {
+            status(&asked.wish, h);
+        }
+    }
+}
+
+#[cfg(test)]
+impl Proposal {
+    /// What the model checker tells states apart by.
+    pub(super) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        (self.view, self.members, self.reason, self.persisted, self.by_registry).hash(h);
+    }
+}
+
 /// Why a view is proposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Reason {
     Start,
     Remove,
@@ -92,7 +121,7 @@ enum Reason {
 }
 
 /// A view that is on its way to being committed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Proposal {
     view: View,
     pub(super) members: Mask,
@@ -295,15 +324,27 @@ impl Engine {
             }
             // A clean end leaves the record at the newest view. A newer one is of an engine that the record does not
             // know of: it ran without the registry, and nobody knows how it ended.
-            self.registry.was_clean &= newest == self.registry.status.view;
+            self.registry.was_clean &= newest == self.registry.status.view || !kept(Rule::CleanIsNewest);
             self.view = newest;
             self.phase = Phase::Opening;
-            if !self.registry.was_clean {
+            if !self.registry.was_clean && kept(Rule::UncleanCounts) {
                 // The engine before may have left what no flush has covered.
                 self.writes_done += 1;
             }
+            if members == newest.members && !kept(Rule::OwnView) {
+                return self.serve_at_once(newest, now);
+            }
             self.propose(members, Reason::Start, reseed, now);
         }
+    }
+
+    /// What R3 forbids, for the test that shows why.
+    fn serve_at_once(&mut self, newest: View, now: Now) {
+        let members = self.mask_of(&newest.members);
+        let (reason, persisted) = (Reason::Start, members);
+        self.proposal =
+            Some(Proposal { view: newest, members, reason, persisted, by_registry: false, since: now });
+        self.commit(now);
     }
 
     pub(super) fn decision(&self) -> Decision {
@@ -317,9 +358,9 @@ impl Engine {
     fn propose(&mut self, members: ReplicaSet, reason: Reason, by_registry: bool, now: Now) {
         let last = self.proposal.as_ref().map_or(self.view.epoch, |p| p.view.epoch);
         let maj = majority(self.registry.status.configured.len());
-        let minority = members.len() < maj;
-        let record_minority = self.registry.status.view.members.len() < maj;
-        let after_flag = self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
+        let minority = members.len() < maj && kept(Rule::MinorityAsks);
+        let record_minority = kept(Rule::RecordMinority) && self.registry.status.view.members.len() < maj;
+        let after_flag = kept(Rule::Flag) && self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
         let needs_registry = minority || record_minority || after_flag;
         let view = View {
             generation: self.registry.generation,
@@ -482,6 +523,12 @@ impl Engine {
                 self.retry_registry(now);
             }
             return;
+        }
+        if matches!(self.proposal, Some(Proposal { reason: Reason::Add { target }, .. }) if failed == bit(target))
+            && !kept(Rule::AddStays)
+        {
+            self.proposal = None;
+            return self.view_committed(now);
         }
         let members = self.set_of(remain);
         let (reason, by_registry) = match &self.proposal {

@@ -2,6 +2,7 @@
 
 use super::{OWN_BUFFERS_MAX, Stage, Work};
 use crate::core::engine::{Action, Engine, Now, bit, slots};
+use crate::core::rules::{Rule, kept};
 use crate::units::REGION_BYTES;
 
 impl Engine {
@@ -72,7 +73,7 @@ impl Engine {
         if self.ops.get(id).failed != 0 {
             return self.own_failed(id, now);
         }
-        if self.ops.get(id).stage == Stage::Spread {
+        if self.ops.get(id).stage == Stage::Spread && kept(Rule::RepairCounts) {
             // What was given to them is in their caches only: until a flush they can lose it with their node.
             self.writes_done += 1;
         }
