@@ -9,6 +9,13 @@ impl Engine {
     pub(super) fn repair(&mut self, id: u32, now: Now) {
         // With the one that is about to be added: from its proposal on it must hold whatever the others do.
         let members = self.required();
+        if self.members & !members != 0 && kept(Rule::RepairWaits) {
+            // Whoever is about to leave has not left: should that view never count, the next engine may start with it,
+            // and what was read from the others meanwhile would not be read again. `view_committed` goes on.
+            self.ops.get_mut(id).stage = Stage::Held;
+            self.ops.held.push_back(id);
+            return;
+        }
         let region = self.ops.get(id).offset / REGION_BYTES;
         if members.count_ones() < 2 || !self.unrepaired.contains(region) {
             return self.repaired(id, now);
