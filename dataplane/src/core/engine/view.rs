@@ -217,6 +217,12 @@ impl Engine {
         if status == asked.wish {
             return self.stored(asked.purpose, now);
         }
+        let lives_on = asked.purpose == Purpose::Attach || !kept(Rule::SameLife);
+        if status.incarnation != before.incarnation && !lives_on {
+            // Restored from an older copy: it knows nothing of what was committed since, and other engines may have
+            // started from what this one knows nothing of. Only one that attaches now may tell it what is newest.
+            return self.end(Ending::Fenced { by: status.generation }, now);
+        }
         if asked.purpose == Purpose::Attach && !self.registry.attached {
             // Nothing was promised to us yet: whoever came first keeps its number, ours is higher.
             self.registry.was_clean = status.clean;
