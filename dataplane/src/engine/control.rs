@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use holdfast_proto::ids::ReplicaId;
+use holdfast_proto::ids::{InstanceUuid, ReplicaId};
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::VolumeStatus;
 use pb::registry_result_request::Outcome;
@@ -111,7 +111,10 @@ impl Shared {
     // ---- the agent's calls ------------------------------------------------------------------------------------------
 
     async fn begin(shared: &Rc<Self>, config: &pb::EngineConfig, endpoints: Endpoints) -> Result<(), Error> {
-        let settings = Rc::new(Settings::new(config, shared.instance.args.uuid)?);
+        // Promises are to this process: another one of the same instance, started without the registry before or after
+        // it, may have been promised the same generation, and must not pass for it.
+        let engine = InstanceUuid(shared.instance.process.0);
+        let settings = Rc::new(Settings::new(config, engine)?);
         let core = Engine::new(settings.core.clone(), settings.record_version, settings.status.clone());
         let addresses = known_addresses(&endpoints).collect::<BTreeMap<_, _>>();
         let whereabouts = endpoints

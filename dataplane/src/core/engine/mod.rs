@@ -52,7 +52,7 @@ pub type Now = Duration;
 pub struct Config {
     /// The volume's size; whole blocks.
     pub volume_bytes: u64,
-    /// This engine's UUID.
+    /// This engine's UUID: of this process alone, since it is what promises are made to.
     pub engine: InstanceUuid,
     /// A replica that owes answers and gives none for this long has failed.
     pub replica_timeout: Duration,
