@@ -2,6 +2,7 @@
 
 /// One rule of `docs/replication.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "some are rules of the agent or of the replica's shell, which the model checker stands for"))]
 pub(crate) enum Rule {
     /// R1: a start fences enough replicas to meet every majority.
     StartQuorum,
@@ -23,6 +24,8 @@ pub(crate) enum Rule {
     SameLife,
     /// R9: what was not compared is repaired before it is read.
     RepairFirst,
+    /// R9: with all who may be members when it is read again.
+    RepairWaits,
     /// R10: a read waits for writes in flight.
     ReadWaits,
     /// R12: a member whose node restarted with something unflushed leaves.

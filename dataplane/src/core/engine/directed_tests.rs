@@ -281,3 +281,38 @@ fn a_clean_mark_that_is_older_than_the_newest_view_does_not_count() {
     assert_eq!(engine.phase, view::Phase::Opening);
     assert!(engine.writes_done > engine.writes_flushed);
 }
+
+#[test]
+fn a_registry_of_another_life_is_not_told_what_was_known_in_the_last() {
+    let mut rig = Rig::serving(2, REGION_BYTES, true);
+    rig.disconnect(2);
+    rig.gone(2);
+    rig.answer_all(&[1]);
+    let (ask, _, wish) = rig.asks.remove(0);
+    // Restored to what it was when this engine attached: the record still names it.
+    let restored = VolumeStatus {
+        incarnation: Incarnation(uuid::Uuid::from_u128(99)),
+        view: view(0, 0, &[1, 2], false),
+        ..wish
+    };
+    let outcome = RegistryOutcome::Conflict { version: 2, status: Box::new(restored) };
+    rig.engine.registry_result(ask, outcome, rig.now);
+    rig.collect();
+    assert_eq!(rig.engine.phase, view::Phase::Ended);
+    assert!(rig.asks.is_empty());
+}
+
+#[test]
+fn nothing_is_read_unrepaired_while_the_member_that_may_have_more_has_not_left() {
+    let mut rig = Rig::serving(2, REGION_BYTES, false);
+    rig.disconnect(1);
+    rig.gone(1);
+    let read = rig.engine.submit(Request::Read, 0, 4096, rig.now).unwrap();
+    rig.collect();
+    rig.answer_all(&[2]);
+    assert_eq!(rig.asks.len(), 1, "the view without r1 is not committed");
+    assert!(rig.completed.is_empty(), "r1 may have a write that r2 lacks, and be a member again");
+    rig.store();
+    rig.answer_all(&[2]);
+    assert_eq!(rig.completed, [(read, Outcome::Done)]);
+}
