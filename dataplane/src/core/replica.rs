@@ -152,7 +152,8 @@ impl Replica {
     pub(crate) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
         assert!(self.is_idle());
-        let Meta { node: _, volume: _, volume_name: _, replica: _, size_bytes: _, lineage: _, .. } = &self.meta;
+        let Meta { node: _, volume: _, volume_name: _, replica: _, size_bytes: _, lineage: _, .. } =
+            &self.meta;
         (self.meta.promised, self.meta.promised_to, self.meta.view, self.meta.configured).hash(h);
         (self.meta.incarnation, self.meta.revision, self.meta.syncing, self.meta.boot).hash(h);
         (self.meta.unflushed, self.meta.cache_lost, self.meta.failed.is_empty()).hash(h);

@@ -2,7 +2,13 @@
 
 /// One rule of `docs/replication.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "some are rules of the agent or of the replica's shell, which the model checker stands for"))]
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "some are rules of the agent or of the replica's shell, which the model checker stands for"
+    )
+)]
 pub(crate) enum Rule {
     /// R1: a start fences enough replicas to meet every majority.
     StartQuorum,
@@ -52,8 +58,6 @@ pub(crate) enum Rule {
     AckByAll,
     /// A minority needs the registry.
     MinorityAsks,
-    /// A replica that is being filled serves only where there is no other.
-    SyncingLeftOut,
     /// R6: the record is compared as a whole.
     CasWhole,
     /// What an older connection submitted has ended before another is answered.

@@ -127,7 +127,7 @@ fn usable(present: ReplicaSet, fenced: &[(ReplicaId, &Welcome)]) -> ReplicaSet {
     let pick = |wanted: &dyn Fn(&Welcome) -> bool| -> ReplicaSet {
         fenced.iter().filter(|(id, w)| present.contains(*id) && wanted(w)).map(|(id, _)| *id).collect()
     };
-    let sound = |w: &Welcome| w.failed.is_empty() && (!w.syncing || !kept(Rule::SyncingLeftOut));
+    let sound = |w: &Welcome| w.failed.is_empty() && !w.syncing;
     [pick(&|w| sound(w) && (!w.cache_lost || !kept(Rule::LostLeftOut))), pick(&sound)]
         .into_iter()
         .find(|set| !set.is_empty())

@@ -50,9 +50,6 @@ impl Engine {
     pub(crate) fn is_serving(&self) -> bool {
         self.phase == Phase::Serving
     }
-    pub(crate) fn is_fencing(&self) -> bool {
-        matches!(self.phase, Phase::Fencing { .. })
-    }
     /// The members of the committed view.
     pub(crate) fn member_set(&self) -> ReplicaSet {
         self.set_of(self.members)

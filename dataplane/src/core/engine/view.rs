@@ -366,7 +366,8 @@ impl Engine {
         let maj = majority(self.registry.status.configured.len());
         let minority = members.len() < maj && kept(Rule::MinorityAsks);
         let record_minority = kept(Rule::RecordMinority) && self.registry.status.view.members.len() < maj;
-        let after_flag = kept(Rule::Flag) && self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
+        let after_flag =
+            kept(Rule::Flag) && self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
         let needs_registry = minority || record_minority || after_flag;
         let view = View {
             generation: self.registry.generation,

@@ -54,6 +54,8 @@ pub(super) struct Node {
     dirty: bool,
     boot: u8,
     session: u64,
+    /// The highest generation that an engine was told it was promised.
+    told: Generation,
     /// Whose connection it has.
     pub(super) engine: Option<usize>,
     /// Writes of connections that are gone, still on their way to the disk: only where the drain is taken away.
@@ -74,6 +76,7 @@ impl Node {
             dirty: false,
             boot: 1,
             session: 0,
+            told: Generation(0),
             engine: None,
             undrained: Vec::new(),
         }
@@ -81,7 +84,7 @@ impl Node {
 
     pub(super) fn fingerprint(&self, h: &mut impl Hasher) {
         self.core.fingerprint(h);
-        (self.data, self.stable, self.dirty, self.engine).hash(h);
+        (self.data, self.stable, self.dirty, self.engine, self.told).hash(h);
         for frame in &self.undrained {
             (frame.data, frame.header.offset, frame.header.extent).hash(h);
         }
@@ -117,7 +120,11 @@ impl Node {
                     self.core.handle_dropped(0, !self.dirty);
                 }
                 Action::Persist(next) => self.persist(*next)?,
+                Action::Welcome { session, .. } if session.generation < self.told => {
+                    return Err(format!("{} takes an engine after it promised not to", self.meta.replica));
+                }
                 Action::Welcome { welcome, session, .. } => {
+                    self.told = session.generation;
                     self.session = session.number;
                     self.engine = Some(engine);
                     return Ok(Ok(*welcome));
@@ -175,7 +182,8 @@ impl Node {
 
     /// Does what a frame says. A flush is one step: another write during it would count as after it.
     pub(super) fn carry_out(&mut self, frame: &Frame) -> Result<Reply, String> {
-        let mut reply = Reply { header: frame.header.answer(Status::Ok), data: [0; BLOCKS], inline: Vec::new() };
+        let mut reply =
+            Reply { header: frame.header.answer(Status::Ok), data: [0; BLOCKS], inline: Vec::new() };
         let blocks = frame.blocks();
         match frame.header.kind {
             Kind::Write | Kind::Trim | Kind::WriteZeroes => self.write(frame),

@@ -148,7 +148,8 @@ impl Truth {
 
     pub(super) fn expected(&self, block: usize) -> String {
         let b = &self.blocks[block];
-        let list = |set: Values| (0..16).filter(|v| set >> v & 1 == 1).map(|v| v.to_string()).collect::<Vec<_>>();
+        let list =
+            |set: Values| (0..16).filter(|v| set >> v & 1 == 1).map(|v| v.to_string()).collect::<Vec<_>>();
         format!("acknowledged {}, perhaps {}", b.current, list(b.pending).join(" "))
     }
 }

@@ -27,7 +27,7 @@ use crate::core::engine::{
 };
 use crate::core::rules::{Rule, kept};
 use crate::units::BLOCK_BYTES;
-use crate::wire::handshake::{Refused, RefusalKind};
+use crate::wire::handshake::{RefusalKind, Refused};
 
 pub(super) const SIZE: u64 = BLOCKS as u64 * BLOCK_BYTES;
 /// Longer than anything in an engine but what never happens here.
@@ -52,6 +52,8 @@ pub(super) struct Budget {
     pub(super) away: u8,
     /// The registry is restored from an older copy, with a new incarnation.
     pub(super) restores: u8,
+    /// Engines that are asked to end cleanly.
+    pub(super) detaches: u8,
 }
 
 /// What does not change.
@@ -92,6 +94,7 @@ pub(super) enum Step {
     Write(u8),
     Read(u8, u8, u8),
     Flush(u8),
+    Detach(u8),
     Kill(u8),
     /// The node restarts; of what was not flushed, these blocks are gone.
     Reboot(u8, u8),
@@ -141,6 +144,8 @@ pub(super) struct World {
     pub(super) nodes: Vec<Node>,
     engines: Vec<Running>,
     pub(super) record: (u64, VolumeStatus),
+    /// The oldest record that an engine may have read which does not reach the registry now.
+    first: VolumeStatus,
     lives: u8,
     /// Asked, and not carried out yet, by engines that do not wait for it.
     late: Vec<(u64, VolumeStatus)>,
@@ -163,6 +168,7 @@ impl World {
             left,
             nodes,
             engines: Vec::new(),
+            first: status.clone(),
             record: (1, status),
             lives: 1,
             late: Vec::new(),
@@ -265,6 +271,9 @@ impl World {
             if left.writes > 0 {
                 out.push(Step::Write(e));
             }
+            if left.detaches > 0 {
+                out.push(Step::Detach(e));
+            }
             if left.flushes > 0 {
                 out.push(Step::Flush(e));
             }
@@ -337,6 +346,10 @@ impl World {
                 self.left.flushes -= 1;
                 let op = ClientOp::Flush { durable: self.truth.flush_begins() };
                 self.submit(e, Request::Flush, 0, op, [0; BLOCKS])?;
+            }
+            Step::Detach(e) => {
+                self.left.detaches -= 1;
+                self.tell(e, Engine::drain)?;
             }
             Step::Kill(r) => {
                 self.left.kills -= 1;
@@ -467,9 +480,9 @@ impl World {
         if let Link::Up { queue, .. } = std::mem::replace(&mut self.engines[e].links[r], then)
             && !kept(Rule::Drain)
         {
-            self.nodes[r].undrained.extend(queue.into_iter().filter(|f| {
-                f.changes() && f.update.is_none() && f.header.extent > 0
-            }));
+            self.nodes[r].undrained.extend(
+                queue.into_iter().filter(|f| f.changes() && f.update.is_none() && f.header.extent > 0),
+            );
         }
     }
 

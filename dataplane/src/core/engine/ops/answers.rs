@@ -2,8 +2,8 @@
 
 use super::{EDGE_HEAD, EDGE_TAIL, Op, Stage, Work};
 use crate::core::engine::tag::{Part, Tag};
-use crate::core::rules::{Rule, kept};
 use crate::core::engine::{Engine, Failure, Mask, Now, Outcome, PayloadUse, Request, bit, slots};
+use crate::core::rules::{Rule, kept};
 use crate::units::BLOCK_BYTES;
 use crate::wire::header::{FLAG_HOLE, Header, Status};
 use crate::wire::payload::decode_extents;
@@ -168,7 +168,8 @@ impl Engine {
     /// Decides about an operation that went to several: called whenever an answer came or is no longer needed.
     pub(in crate::core::engine) fn settle(&mut self, id: u32, now: Now) {
         let op = self.ops.get(id);
-        if op.pending != 0 && (kept(Rule::AckByAll) || op.ok == 0 || op.stage != Stage::Main || !op.mutates()) {
+        if op.pending != 0 && (kept(Rule::AckByAll) || op.ok == 0 || op.stage != Stage::Main || !op.mutates())
+        {
             return;
         }
         match (op.stage, op.work) {

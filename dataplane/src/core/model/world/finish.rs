@@ -113,14 +113,19 @@ impl World {
     /// was acknowledged. With all of them here, somebody can start.
     fn every_start_is_sound(&self) -> Result<(), String> {
         let welcomes: Vec<Welcome> = self.nodes.iter().map(Node::welcome).collect();
-        let (version, status) = &self.record;
         let all = 1u32 << self.nodes.len();
         for here in 1..all {
-            let fenced: Vec<_> =
-                (0..self.nodes.len()).filter(|r| here >> r & 1 == 1).map(|r| (id_of(r), &welcomes[r])).collect();
+            let fenced: Vec<_> = (0..self.nodes.len())
+                .filter(|r| here >> r & 1 == 1)
+                .map(|r| (id_of(r), &welcomes[r]))
+                .collect();
             for registry in [RegistryState::Attached, RegistryState::Unreachable] {
-                let version = version + u64::from(registry == RegistryState::Attached);
-                let Decision::Start { members, newest, .. } = decide(status, version, registry, &fenced) else {
+                let (status, version) = match registry {
+                    RegistryState::Attached => (&self.record.1, self.record.0 + 1),
+                    RegistryState::Unreachable => (&self.first, 1),
+                };
+                let Decision::Start { members, newest, .. } = decide(status, version, registry, &fenced)
+                else {
                     if here == all - 1 && registry == RegistryState::Attached {
                         return Err("nobody can start although everybody is here".to_owned());
                     }
@@ -154,9 +159,9 @@ impl World {
                 continue;
             }
             let set = engine.member_set();
-            let mut members = set.iter().map(slot).filter(|r| {
-                matches!(&running.links[*r], Link::Up { queue, mute: false } if queue.is_empty())
-            });
+            let mut members = set.iter().map(slot).filter(
+                |r| matches!(&running.links[*r], Link::Up { queue, mute: false } if queue.is_empty()),
+            );
             let first = members.next();
             let differs = members.find(|r| first.is_some_and(|f| self.nodes[f].data != self.nodes[*r].data));
             if let (Some(first), Some(r)) = (first, differs) {
@@ -164,5 +169,27 @@ impl World {
             }
         }
         Ok(())
+    }
+}
+
+// ---- for people ----
+
+impl World {
+    /// What replicas, record and engines are after a step.
+    pub(in crate::core::model) fn summary(&self) -> String {
+        use std::fmt::Write;
+        let mut text = String::new();
+        for (r, node) in self.nodes.iter().enumerate() {
+            let meta = node.core.meta();
+            let marks = if meta.syncing { " syncing" } else { "" };
+            let _ = write!(text, " | {} {} {:?}{marks}", id_of(r), meta.view, node.data);
+        }
+        let (version, status) = &self.record;
+        let _ = write!(text, " | record v{version} g{} {}", status.generation, status.view);
+        for (e, running) in self.engines.iter().enumerate() {
+            let (engine, ended) = (&running.engine, if running.ended { " ended" } else { "" });
+            let _ = write!(text, " | E{e} g{} {}{ended}", engine.generation(), engine.member_set());
+        }
+        text
     }
 }

@@ -1,0 +1,1 @@
+//! Larger bounds, for when there is time.
