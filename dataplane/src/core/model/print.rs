@@ -21,7 +21,8 @@ impl Print {
 
 fn fold(a: u64, b: u64) -> u64 {
     let wide = u128::from(a) * u128::from(b);
-    (wide >> 64) as u64 ^ (wide & u128::from(u64::MAX)) as u64
+    let low = u64::try_from(wide & u128::from(u64::MAX)).unwrap_or_default();
+    (wide >> 64) as u64 ^ low
 }
 
 impl Hasher for Print {
