@@ -5,7 +5,9 @@
 //! caller's task and then only awaited: the records are the truth, and a crash between any two steps is repaired by
 //! the next reconcile. Reads come from the inventory and never wait for a disk.
 
+mod force;
 mod info;
+mod replicas;
 mod roles;
 mod shared;
 mod startup;
@@ -23,6 +25,7 @@ use holdfast_proto::pb::agent as pb;
 use tokio::sync::{broadcast, watch};
 
 use self::shared::{Command, Shared};
+use crate::config::Limits;
 use crate::error::Error;
 
 /// What a node is started with.
@@ -40,20 +43,16 @@ pub struct NodeConfig {
     pub binary: Option<PathBuf>,
     /// The address that replicas listen on.
     pub bind: IpAddr,
+    /// The address that engines reach them by; none: the same.
+    pub advertise: Option<IpAddr>,
     /// The ports that replicas choose from.
     pub data_ports: RangeInclusive<u16>,
     /// Where this agent listens, for messages and `node show`.
     pub listen_display: String,
-    /// How long a replica may be silent.
-    pub replica_timeout: Duration,
-    /// How long I/O is held before it fails.
-    pub suspend_timeout: Duration,
+    /// What engines wait for, and how long.
+    pub limits: Limits,
     /// How long deleted data stays in the trash.
     pub trash_ttl: Duration,
-    /// Below this many members I/O is suspended.
-    pub min_in_sync: u32,
-    /// Regions in flight while a replica is filled.
-    pub rebuild_inflight_max: u32,
 }
 
 impl NodeConfig {
@@ -67,13 +66,11 @@ impl NodeConfig {
             bin_dir: None,
             binary: None,
             bind: IpAddr::from([127, 0, 0, 1]),
+            advertise: None,
             data_ports: 20000..=29999,
             listen_display: String::new(),
-            replica_timeout: Duration::from_secs(8),
-            suspend_timeout: Duration::from_secs(300),
+            limits: Limits::default(),
             trash_ttl: Duration::from_secs(24 * 3600),
-            min_in_sync: 1,
-            rebuild_inflight_max: 4,
         }
     }
 }
@@ -146,6 +143,31 @@ impl NodeHandle {
     ) -> Result<pb::DeleteVolumeReply, Error> {
         let shared = Arc::clone(&self.shared);
         detached(async move { volumes::delete(&shared, &request).await }).await
+    }
+    /// Wants one more replica of a volume.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for another node; `Refused` where it has as many as it can have; `Conflict` while too many
+    /// are on their way out.
+    pub async fn add_replica(&self, request: pb::AddReplicaRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { replicas::add(&shared, &request).await }).await
+    }
+    /// Wants a replica no more; its data stays on disk.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` where it is leaving already; `Refused` where it may be the last healthy copy.
+    pub async fn remove_replica(&self, request: pb::RemoveReplicaRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { replicas::remove(&shared, &request).await }).await
+    }
+    /// Wants a new replica in the place of one, which stays until the new one holds everything.
+    ///
+    /// # Errors
+    /// As for [`Self::add_replica`] and [`Self::remove_replica`].
+    pub async fn replace_replica(&self, request: pb::ReplaceReplicaRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { replicas::replace(&shared, &request).await }).await
     }
     /// One volume.
     ///

@@ -7,6 +7,10 @@ pub const PART_BYTES_MAX: u64 = 256 * 1024;
 /// The unit of comparing and copying between replicas: what one frame carries, so that a copy is one read and one
 /// write, and a client waits for one of them at most. A bitmap of a 16 TiB volume is then 8 MiB.
 pub const REGION_BYTES: u64 = PART_BYTES_MAX;
+/// Regions whose write intent is remembered by one bit: a sequential load pays for one more write to the disk every 4 MiB.
+pub const GROUP_REGIONS: u64 = 16;
+/// The bytes of a group of regions.
+pub const GROUP_BYTES: u64 = GROUP_REGIONS * REGION_BYTES;
 /// The largest volume: what ext4 allows for one file with 4 KiB blocks.
 pub const VOLUME_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024 * 1024 - 4096;
 

@@ -140,6 +140,7 @@ fn replica_config(dir: &Path, id: u32) -> pb::ReplicaConfig {
         port_preferred: 0,
         io_mode: "buffered".to_owned(),
         incarnation: volume.incarnation,
+        advertise: String::new(),
     }
 }
 

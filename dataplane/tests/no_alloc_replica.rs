@@ -130,7 +130,8 @@ fn run(io_mode: &str) {
         data_dir: tmp.path().join("demo.r1").display().to_string(),
         create: true,
         lineage: lineage.to_string(),
-        configured: vec![1],
+        // Of two: its changes are remembered.
+        configured: vec![1, 2],
         key: Some(pb::VolumeKey { key_id: 1, key: SECRET.to_vec() }),
         bind: "127.0.0.1".to_owned(),
         port_min: 11_000,
@@ -138,10 +139,11 @@ fn run(io_mode: &str) {
         port_preferred: 0,
         io_mode: io_mode.to_owned(),
         incarnation: Incarnation::random().to_string(),
+        advertise: String::new(),
     };
     let hello = Hello {
-        version_min: 1,
-        version_max: 1,
+        version_min: 2,
+        version_max: 2,
         features: 0,
         payload_bytes_max: 262_144,
         volume,

@@ -115,6 +115,7 @@ impl Node {
             port_preferred: 0,
             io_mode: "buffered".to_owned(),
             incarnation: Incarnation::nil().to_string(),
+            advertise: String::new(),
         };
         let uuid = self.uuid.to_string();
         let control = self.dir.path().join("control");
@@ -139,8 +140,8 @@ impl Node {
     /// Writes one block as the engine of this generation, without a flush.
     fn write(&self, address: SocketAddr, generation: u64) -> TcpStream {
         let hello = Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: 2,
+            version_max: 2,
             features: 0,
             payload_bytes_max: 262_144,
             volume: self.volume,

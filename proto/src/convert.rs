@@ -52,6 +52,7 @@ impl From<&VolumeStatus> for pb::VolumeStatus {
             lineage: status.lineage.to_string(),
             generation: status.generation.0,
             engine_uuid: status.engine_uuid.to_string(),
+            engine_instance: status.engine_instance.to_string(),
             view: Some((&status.view).into()),
             configured: status.configured.iter().map(|id| id.0).collect(),
             clean: status.clean,
@@ -78,6 +79,10 @@ impl TryFrom<&pb::VolumeStatus> for VolumeStatus {
             lineage: status.lineage.parse().map_err(|e| bad("lineage", &e))?,
             generation: Generation(status.generation),
             engine_uuid: status.engine_uuid.parse().map_err(|e| bad("engine_uuid", &e))?,
+            engine_instance: match status.engine_instance.as_str() {
+                "" => InstanceUuid::nil(),
+                uuid => uuid.parse().map_err(|e| bad("engine_instance", &e))?,
+            },
             view: view.try_into()?,
             configured: ReplicaSet::checked(status.configured.iter().copied())
                 .ok_or_else(|| bad("configured", &format!("{:?}", status.configured)))?,

@@ -170,8 +170,11 @@ pub struct VolumeStatus {
     pub lineage: Lineage,
     /// The highest generation handed out.
     pub generation: Generation,
-    /// The engine it was handed to; nil before the first attach.
+    /// The engine it was handed to: one process, never another; nil before the first attach.
     pub engine_uuid: InstanceUuid,
+    /// The instance that engine was a process of; nil: not known.
+    #[serde(default = "InstanceUuid::nil")]
+    pub engine_instance: InstanceUuid,
     /// The newest view the registry was told of.
     pub view: View,
     /// The configured set that decides majorities.
@@ -194,6 +197,35 @@ pub struct ReplicaSpec {
     /// Its disk on that node; none: the agent's data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+    /// Those that stay members until this one is.
+    #[serde(default, skip_serializing_if = "ReplicaSet::is_empty")]
+    pub replaces: ReplicaSet,
+}
+
+/// A person's word that a volume starts from one replica, whatever the rules say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForceFrom {
+    /// Whose data the volume is to have.
+    pub replica: ReplicaId,
+    /// Also if it was being filled.
+    #[serde(default)]
+    pub even_if_syncing: bool,
+    /// The history that begins with it. The word is over once the record's status has it.
+    pub lineage: Lineage,
+    /// Of the record's view when the word was given. It is over, too, once another view counts: the volume has been
+    /// served since, and nobody wants that undone by a restart.
+    pub generation: Generation,
+    /// See `generation`.
+    pub epoch: Epoch,
+}
+
+impl ForceFrom {
+    /// Whether the volume has not been served since the word was given, by force or otherwise.
+    #[must_use]
+    pub fn counts(&self, status: &VolumeStatus) -> bool {
+        self.lineage != status.lineage && (self.generation, self.epoch) == status.view.order()
+    }
 }
 
 /// Where the volume is wanted.
@@ -205,6 +237,9 @@ pub struct AttachSpec {
     /// Serve NBD on this TCP address too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd_tcp: Option<String>,
+    /// Start from this replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force_from: Option<ForceFrom>,
 }
 
 /// What an operator wants to become of the volume.
@@ -228,6 +263,12 @@ pub struct VolumeSpec {
     pub size_bytes: u64,
     /// The replicas wanted.
     pub replicas: Vec<ReplicaSpec>,
+    /// Where replicas are that are not wanted any more. They still run while `status.configured` has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<ReplicaSpec>,
+    /// Every id below it was given to a replica once, and is never given again; 0: ids were only given at creation.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub next_replica_id: u32,
     /// Where it is wanted; none: detached.
     #[serde(default)]
     pub attach: Option<AttachSpec>,
@@ -236,6 +277,11 @@ pub struct VolumeSpec {
     pub intent: Intent,
     /// How replicas do file I/O: "buffered" or "direct".
     pub io_mode: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A volume as the registry keeps it.
@@ -254,4 +300,75 @@ pub struct VolumeRecord {
     pub spec: VolumeSpec,
     /// What engines did.
     pub status: VolumeStatus,
+}
+
+impl VolumeRecord {
+    /// The replicas that belong to the volume now: those wanted, and those that are still configured.
+    pub fn placed(&self) -> impl Iterator<Item = &ReplicaSpec> {
+        let stays = |spec: &&ReplicaSpec| {
+            let wanted = self.spec.replicas.iter().any(|wanted| wanted.id == spec.id);
+            self.status.configured.contains(spec.id) && !wanted
+        };
+        self.spec.replicas.iter().chain(self.spec.leaving.iter().filter(stays))
+    }
+
+    /// Whether this id was a replica's that was taken out of the volume. Of one that this record never gave (it may
+    /// have been restored from a backup) nobody knows.
+    #[must_use]
+    pub fn was_removed(&self, id: ReplicaId) -> bool {
+        id.0 < self.spec.next_replica_id && !self.placed().any(|spec| spec.id == id)
+    }
+
+    /// An id that no replica of the volume has or had.
+    #[must_use]
+    pub fn fresh_replica_id(&self) -> ReplicaId {
+        let wanted = self.spec.replicas.iter().chain(&self.spec.leaving).map(|spec| spec.id);
+        let told = self.status.configured.iter().chain(self.status.view.members.iter());
+        let highest = wanted.chain(told).map(|id| id.0).max().unwrap_or(0);
+        ReplicaId(self.spec.next_replica_id.max(highest.saturating_add(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(spec: &str) -> VolumeRecord {
+        let status = r#"{"incarnation":"00000000-0000-0000-0000-000000000001",
+            "lineage":"00000000-0000-0000-0000-000000000002","generation":4,
+            "engine_uuid":"00000000-0000-0000-0000-000000000003",
+            "view":{"generation":4,"epoch":9,"members":["r1","r3"],"needs_registry":true},
+            "configured":["r1","r2","r3"],"clean":false}"#;
+        let id = "00000000-0000-0000-0000-000000000004";
+        let text = format!(
+            r#"{{"schema":1,"id":"{id}","name":"demo","version":7,"spec":{spec},"status":{status}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn a_record_of_a_volume_whose_replicas_never_changed_reads_and_writes_as_before() {
+        let spec = r#"{"size_bytes":4096,"replicas":[{"id":"r1","node":"a"},{"id":"r2","node":"a"},{"id":"r3","node":"a"}],
+            "attach":{"node":"a"},"intent":"keep","io_mode":"buffered"}"#;
+        let record = record(spec);
+        assert_eq!(record.placed().count(), 3);
+        assert_eq!(record.fresh_replica_id(), ReplicaId(4));
+        assert!(!record.was_removed(ReplicaId(4)) && !record.was_removed(ReplicaId(2)));
+        let text = serde_json::to_string(&record).unwrap();
+        for added in ["leaving", "next_replica_id", "replaces", "force_from"] {
+            assert!(!text.contains(added), "{added}: {text}");
+        }
+    }
+
+    #[test]
+    fn one_that_leaves_belongs_to_the_volume_while_it_is_configured_and_its_id_is_never_given_again() {
+        let spec = r#"{"size_bytes":4096,"replicas":[{"id":"r1","node":"a"},{"id":"r6","node":"a","replaces":["r2"]}],
+            "leaving":[{"id":"r2","node":"a"},{"id":"r5","node":"a"}],"next_replica_id":8,"io_mode":"buffered"}"#;
+        let record = record(spec);
+        let placed: Vec<_> = record.placed().map(|spec| spec.id.0).collect();
+        assert_eq!(placed, [1, 6, 2], "r5 is not configured any more");
+        assert!(record.was_removed(ReplicaId(5)) && record.was_removed(ReplicaId(7)));
+        assert!(!record.was_removed(ReplicaId(2)) && !record.was_removed(ReplicaId(8)));
+        assert_eq!(record.fresh_replica_id(), ReplicaId(8));
+    }
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cli;
+use crate::faults::FaultyDisk;
 use crate::logs;
 use crate::mounts::SmallDisk;
 use crate::ports::PortBlock;
@@ -73,6 +74,7 @@ enum Launch {
 pub struct Cluster {
     // Declared before the directory that they are mounted in, and therefore dropped before it.
     disks: Vec<SmallDisk>,
+    faulty_disks: Vec<FaultyDisk>,
     dir: TempDir,
     ports: PortBlock,
     launch: Launch,
@@ -80,6 +82,7 @@ pub struct Cluster {
     child: Option<Child>,
     starts: u32,
     allowed: Vec<String>,
+    boot_id: Option<PathBuf>,
 }
 
 impl Cluster {
@@ -88,7 +91,18 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("hf").tempdir().expect("a temporary directory");
         std::fs::create_dir(dir.path().join("run")).expect("an empty directory takes another");
         let (ports, binary) = (PortBlock::take(), holdfast());
-        Self { disks: Vec::new(), dir, ports, launch, binary, child: None, starts: 0, allowed: Vec::new() }
+        Self {
+            disks: Vec::new(),
+            faulty_disks: Vec::new(),
+            dir,
+            ports,
+            launch,
+            binary,
+            child: None,
+            starts: 0,
+            allowed: Vec::new(),
+            boot_id: None,
+        }
     }
     /// `holdfast agent`, ready to be asked.
     #[must_use]
@@ -188,6 +202,20 @@ impl Cluster {
     pub fn keep_disk(&mut self, disk: SmallDisk) {
         self.disks.push(disk);
     }
+    /// Keeps a disk of our own until the cluster is gone.
+    pub fn keep_faulty_disk(&mut self, disk: FaultyDisk) {
+        self.faulty_disks.push(disk);
+    }
+    /// Those kept, in order.
+    #[must_use]
+    pub fn faulty_disks(&self) -> &[FaultyDisk] {
+        &self.faulty_disks
+    }
+    /// From the next start on, the agent and its instances find the node's boot id in this file, by a mount that only
+    /// they see, beside a copy of the mounts that are there then: the node seems to have restarted whenever the content changes.
+    pub fn use_boot_id(&mut self, file: PathBuf) {
+        self.boot_id = Some(file);
+    }
     /// The mounts kept, in order.
     #[must_use]
     pub fn disks(&self) -> &[SmallDisk] {
@@ -223,7 +251,16 @@ impl Cluster {
     /// The command that [`Self::start`] runs, for tests that run a second one.
     #[must_use]
     pub fn command(&self) -> std::process::Command {
-        let mut command = cli::command(&self.binary);
+        let mut command = match &self.boot_id {
+            None => cli::command(&self.binary),
+            Some(file) => {
+                let mut command = cli::command(Path::new("unshare"));
+                command.args(["--mount", "sh", "-c"]);
+                command.arg("mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"");
+                command.arg(file).arg(&self.binary);
+                command
+            }
+        };
         command.args(self.arguments()).env("XDG_RUNTIME_DIR", self.runtime_dir()).current_dir(self.root());
         command
     }
@@ -324,6 +361,12 @@ impl Cluster {
     pub fn agent_pid(&self) -> i32 {
         let child = self.child.as_ref().expect("the agent was started");
         i32::try_from(child.id()).expect("process numbers are small")
+    }
+
+    /// Whether the agent was started and not ended by this.
+    #[must_use]
+    pub fn agent_runs(&self) -> bool {
+        self.child.is_some()
     }
 
     /// `kill -9` of the agent alone.

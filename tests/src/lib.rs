@@ -9,7 +9,9 @@ pub mod block;
 pub mod cli;
 pub mod cluster;
 pub mod control;
+pub mod faults;
 pub mod fill;
+pub mod history;
 pub mod hostile;
 pub mod image;
 pub mod logs;
@@ -19,10 +21,14 @@ pub mod process;
 pub mod questions;
 pub mod records;
 pub mod rng;
+#[path = "../sim/mod.rs"]
+pub mod sim;
 pub mod tools;
+pub mod trial;
 pub mod view;
 pub mod wait;
 pub mod wire;
+pub mod workload;
 
 pub use block::BlockClient;
 pub use cli::CliOutput;

@@ -49,6 +49,11 @@ impl PortBlock {
     pub fn data_ports(&self) -> String {
         format!("{}-{}", self.first, self.first + BLOCK - OWN - 1)
     }
+    /// The same as numbers.
+    #[must_use]
+    pub fn data_port_range(&self) -> std::ops::RangeInclusive<u16> {
+        self.first..=self.first + BLOCK - OWN - 1
+    }
     /// One of the test's own ports.
     ///
     /// # Panics

@@ -6,21 +6,26 @@ pub struct Rng(u64);
 
 impl Rng {
     /// From `HOLDFAST_TEST_SEED`, or from the system; printed either way.
+    #[must_use]
+    pub fn announced(test: &str) -> Self {
+        let seed = Self::chosen_seed();
+        println!("{test}: HOLDFAST_TEST_SEED={seed}");
+        Self::seeded(seed)
+    }
+    /// `HOLDFAST_TEST_SEED`, or one from the system, for a test that announces what it makes of it.
     ///
     /// # Panics
     /// When the variable is no number, or the system has no random bytes.
     #[must_use]
-    pub fn announced(test: &str) -> Self {
-        let seed = match std::env::var("HOLDFAST_TEST_SEED") {
+    pub fn chosen_seed() -> u64 {
+        match std::env::var("HOLDFAST_TEST_SEED") {
             Ok(text) => text.parse().expect("HOLDFAST_TEST_SEED is a number"),
             Err(_) => {
                 let mut bytes = [0; 8];
                 getrandom::fill(&mut bytes).expect("the system has random bytes");
                 u64::from_le_bytes(bytes)
             }
-        };
-        println!("{test}: HOLDFAST_TEST_SEED={seed}");
-        Self::seeded(seed)
+        }
     }
     /// From a seed.
     #[must_use]

@@ -50,8 +50,8 @@ impl Claim {
         let text = |name: &str| status[name].as_str().unwrap_or_else(|| panic!("no {name} in {record}"));
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("/proc is mounted");
         let hello = Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: 2,
+            version_max: 2,
             features: 0,
             payload_bytes_max: 262_144,
             volume: shown.id().parse().expect("a volume id"),

@@ -85,10 +85,10 @@ fn node_config(config: &AgentConfig) -> NodeConfig {
     NodeConfig {
         bin_dir: own(&config.bin_dir),
         bind: config.bind,
+        advertise: config.advertise,
         data_ports: config.data_ports.clone(),
         listen_display: format!("unix:{}", config.listen.display()),
-        replica_timeout: config.replica_timeout,
-        suspend_timeout: config.suspend_timeout,
+        limits: config.limits,
         trash_ttl: config.trash_ttl,
         ..NodeConfig::new(config.node.clone(), config.data_dir.clone(), config.runtime_dir.clone())
     }

@@ -49,6 +49,9 @@ struct Replica<'a> {
 struct Progress {
     done_bytes: u64,
     total_bytes: u64,
+    bytes_per_second: u64,
+    /// At that rate; null while it is not known.
+    remaining_s: Option<u64>,
 }
 
 /// Protobuf says "nothing" with an empty text, JSON with null.
@@ -88,10 +91,12 @@ impl<'a> From<&'a pb::VolumeReplicaInfo> for Replica<'a> {
             pid: replica.pid,
             address: replica.address.as_deref().and_then(filled),
             data_dir: &replica.data_dir,
-            progress: replica
-                .progress
-                .as_ref()
-                .map(|p| Progress { done_bytes: p.done_bytes, total_bytes: p.total_bytes }),
+            progress: replica.progress.as_ref().map(|p| Progress {
+                done_bytes: p.done_bytes,
+                total_bytes: p.total_bytes,
+                bytes_per_second: p.bytes_per_second,
+                remaining_s: p.remaining_s,
+            }),
             reason: replica.reason.as_deref().and_then(filled),
         }
     }

@@ -32,7 +32,12 @@ fn volume() -> pb::VolumeInfo {
                 pid: Some(42),
                 address: Some("[::1]:20001".into()),
                 data_dir: "/var/lib/holdfast/replicas/demo.r1".into(),
-                progress: Some(pb::Progress { done_bytes: 1, total_bytes: 2 }),
+                progress: Some(pb::Progress {
+                    done_bytes: 1,
+                    total_bytes: 2,
+                    bytes_per_second: 3,
+                    remaining_s: Some(4),
+                }),
                 reason: Some("was away".into()),
             },
             pb::VolumeReplicaInfo {
@@ -78,7 +83,7 @@ fn volume_show() {
         "replicas": [
             {"id": "r1", "node": "n1", "mode": "rebuilding", "instance": "demo.r1", "pid": 42,
              "address": "[::1]:20001", "data_dir": "/var/lib/holdfast/replicas/demo.r1",
-             "progress": {"done_bytes": 1, "total_bytes": 2}, "reason": "was away"},
+             "progress": {"done_bytes": 1, "total_bytes": 2, "bytes_per_second": 3, "remaining_s": 4}, "reason": "was away"},
             {"id": "r2", "node": "n1", "mode": "absent", "instance": null, "pid": null, "address": null,
              "data_dir": "/d/r2", "progress": null, "reason": null}
         ],

@@ -72,7 +72,7 @@ struct Global {
 enum Command {
     /// Run the agent of this node
     #[command(after_help = agent::EXAMPLES)]
-    Agent(AgentFlags),
+    Agent(Box<AgentFlags>),
     /// Run an agent with a volume `demo` in the foreground, without root
     #[command(after_help = quickstart::EXAMPLES)]
     Quickstart(quickstart::Args),
@@ -82,7 +82,7 @@ enum Command {
     /// Look at engines and replicas, their logs, and stop unclaimed ones
     #[command(subcommand, after_help = instance::EXAMPLES)]
     Instance(instance::Command),
-    /// Look at the replica directories on this node
+    /// Add, remove and replace replicas of volumes, and look at their directories
     #[command(after_help = replica::EXAMPLES)]
     Replica(replica::Args),
     /// Look at the node

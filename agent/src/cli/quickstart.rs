@@ -165,7 +165,7 @@ impl Stage<'_> {
             }
         }
         self.line.say(format!("attaching volume {VOLUME}"));
-        let request = pb::AttachVolumeRequest { name: VOLUME.to_owned(), nbd_tcp: String::new() };
+        let request = pb::AttachVolumeRequest { name: VOLUME.to_owned(), ..Default::default() };
         node.attach_volume(request).await?;
         Ok(())
     }

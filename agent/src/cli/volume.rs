@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use holdfast_proto::ids::VolumeName;
+use holdfast_proto::ids::{ReplicaId, VolumeName};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::REPLICAS_MAX;
 
@@ -46,13 +46,28 @@ Examples:
     #[command(after_help = "\
 Examples:
   holdfast volume attach db
-  holdfast volume attach db --nbd-tcp 10809   on loopback too (without authentication)")]
+  holdfast volume attach db --nbd-tcp 10809   on loopback too (without authentication)
+  holdfast volume attach db --force-from r1   says what would be lost, and changes nothing
+  holdfast volume attach db --force-from r1 --yes-lose-writes
+
+--force-from is the way out when a start waits for replicas that are lost for good. The volume then has the data of the
+one replica that is named, and a new history begins: the others are never read or written again, their data stays on
+disk, and `holdfast replica replace` puts new ones in their places.")]
     Attach {
         /// The volume
         name: VolumeName,
         /// Serve NBD on this TCP address too: PORT (on loopback), IP:PORT or [IPV6]:PORT
         #[arg(long, value_name = "ADDRESS", value_parser = parse_tcp_listen)]
         nbd_tcp: Option<SocketAddr>,
+        /// Start from this replica alone, against the rules; acknowledged writes may be lost
+        #[arg(long, value_name = "REPLICA")]
+        force_from: Option<ReplicaId>,
+        /// Also where that replica was being filled: its blocks may be of different times
+        #[arg(long, requires = "force_from")]
+        even_if_syncing: bool,
+        /// That acknowledged writes may be lost is understood; without it, what may be lost is told
+        #[arg(long, requires = "force_from")]
+        yes_lose_writes: bool,
     },
     /// Stop serving a volume; refused while clients are connected
     #[command(after_help = "\
@@ -159,15 +174,24 @@ pub(super) async fn run(command: Command, global: &Global, out: &Out) -> Result<
             show(out, &volume)?;
             out.hint(format_args!("next: holdfast volume attach {name}"));
         }
-        Command::Attach { name, nbd_tcp } => {
+        Command::Attach { name, nbd_tcp, force_from, even_if_syncing, yes_lose_writes } => {
             let request = pb::AttachVolumeRequest {
                 name: name.to_string(),
                 nbd_tcp: nbd_tcp.map(|address| address.to_string()).unwrap_or_default(),
+                force_from: force_from.map(|id| id.to_string()).unwrap_or_default(),
+                even_if_syncing,
+                lose_writes: yes_lose_writes,
             };
             let volume = ask(&format!("attach volume {name}"), volumes.attach(request)).await?;
             show(out, &volume)?;
             if let Some(address) = nbd_tcp {
                 out.hint(no_authentication(address));
+            }
+            if let Some(id) = force_from {
+                out.hint(format_args!(
+                    "note: {name} has the data of {id} now; put new replicas in the places of the others: `holdfast \
+                     replica replace {name} rN`"
+                ));
             }
             if volume.endpoint.is_none() {
                 out.hint(format_args!("next: holdfast volume wait {name} --for healthy"));
@@ -206,7 +230,7 @@ fn no_authentication(address: SocketAddr) -> String {
     )
 }
 
-fn show(out: &Out, volume: &pb::VolumeInfo) -> Result<(), Complaint> {
+pub(super) fn show(out: &Out, volume: &pb::VolumeInfo) -> Result<(), Complaint> {
     out.show(&json::Volume::from(volume), || describe(volume))
 }
 
@@ -274,11 +298,25 @@ fn describe(volume: &pb::VolumeInfo) -> String {
     });
     let mut text = format!("{head}\n{}", table(["ID", "NODE", "MODE", "PID", "ADDRESS", "DATA"], rows));
     for replica in &volume.replicas {
+        if let Some(filling) = replica.progress.as_ref().filter(|progress| progress.total_bytes > 0) {
+            text.push_str(&format!("\n{}: {}", replica.id, progress(filling)));
+        }
         if let Some(reason) = replica.reason.as_ref().filter(|reason| !reason.is_empty()) {
             text.push_str(&format!("\n{}: {reason}", replica.id));
         }
     }
     text
+}
+
+/// `43MiB of 100MiB, 12MiB/s, 5 s left`.
+fn progress(progress: &pb::Progress) -> String {
+    let mib = |bytes: u64| format!("{}MiB", bytes >> 20);
+    let rate = match progress.bytes_per_second {
+        0 => String::new(),
+        rate => format!(", {}/s", mib(rate)),
+    };
+    let left = progress.remaining_s.map_or(String::new(), |left| format!(", {left} s left"));
+    format!("{} of {}{rate}{left}", mib(progress.done_bytes), mib(progress.total_bytes))
 }
 
 /// `rebuilding 43%`.
@@ -317,14 +355,26 @@ mod tests {
                 id: "r2".into(),
                 node: "n1".into(),
                 mode: "rebuilding".into(),
-                progress: Some(pb::Progress { done_bytes: 43, total_bytes: 100 }),
+                progress: Some(pb::Progress {
+                    done_bytes: 43 << 20,
+                    total_bytes: 100 << 20,
+                    bytes_per_second: (12 << 20) + 7,
+                    remaining_s: Some(5),
+                }),
                 reason: Some("was away".into()),
                 ..Default::default()
             }],
             ..Default::default()
         };
         let text = describe(&volume);
-        for words in ["1GiB", "degraded", "rebuilding 43%", "r2: was away", "ADDRESS"] {
+        for words in [
+            "1GiB",
+            "degraded",
+            "rebuilding 43%",
+            "r2: was away",
+            "ADDRESS",
+            "43MiB of 100MiB, 12MiB/s, 5 s left",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
         assert!(!text.contains("over TCP"), "{text}");

@@ -8,14 +8,15 @@ use toml::de::{DeTable, DeValue};
 
 use super::flags::parse_listen;
 use super::{Origin, Partial, Sourced};
-use crate::units::{parse_duration, parse_ports};
+use crate::units::{parse_duration, parse_ports, parse_size};
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 21] = [
     "data_dir",
     "listen",
     "node",
     "data_ports",
     "bind",
+    "advertise",
     "bin_dir",
     "runtime_dir",
     "log_format",
@@ -23,6 +24,13 @@ const KEYS: [&str; 13] = [
     "stop_instances",
     "replica_timeout",
     "suspend_timeout",
+    "min_in_sync",
+    "read_lease",
+    "replica_lag_max",
+    "heartbeat",
+    "start_patience",
+    "rebuild_inflight",
+    "rebuild_bandwidth",
     "trash_ttl",
 ];
 
@@ -67,6 +75,7 @@ impl Place<'_> {
             "node" => self.set(key, &mut into.node, from_str),
             "data_ports" => self.set(key, &mut into.data_ports, parse_ports),
             "bind" => self.set(key, &mut into.bind, ip_address),
+            "advertise" => self.set(key, &mut into.advertise, ip_address),
             "bin_dir" => self.set(key, &mut into.bin_dir, full_path),
             "runtime_dir" => self.set(key, &mut into.runtime_dir, full_path),
             "log_format" => self.set(key, &mut into.log_format, from_str),
@@ -74,6 +83,13 @@ impl Place<'_> {
             "stop_instances" => self.set_bool(key, &mut into.stop_instances),
             "replica_timeout" => self.set(key, &mut into.replica_timeout, parse_duration),
             "suspend_timeout" => self.set(key, &mut into.suspend_timeout, parse_duration),
+            "min_in_sync" => self.set_number(key, &mut into.min_in_sync),
+            "read_lease" => self.set(key, &mut into.read_lease, parse_duration),
+            "replica_lag_max" => self.set(key, &mut into.replica_lag_max, parse_duration),
+            "heartbeat" => self.set(key, &mut into.heartbeat, parse_duration),
+            "start_patience" => self.set(key, &mut into.start_patience, parse_duration),
+            "rebuild_inflight" => self.set_number(key, &mut into.rebuild_inflight),
+            "rebuild_bandwidth" => self.set(key, &mut into.rebuild_bandwidth, parse_size),
             "trash_ttl" => self.set(key, &mut into.trash_ttl, parse_duration),
             _ => Err("is not a key of this build".to_owned()),
         };
@@ -96,6 +112,14 @@ impl Place<'_> {
 
     fn set_bool(&self, key: &'static str, slot: &mut Option<Sourced<bool>>) -> Result<(), String> {
         let value = self.value.as_bool().ok_or_else(|| self.wrong_type("true or false"))?;
+        *slot = Some(Sourced { value, origin: self.origin(key) });
+        Ok(())
+    }
+
+    fn set_number(&self, key: &'static str, slot: &mut Option<Sourced<u32>>) -> Result<(), String> {
+        let number = self.value.as_integer().ok_or_else(|| self.wrong_type("a whole number"))?;
+        let value = u32::from_str_radix(number.as_str(), number.radix())
+            .map_err(|_| format!("{} is not a number that can be counted to here", number.as_str()))?;
         *slot = Some(Sourced { value, origin: self.origin(key) });
         Ok(())
     }
@@ -133,6 +157,7 @@ fn example(key: &str) -> &'static str {
         "node" => "node = \"node-1\"",
         "data_ports" => "data_ports = \"20000-29999\"",
         "bind" => "bind = \"127.0.0.1\" or \"::1\"",
+        "advertise" => "advertise = \"10.0.0.7\"",
         "bin_dir" => "bin_dir = \"/usr/lib/holdfast\"",
         "runtime_dir" => "runtime_dir = \"/run/holdfast\"",
         "log_format" => "log_format = \"text\" or \"json\"",
@@ -140,6 +165,13 @@ fn example(key: &str) -> &'static str {
         "stop_instances" => "stop_instances = false",
         "replica_timeout" => "replica_timeout = \"8s\"",
         "suspend_timeout" => "suspend_timeout = \"5m\"",
+        "min_in_sync" => "min_in_sync = 1",
+        "read_lease" => "read_lease = \"5s\"",
+        "replica_lag_max" => "replica_lag_max = \"2s\"",
+        "heartbeat" => "heartbeat = \"1s\"",
+        "start_patience" => "start_patience = \"3s\"",
+        "rebuild_inflight" => "rebuild_inflight = 4",
+        "rebuild_bandwidth" => "rebuild_bandwidth = \"100MiB\"",
         "trash_ttl" => "trash_ttl = \"24h\"",
         _ => "remove the line",
     }

@@ -9,7 +9,7 @@ use holdfast_proto::ids::NodeName;
 
 use super::{Origin, Partial, Sourced, Surroundings};
 use crate::telemetry::{LogFormat, LogLevel};
-use crate::units::{parse_duration, parse_ports};
+use crate::units::{parse_duration, parse_ports, parse_size};
 
 /// Flags of `holdfast agent`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -32,6 +32,9 @@ pub struct AgentFlags {
     /// Address that replicas listen on, IPv4 or IPv6 [default: 127.0.0.1]
     #[arg(long, value_name = "IP")]
     pub bind: Option<IpAddr>,
+    /// Address that engines reach them by, where it is another one [default: that of --bind]
+    #[arg(long, value_name = "IP")]
+    pub advertise: Option<IpAddr>,
     /// Where instances are run from, if the data directory is mounted noexec [default: DATA_DIR/bin]
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
@@ -53,6 +56,27 @@ pub struct AgentFlags {
     /// Held I/O fails after this long [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub suspend_timeout: Option<Duration>,
+    /// Below this many copies in sync I/O waits [default: 1]
+    #[arg(long, value_name = "COUNT")]
+    pub min_in_sync: Option<u32>,
+    /// Reads need an answer of every member at most this old [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub read_lease: Option<Duration>,
+    /// A replica that goes on being slower than this, while others are quick, is left behind [default: 2s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub replica_lag_max: Option<Duration>,
+    /// Every replica is asked this often whether it is there [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub heartbeat: Option<Duration>,
+    /// How long a start waits for replicas that it could do without [default: 3s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub start_patience: Option<Duration>,
+    /// Regions in flight while a replica is filled [default: 4]
+    #[arg(long, value_name = "COUNT")]
+    pub rebuild_inflight: Option<u32>,
+    /// Bytes per second that a volume copies to a replica that is filled; 0: no limit [default: 0]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub rebuild_bandwidth: Option<u64>,
     /// Deleted data waits this long in the trash [default: 24h]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub trash_ttl: Option<Duration>,
@@ -89,6 +113,7 @@ impl AgentFlags {
             node: flag("--node", self.node.as_ref()),
             data_ports: flag("--data-ports", self.data_ports.as_ref()),
             bind: flag("--bind", self.bind.as_ref()),
+            advertise: flag("--advertise", self.advertise.as_ref()),
             bin_dir: path("--bin-dir", self.bin_dir.as_ref()),
             runtime_dir: path("--runtime-dir", self.runtime_dir.as_ref()),
             log_format: flag("--log-format", self.log_format.as_ref()),
@@ -96,6 +121,13 @@ impl AgentFlags {
             stop_instances: flag("--stop-instances", self.stop_instances.then_some(&true)),
             replica_timeout: flag("--replica-timeout", self.replica_timeout.as_ref()),
             suspend_timeout: flag("--suspend-timeout", self.suspend_timeout.as_ref()),
+            min_in_sync: flag("--min-in-sync", self.min_in_sync.as_ref()),
+            read_lease: flag("--read-lease", self.read_lease.as_ref()),
+            replica_lag_max: flag("--replica-lag-max", self.replica_lag_max.as_ref()),
+            heartbeat: flag("--heartbeat", self.heartbeat.as_ref()),
+            start_patience: flag("--start-patience", self.start_patience.as_ref()),
+            rebuild_inflight: flag("--rebuild-inflight", self.rebuild_inflight.as_ref()),
+            rebuild_bandwidth: flag("--rebuild-bandwidth", self.rebuild_bandwidth.as_ref()),
             trash_ttl: flag("--trash-ttl", self.trash_ttl.as_ref()),
         }
     }

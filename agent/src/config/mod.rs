@@ -3,8 +3,10 @@
 //! Every value remembers where it came from, so that a refusal can name the line or flag to change. Nothing here
 //! touches a disk but [`AgentConfig::load`].
 
+mod check;
 mod file;
 mod flags;
+mod limits;
 mod reload;
 
 use std::fmt;
@@ -18,11 +20,11 @@ use holdfast_proto::status::ErrorKind;
 
 pub use flags::AgentFlags;
 pub(crate) use flags::{absolute, parse_listen};
+pub use limits::Limits;
 pub use reload::Reload;
 
 use crate::complaint::Complaint;
 use crate::telemetry::{LogFormat, LogLevel};
-use crate::units::format_duration;
 
 /// Where a packaged agent keeps records and replicas.
 pub const DATA_DIR: &str = "/var/lib/holdfast";
@@ -32,10 +34,6 @@ pub const RUNTIME_DIR: &str = "/run/holdfast";
 pub const LISTEN: &str = "/run/holdfast/agent.sock";
 /// Ports that replicas listen on.
 pub const DATA_PORTS: RangeInclusive<u16> = 20000..=29999;
-/// A replica that does not answer for this long is left out.
-pub const REPLICA_TIMEOUT: Duration = Duration::from_secs(8);
-/// Held I/O fails after this long.
-pub const SUSPEND_TIMEOUT: Duration = Duration::from_secs(300);
 /// Deleted data waits this long in the trash.
 pub const TRASH_TTL: Duration = Duration::from_secs(24 * 3600);
 
@@ -50,8 +48,10 @@ pub struct AgentConfig {
     pub node: NodeName,
     /// What replicas listen on.
     pub data_ports: RangeInclusive<u16>,
-    /// The address they listen on and are reached by.
+    /// The address they listen on.
     pub bind: IpAddr,
+    /// The address they are reached by; none: the same.
+    pub advertise: Option<IpAddr>,
     /// Where copies of the binary are run from.
     pub bin_dir: PathBuf,
     /// Sockets of instances and frontends.
@@ -62,10 +62,8 @@ pub struct AgentConfig {
     pub log_level: LogLevel,
     /// Whether `SIGTERM` stops the instances too.
     pub stop_instances: bool,
-    /// See [`REPLICA_TIMEOUT`].
-    pub replica_timeout: Duration,
-    /// See [`SUSPEND_TIMEOUT`].
-    pub suspend_timeout: Duration,
+    /// What engines wait for, and how long.
+    pub limits: Limits,
     /// See [`TRASH_TTL`].
     pub trash_ttl: Duration,
 }
@@ -101,6 +99,7 @@ struct Partial {
     node: Option<Sourced<NodeName>>,
     data_ports: Option<Sourced<RangeInclusive<u16>>>,
     bind: Option<Sourced<IpAddr>>,
+    advertise: Option<Sourced<IpAddr>>,
     bin_dir: Option<Sourced<PathBuf>>,
     runtime_dir: Option<Sourced<PathBuf>>,
     log_format: Option<Sourced<LogFormat>>,
@@ -108,6 +107,13 @@ struct Partial {
     stop_instances: Option<Sourced<bool>>,
     replica_timeout: Option<Sourced<Duration>>,
     suspend_timeout: Option<Sourced<Duration>>,
+    min_in_sync: Option<Sourced<u32>>,
+    read_lease: Option<Sourced<Duration>>,
+    replica_lag_max: Option<Sourced<Duration>>,
+    heartbeat: Option<Sourced<Duration>>,
+    start_patience: Option<Sourced<Duration>>,
+    rebuild_inflight: Option<Sourced<u32>>,
+    rebuild_bandwidth: Option<Sourced<u64>>,
     trash_ttl: Option<Sourced<Duration>>,
 }
 
@@ -120,6 +126,7 @@ impl Partial {
             node: self.node.or(weaker.node),
             data_ports: self.data_ports.or(weaker.data_ports),
             bind: self.bind.or(weaker.bind),
+            advertise: self.advertise.or(weaker.advertise),
             bin_dir: self.bin_dir.or(weaker.bin_dir),
             runtime_dir: self.runtime_dir.or(weaker.runtime_dir),
             log_format: self.log_format.or(weaker.log_format),
@@ -127,6 +134,13 @@ impl Partial {
             stop_instances: self.stop_instances.or(weaker.stop_instances),
             replica_timeout: self.replica_timeout.or(weaker.replica_timeout),
             suspend_timeout: self.suspend_timeout.or(weaker.suspend_timeout),
+            min_in_sync: self.min_in_sync.or(weaker.min_in_sync),
+            read_lease: self.read_lease.or(weaker.read_lease),
+            replica_lag_max: self.replica_lag_max.or(weaker.replica_lag_max),
+            heartbeat: self.heartbeat.or(weaker.heartbeat),
+            start_patience: self.start_patience.or(weaker.start_patience),
+            rebuild_inflight: self.rebuild_inflight.or(weaker.rebuild_inflight),
+            rebuild_bandwidth: self.rebuild_bandwidth.or(weaker.rebuild_bandwidth),
             trash_ttl: self.trash_ttl.or(weaker.trash_ttl),
         }
     }
@@ -216,60 +230,11 @@ fn node_name(merged: &Partial, around: &Surroundings, problems: &mut Vec<String>
 }
 
 impl Partial {
-    /// Combinations that cannot work, whichever sources they come from.
-    fn check(&self, problems: &mut Vec<String>) {
-        if let Some(bind) = &self.bind
-            && bind.value.is_unspecified()
-        {
-            problems.push(format!(
-                "{} = {} cannot be reached by engines; remedy: give the one address of this node that others use, \
-                 such as 127.0.0.1 or ::1 for this node alone",
-                bind.origin, bind.value
-            ));
-        }
-        let replica = self.replica_timeout.as_ref().map_or(REPLICA_TIMEOUT, |t| t.value);
-        let suspend = self.suspend_timeout.as_ref().map_or(SUSPEND_TIMEOUT, |t| t.value);
-        if let Some(origin) = self
-            .suspend_timeout
-            .as_ref()
-            .map(|t| &t.origin)
-            .or(self.replica_timeout.as_ref().map(|t| &t.origin))
-            && suspend < replica
-        {
-            problems.push(format!(
-                "{origin}: the suspend timeout ({}) is below the replica timeout ({}), so I/O would fail before a \
-                 replica could be left out; remedy: make the suspend timeout the longer one",
-                format_duration(suspend),
-                format_duration(replica)
-            ));
-        }
-        for (timeout, least) in [(&self.replica_timeout, "1s"), (&self.suspend_timeout, "1s")] {
-            if let Some(timeout) = timeout
-                && (timeout.value < Duration::from_secs(1) || timeout.value > Duration::from_secs(7 * 86_400))
-            {
-                problems.push(format!(
-                    "{} = {} is out of range; remedy: {least} to 7d",
-                    timeout.origin,
-                    format_duration(timeout.value)
-                ));
-            }
-        }
-        if let (Some(data), Some(runtime)) = (&self.data_dir, &self.runtime_dir)
-            && data.value == runtime.value
-        {
-            problems.push(format!(
-                "{}: data and sockets cannot share {}; remedy: give the sockets a directory of their own with \
-                 --runtime-dir",
-                runtime.origin,
-                data.value.display()
-            ));
-        }
-    }
-
     fn complete(self, node: NodeName, around: &Surroundings) -> AgentConfig {
         fn or<T>(setting: Option<Sourced<T>>, default: impl FnOnce() -> T) -> T {
             setting.map_or_else(default, |s| s.value)
         }
+        let limits = self.limits();
         let packaged = PathBuf::from(DATA_DIR);
         let data_dir = or(self.data_dir, || packaged.clone());
         // An agent beside the packaged one has sockets of its own, found again by its data directory.
@@ -285,13 +250,13 @@ impl Partial {
             node,
             data_ports: or(self.data_ports, || DATA_PORTS),
             bind: or(self.bind, || IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            advertise: self.advertise.map(|advertise| advertise.value),
             bin_dir: or(self.bin_dir, || data_dir.join("bin")),
             runtime_dir,
             log_format: or(self.log_format, LogFormat::default),
             log_level: or(self.log_level, LogLevel::default),
             stop_instances: or(self.stop_instances, || false),
-            replica_timeout: or(self.replica_timeout, || REPLICA_TIMEOUT),
-            suspend_timeout: or(self.suspend_timeout, || SUSPEND_TIMEOUT),
+            limits,
             trash_ttl: or(self.trash_ttl, || TRASH_TTL),
             data_dir,
         }

@@ -41,11 +41,14 @@ impl AgentConfig {
         fixed("node", old.node.to_string(), new.node.to_string());
         fixed("data_ports", format!("{:?}", old.data_ports), format!("{:?}", new.data_ports));
         fixed("bind", old.bind.to_string(), new.bind.to_string());
+        let advertised = |c: &Self| c.advertise.unwrap_or(c.bind).to_string();
+        fixed("advertise", advertised(old), advertised(new));
         fixed("bin_dir", old.bin_dir.display().to_string(), new.bin_dir.display().to_string());
         fixed("runtime_dir", old.runtime_dir.display().to_string(), new.runtime_dir.display().to_string());
         fixed("trash_ttl", time(old.trash_ttl), time(new.trash_ttl));
-        fixed("replica_timeout", time(old.replica_timeout), time(new.replica_timeout));
-        fixed("suspend_timeout", time(old.suspend_timeout), time(new.suspend_timeout));
+        for ((key, old), (_, new)) in old.limits.list().into_iter().zip(new.limits.list()) {
+            fixed(key, old, new);
+        }
         fixed("log_format", format!("{:?}", old.log_format), format!("{:?}", new.log_format));
         let config =
             Self { log_level: new.log_level.clone(), stop_instances: new.stop_instances, ..old.clone() };

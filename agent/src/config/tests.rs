@@ -37,7 +37,8 @@ fn silence_means_the_packaged_defaults() {
     assert_eq!(config.node.as_str(), "node-1");
     assert_eq!(config.bind.to_string(), "127.0.0.1");
     assert_eq!(config.data_ports, 20000..=29999);
-    assert_eq!(config.replica_timeout, Duration::from_secs(8));
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.limits.replica_timeout, Duration::from_secs(8));
     assert_eq!(config.trash_ttl, Duration::from_secs(86_400));
     assert!(!config.stop_instances);
 }
@@ -70,6 +71,23 @@ fn every_refusal_names_file_line_and_remedy() {
         ("#\nsuspend_timeout = \"5 parsecs\"", 2, "is not a duration"),
         ("\ndata-dir = \"/x\"", 2, "unknown key \"data-dir\"; remedy: did you mean data_dir?"),
         ("replica_timout = \"8s\"", 1, "did you mean replica_timeout?"),
+        ("min_in_sync = \"2\"", 1, "expected a whole number, found string; remedy: min_in_sync = 1"),
+        ("min_in_sync = -1", 1, "remedy: min_in_sync = 1"),
+        ("read_lease = 5", 1, "expected a string, found integer; remedy: read_lease = \"5s\""),
+        ("rebuild_bandwidth = \"fast\"", 1, "remedy: rebuild_bandwidth = \"100MiB\""),
+        ("read_leese = \"5s\"", 1, "did you mean read_lease?"),
+        ("min_in_sync = 0", 1, "min_in_sync = 0 is out of range; remedy: 1 to "),
+        ("rebuild_inflight = 17", 1, "rebuild_inflight = 17 is out of range; remedy: 1 to 16"),
+        ("heartbeat = \"1ms\"", 1, "heartbeat = 1ms is out of range; remedy: 100ms to 1m"),
+        ("replica_lag_max = \"0s\"", 1, "is out of range; remedy: 10ms to 7d"),
+        ("start_patience = \"0s\"", 1, "is out of range; remedy: 100ms to 7d"),
+        ("rebuild_bandwidth = \"1000\"", 1, "remedy: at least 1MiB (a second), or 0 for no limit"),
+        ("read_lease = \"1500ms\"\nheartbeat = \"1s\"", 1, "below two heartbeats of 1s"),
+        (
+            "\nheartbeat = \"5s\"\nread_lease = \"20s\"",
+            2,
+            "the replica timeout (8s) is below two heartbeats of 5s",
+        ),
         ("colour = \"red\"", 1, "use one of data_dir, listen"),
         ("[agent]\nnode = \"a\"", 1, "unknown key \"agent\""),
         ("node = \"a\"\nnode = \"b\"", 2, "remedy: correct the TOML here"),
@@ -90,10 +108,47 @@ fn impossible_combinations_name_the_setting_to_change() {
     assert!(error.starts_with("--replica-timeout"), "{error}");
     let error = resolve(&["--bind", "0.0.0.0"], "").unwrap_err();
     assert!(error.starts_with("--bind = 0.0.0.0") && error.contains("remedy"), "{error}");
+    let error = resolve(&["--advertise", "::"], "bind = \"::1\"").unwrap_err();
+    assert!(error.starts_with("--advertise = ::") && error.contains("remedy"), "{error}");
+    let config = resolve(&["--bind", "0.0.0.0"], "advertise = \"10.0.0.7\"").unwrap();
+    assert_eq!(config.advertise, Some("10.0.0.7".parse().unwrap()), "all addresses, reached by one");
     let error = resolve(&["--data-dir", "/a", "--runtime-dir", "/a"], "").unwrap_err();
     assert!(error.starts_with("--runtime-dir") && error.contains("cannot share /a"), "{error}");
     let error = resolve(&["--replica-timeout", "10ms"], "").unwrap_err();
     assert!(error.contains("--replica-timeout = 10ms is out of range"), "{error}");
+}
+
+#[test]
+fn every_limit_can_be_set_by_file_and_flag() {
+    let file = "min_in_sync = 2\nread_lease = \"4s\"\nreplica_lag_max = \"500ms\"\nheartbeat = \"500ms\"\n\
+                start_patience = \"1s\"\nrebuild_inflight = 8\nrebuild_bandwidth = \"50MiB\"\n";
+    let expected = Limits {
+        min_in_sync: 2,
+        read_lease: Duration::from_secs(4),
+        replica_lag_max: Duration::from_millis(500),
+        heartbeat: Duration::from_millis(500),
+        start_patience: Duration::from_secs(1),
+        rebuild_inflight: 8,
+        rebuild_bandwidth: 50 << 20,
+        ..Limits::default()
+    };
+    assert_eq!(resolve(&[], file).unwrap().limits, expected);
+    let flags = [
+        "--min-in-sync=3",
+        "--read-lease=6s",
+        "--replica-lag-max=1s",
+        "--heartbeat=2s",
+        "--start-patience=9s",
+        "--rebuild-inflight=1",
+        "--rebuild-bandwidth=0",
+    ];
+    let over = resolve(&flags, file).unwrap();
+    let list: Vec<_> = over.limits.list().into_iter().map(|(_, value)| value).collect();
+    assert_eq!(list, ["8s", "5m", "3", "6s", "1s", "2s", "9s", "1", "0"]);
+    let quick = resolve(&["--replica-timeout=1s"], "").unwrap().limits;
+    assert_eq!(quick.heartbeat, Duration::from_millis(500), "nobody has to set both");
+    let reload = resolve(&[], "").unwrap().reload(&over);
+    assert!(reload.needs_restart.contains(&"read_lease: 5s -> 6s".to_owned()), "{reload:?}");
 }
 
 #[test]

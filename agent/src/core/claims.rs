@@ -46,7 +46,7 @@ fn places(record: &VolumeRecord, node: &NodeName, name: &InstanceName) -> bool {
             // A detached volume's engine is still the record's own until it has ended.
             record.spec.attach.as_ref().is_none_or(here)
         }
-        Kind::Replica(id) => record.spec.replicas.iter().any(|r| r.id == id && r.node == *node),
+        Kind::Replica(id) => record.placed().any(|r| r.id == id && r.node == *node),
     }
 }
 
@@ -90,7 +90,7 @@ pub fn of_directory(
     replica: ReplicaId,
 ) -> Claim {
     if let Some(record) = records.by_id(volume_id) {
-        let listed = record.spec.replicas.iter().any(|r| r.id == replica && r.node == *node);
+        let listed = record.placed().any(|r| r.id == replica && r.node == *node);
         return if listed { Claim::Claimed } else { Claim::Unclaimed };
     }
     match records.lookup(volume_name) {

@@ -311,12 +311,12 @@ impl Instance {
     pub fn address(&self) -> Option<&str> {
         self.replica_status().map(|status| status.address.as_str()).filter(|address| !address.is_empty())
     }
-    /// Why a replica says that it has no usable data.
+    /// Why a replica says that it has no usable data. One whose flush failed is not that: the engine fills it anew.
     #[must_use]
     pub fn data_problem(&self) -> Option<String> {
         let mode = self.replica_status()?.mode.as_str();
         let told = self.status.as_ref().map_or("", |status| status.reason.as_str());
-        matches!(mode, "absent" | "faulted")
+        (mode == "absent")
             .then(|| if told.is_empty() { format!("its data is {mode}") } else { told.to_owned() })
     }
     /// The state in the words of the inventory.

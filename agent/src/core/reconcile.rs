@@ -16,7 +16,7 @@ use holdfast_proto::record::{Intent, VolumeRecord};
 
 use super::Moment;
 use super::claims::is_creation_of;
-use super::instance::{Instance, InstanceName, State};
+use super::instance::{Instance, InstanceName, Kind, State};
 use super::records::Records;
 
 /// An engine does not wait longer than this for a replica that is starting: it attaches degraded instead (a guess,
@@ -141,7 +141,7 @@ pub fn local_replicas<'a>(
     record: &'a VolumeRecord,
     node: &'a NodeName,
 ) -> impl Iterator<Item = InstanceName> + 'a {
-    let here = record.spec.replicas.iter().filter(move |r| r.node == *node);
+    let here = record.placed().filter(move |r| r.node == *node);
     here.map(|r| InstanceName::replica(&record.name, r.id))
 }
 
@@ -178,6 +178,7 @@ impl<'a> Planner<'a> {
     }
 
     fn attached(&mut self, record: &'a VolumeRecord) {
+        self.end_removed(record);
         for name in local_replicas(record, self.world.node) {
             if self.world.absent.contains_key(&name) && !self.is_up(record, &name) {
                 continue;
@@ -235,7 +236,7 @@ impl<'a> Planner<'a> {
     fn endpoints(&mut self, record: &'a VolumeRecord) -> (Vec<pb::ReplicaEndpoint>, bool) {
         let mut waiting = false;
         let mut endpoints = Vec::new();
-        for spec in &record.spec.replicas {
+        for spec in record.placed() {
             let mut endpoint = pb::ReplicaEndpoint { id: spec.id.0, ..Default::default() };
             endpoint.local = spec.node == *self.world.node;
             if endpoint.local {
@@ -294,15 +295,34 @@ impl<'a> Planner<'a> {
             return false;
         }
         // The engine may be draining on a node that this one cannot see; `clean` is its positive statement.
-        let elsewhere = record.spec.replicas.iter().any(|r| r.node != *self.world.node);
+        let elsewhere = record.placed().any(|r| r.node != *self.world.node);
         if elsewhere && !record.status.clean {
             return false;
         }
+        self.end_removed(record);
         let mut ended = true;
         for name in local_replicas(record, self.world.node) {
             ended &= self.end(record, &name, false);
         }
         ended
+    }
+
+    /// Ends the processes of replicas that the record says were removed. Their data stays.
+    fn end_removed(&mut self, record: &'a VolumeRecord) {
+        for (name, instance) in self.world.instances {
+            let Kind::Replica(id) = name.kind() else { continue };
+            let ours = name.volume() == &record.name && instance.volume_id() == record.id;
+            if !ours || !record.was_removed(id) {
+                continue;
+            }
+            match instance.state() {
+                State::Down { .. } => self.act(record, Action::Retire { name: name.clone() }),
+                State::Pending | State::Starting | State::Running => {
+                    self.stop(record, name, instance.uuid(), false);
+                }
+                State::Stopping | State::Unknown(_) => {}
+            }
+        }
     }
 
     fn stop_engine(&mut self, record: &'a VolumeRecord) -> bool {
@@ -349,7 +369,7 @@ impl<'a> Planner<'a> {
             }
         }
         // With replicas on other nodes, their agents still need the record to do the same.
-        if record.spec.replicas.iter().all(|r| r.node == *self.world.node) {
+        if record.placed().all(|r| r.node == *self.world.node) {
             let (name, id) = (record.name.clone(), record.id);
             let purge = purge.is_some();
             self.act(record, Action::DeleteRecord { name, id, version: record.version, purge });

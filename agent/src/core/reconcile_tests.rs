@@ -163,7 +163,7 @@ fn a_replica_without_usable_data_is_not_waited_for() {
     let record = attached("demo", "node-a", 1);
     let mut node = Node::new(std::slice::from_ref(&record));
     node.run(&record, "demo.r1");
-    let replica = pb::ReplicaStatus { mode: "faulted".into(), ..Default::default() };
+    let replica = pb::ReplicaStatus { mode: "absent".into(), ..Default::default() };
     let status = pb::InstanceStatus {
         phase: "running".into(),
         reason: "meta is damaged".into(),
@@ -172,6 +172,27 @@ fn a_replica_without_usable_data_is_not_waited_for() {
     };
     node.feed("demo.r1", Event::Status(Box::new(status)));
     assert_eq!(node.changes(), ["spawn demo.engine"]);
+}
+
+#[test]
+fn a_replica_whose_flush_failed_is_still_named_to_the_engine_which_fills_it_anew() {
+    let record = attached("demo", "node-a", 2);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.run_all(&record);
+    let address = "127.0.0.1:20002".to_owned();
+    let replica =
+        pb::ReplicaStatus { mode: "faulted".into(), address: address.clone(), ..Default::default() };
+    let status = pb::InstanceStatus {
+        phase: "running".into(),
+        reason: "fdatasync: EIO".into(),
+        replica: Some(replica),
+        ..Default::default()
+    };
+    node.feed("demo.r2", Event::Status(Box::new(status)));
+    let plan = node.plan();
+    let Some((_, Action::ConfigureEngine { replicas, .. })) = plan.actions.last() else { panic!("{plan:?}") };
+    assert!(!replicas[1].absent, "{:?}", replicas[1]);
+    assert_eq!(replicas[1].address, address);
 }
 
 #[test]
@@ -421,4 +442,48 @@ fn replica_ids_need_not_be_consecutive() {
     let mut record = attached("demo", "node-a", 2);
     record.spec.replicas[0].id = ReplicaId(9);
     assert_eq!(Node::new(&[record]).words(), ["spawn demo.r9", "spawn demo.r2"]);
+}
+
+/// The record after `rN` was replaced by the next id, as far as the wish goes.
+fn replaced(record: &VolumeRecord, old: u32) -> VolumeRecord {
+    let mut record = record.clone();
+    let at = record.spec.replicas.iter().position(|spec| spec.id == ReplicaId(old)).unwrap();
+    let spec = record.spec.replicas.remove(at);
+    let id = record.fresh_replica_id();
+    record.spec.replicas.push(holdfast_proto::record::ReplicaSpec { id, ..spec.clone() });
+    record.spec.leaving.push(spec);
+    record.spec.next_replica_id = id.0 + 1;
+    record
+}
+
+#[test]
+fn a_replica_that_is_not_wanted_runs_while_it_is_configured_and_is_then_ended_and_forgotten() {
+    let before = attached("demo", "node-a", 3);
+    let mut node = Node::new(std::slice::from_ref(&before));
+    node.run_all(&before);
+    let mut record = replaced(&before, 2);
+    node.record_all(std::slice::from_ref(&record));
+    assert_eq!(node.changes(), ["spawn demo.r4"], "r2 serves until the engine has let it go");
+    node.run_ready(&record, "demo.r4");
+    let plan = node.plan();
+    let Some((_, Action::ConfigureEngine { replicas, .. })) = plan.actions.last() else { panic!("{plan:?}") };
+    let mut told: Vec<_> = replicas.iter().map(|replica| replica.id).collect();
+    told.sort_unstable();
+    assert_eq!(told, [1, 2, 3, 4], "the engine finds both");
+    record.status.configured = [1, 3, 4].into_iter().map(ReplicaId).collect();
+    node.record_all(std::slice::from_ref(&record));
+    assert_eq!(node.changes(), ["stop demo.r2"]);
+    node.feed("demo.r2", Event::StopAsked);
+    node.feed("demo.r2", Event::Ended("exit code 0".into()));
+    assert_eq!(node.changes(), ["retire demo.r2"]);
+}
+
+#[test]
+fn an_unwanted_replica_that_the_record_never_gave_keeps_running() {
+    // The record was restored from before r4 was added.
+    let before = attached("demo", "node-a", 3);
+    let mut node = Node::new(std::slice::from_ref(&before));
+    node.run_all(&before);
+    node.run_ready(&before, "demo.r4");
+    assert_eq!(node.changes(), Vec::<String>::new());
 }

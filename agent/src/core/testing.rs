@@ -27,7 +27,12 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
         version: 1,
         spec: VolumeSpec {
             size_bytes: 1 << 20,
-            replicas: all.iter().map(|id| ReplicaSpec { id, node: node.clone(), disk: None }).collect(),
+            replicas: all
+                .iter()
+                .map(|id| ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() })
+                .collect(),
+            leaving: Vec::new(),
+            next_replica_id: replicas + 1,
             attach: None,
             intent: Intent::Keep,
             io_mode: "buffered".into(),
@@ -37,6 +42,7 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
             lineage: Lineage::random(),
             generation: Generation(0),
             engine_uuid: InstanceUuid::nil(),
+            engine_instance: InstanceUuid::nil(),
             view: View { generation: Generation(0), epoch: Epoch(0), members: all, needs_registry: false },
             configured: all,
             clean: true,
@@ -48,7 +54,7 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
 /// The same, wanted on `node`, with its engine's creation minted.
 pub(crate) fn attached(name: &str, node: &str, replicas: u32) -> VolumeRecord {
     let mut record = record(name, node, replicas);
-    record.spec.attach = Some(AttachSpec { node: node.parse().unwrap(), nbd_tcp: None });
+    record.spec.attach = Some(AttachSpec { node: node.parse().unwrap(), nbd_tcp: None, force_from: None });
     let engine = InstanceName::engine(&record.name).to_string();
     record.status.instance_uuids.insert(engine, InstanceUuid::random());
     record

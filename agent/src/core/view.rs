@@ -51,6 +51,7 @@ impl Viewer<'_> {
         let engine = self.instance(record, &engine_name);
         let told = engine.and_then(Instance::engine_status);
         let (state, reason) = self.state(record, engine, told);
+        let (state, reason) = changing(record, told, state, reason);
         let mut info = pb::VolumeInfo {
             id: record.id.to_string(),
             name: record.name.to_string(),
@@ -80,7 +81,8 @@ impl Viewer<'_> {
             info.clients = told.clients;
             info.unrepaired_bytes = told.unrepaired_bytes;
         }
-        info.replicas = (record.spec.replicas.iter())
+        info.replicas = record
+            .placed()
             .map(|spec| self.replica(record, spec.id, &spec.node, told, data_dir(record, spec.id)))
             .collect();
         info
@@ -119,7 +121,7 @@ impl Viewer<'_> {
     /// Why not one copy of the volume can be used, where that is known of every one.
     fn no_copy_left(&self, record: &VolumeRecord) -> Option<String> {
         let mut first = None;
-        for spec in &record.spec.replicas {
+        for spec in record.placed() {
             let name = InstanceName::replica(&record.name, spec.id);
             let running = self.instance(record, &name).is_some_and(Instance::is_up);
             let reason = self.world.absent.get(&name).filter(|_| !running)?;
@@ -129,7 +131,7 @@ impl Viewer<'_> {
     }
 
     fn all_ended(&self, record: &VolumeRecord) -> bool {
-        let replicas = record.spec.replicas.iter().map(|r| InstanceName::replica(&record.name, r.id));
+        let replicas = record.placed().map(|r| InstanceName::replica(&record.name, r.id));
         replicas
             .chain([InstanceName::engine(&record.name)])
             .all(|name| self.instance(record, &name).is_none_or(Instance::is_down))
@@ -148,6 +150,10 @@ impl Viewer<'_> {
         let running = instance.filter(|i| !i.is_down());
         let seen = told.and_then(|told| told.replicas.iter().find(|r| r.id == id.0));
         let (mode, reason) = self.mode(record, id, instance, seen);
+        let leaves = !record.spec.replicas.iter().any(|spec| spec.id == id);
+        let reason = reason
+            .filter(|reason| !reason.is_empty())
+            .or_else(|| leaves.then(|| "it is being removed".to_owned()));
         pb::VolumeReplicaInfo {
             id: id.to_string(),
             node: node.to_string(),
@@ -159,10 +165,13 @@ impl Viewer<'_> {
             pid: running.and_then(Instance::pid),
             address: running.and_then(Instance::address).map(str::to_owned),
             data_dir,
-            progress: seen
-                .filter(|r| r.total_bytes > 0)
-                .map(|r| pb::Progress { done_bytes: r.done_bytes, total_bytes: r.total_bytes }),
-            reason: reason.filter(|reason| !reason.is_empty()),
+            progress: seen.filter(|r| r.total_bytes > 0).map(|r| pb::Progress {
+                done_bytes: r.done_bytes,
+                total_bytes: r.total_bytes,
+                bytes_per_second: r.bytes_per_second,
+                remaining_s: r.remaining_s,
+            }),
+            reason,
         }
     }
 
@@ -182,6 +191,13 @@ impl Viewer<'_> {
         if let Some(seen) = seen {
             let reason = Some(seen.reason.clone()).filter(|r| !r.is_empty()).or_else(own_reason);
             return (known_mode(&seen.mode), reason);
+        }
+        if !record.status.configured.contains(id) {
+            let mode = if record.spec.attach.is_some() { "rebuilding" } else { "catching_up" };
+            return (
+                mode,
+                own_reason().or_else(|| Some("new: the engine adds it, then fills it".to_owned())),
+            );
         }
         if record.spec.attach.is_some() {
             let reason = own_reason().unwrap_or_else(|| "the engine has not reported".to_owned());
@@ -220,6 +236,26 @@ impl Viewer<'_> {
             ..Default::default()
         }
     }
+}
+
+/// A volume is not healthy while its replicas are not those that are wanted, whatever its engine has heard of that.
+fn changing(
+    record: &VolumeRecord,
+    told: Option<&ipb::EngineStatus>,
+    state: &'static str,
+    reason: Option<String>,
+) -> (&'static str, Option<String>) {
+    let configured: Vec<u32> = match told.map(|told| told.configured.as_slice()) {
+        // Of a build that does not say it.
+        None | Some([]) => record.status.configured.iter().map(|id| id.0).collect(),
+        Some(told) => told.to_vec(),
+    };
+    let mut wanted: Vec<u32> = record.spec.replicas.iter().map(|spec| spec.id.0).collect();
+    wanted.sort_unstable();
+    if state != "healthy" || wanted == configured {
+        return (state, reason);
+    }
+    ("degraded", reason.or_else(|| Some("the set of its replicas is being changed".to_owned())))
 }
 
 /// Whether ending this unclaimed instance hurts nobody.

@@ -197,3 +197,23 @@ fn an_instance_says_its_state_claim_and_reason() {
     assert_eq!((ghost.claim.as_str(), ghost.state.as_str()), ("unclaimed", "error"));
     assert_eq!((ghost.reason.as_deref(), ghost.restarts), (Some("silent"), 4));
 }
+
+#[test]
+fn a_volume_is_not_healthy_while_its_replicas_are_not_those_that_are_wanted() {
+    let mut record = attached("demo", "node-a", 2);
+    let mut scene = Scene::new(&record);
+    scene.run(&record, "demo.engine", engine("healthy", &["member", "member"]));
+    assert_eq!(scene.show().state, "healthy");
+    let spec = record.spec.replicas.remove(1);
+    let new = holdfast_proto::record::ReplicaSpec { id: ReplicaId(3), ..spec.clone() };
+    record.spec.replicas.push(new);
+    record.spec.leaving.push(spec);
+    record.spec.next_replica_id = 4;
+    scene.records = Scene::new(&record).records;
+    let shown = scene.show();
+    assert_eq!(shown.state, "degraded", "whatever the engine has heard of it");
+    assert!(shown.reason.unwrap().contains("being changed"));
+    let found: Vec<_> = shown.replicas.iter().map(|r| (r.id.as_str(), r.mode.as_str())).collect();
+    assert_eq!(found, [("r1", "member"), ("r3", "rebuilding"), ("r2", "member")]);
+    assert_eq!(shown.replicas[2].reason.as_deref(), Some("it is being removed"));
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use holdfast_proto::ids::ReplicaId;
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::pb::instance::configure_request::Role;
-use holdfast_proto::record::VolumeRecord;
+use holdfast_proto::record::{ForceFrom, ReplicaSpec, VolumeRecord};
 
 use super::shared::Shared;
 use crate::error::Error;
@@ -40,8 +40,10 @@ pub(super) fn engine(
     record: &VolumeRecord,
     volume_key: &VolumeKey,
     replicas: Vec<pb::ReplicaEndpoint>,
+    predecessor_gone: bool,
 ) -> Result<Role, Error> {
-    let config = &shared.config;
+    let (config, limits) = (&shared.config, &shared.config.limits);
+    let configured = u32::try_from(record.status.configured.len()).unwrap_or(u32::MAX);
     let socket = nbd_socket(&config.runtime_dir, record.name.as_str());
     check_socket_path(&socket)?;
     let tcp = record.spec.attach.as_ref().and_then(|attach| attach.nbd_tcp.clone());
@@ -55,12 +57,36 @@ pub(super) fn engine(
         replicas,
         nbd_socket: text(&socket),
         nbd_tcp: tcp.unwrap_or_default(),
-        replica_timeout_ms: millis(config.replica_timeout),
-        suspend_timeout_ms: millis(config.suspend_timeout),
-        min_in_sync: config.min_in_sync,
+        replica_timeout_ms: millis(limits.replica_timeout),
+        suspend_timeout_ms: millis(limits.suspend_timeout),
+        // A volume with fewer copies than that needs all of them.
+        min_in_sync: limits.min_in_sync.min(configured),
         node: config.node.to_string(),
-        rebuild_inflight_max: config.rebuild_inflight_max,
+        rebuild_inflight_max: limits.rebuild_inflight,
+        read_lease_ms: millis(limits.read_lease),
+        predecessor_gone,
+        replica_lag_max_ms: millis(limits.replica_lag_max),
+        heartbeat_ms: millis(limits.heartbeat),
+        start_patience_ms: millis(limits.start_patience),
+        rebuild_bytes_per_second: limits.rebuild_bandwidth,
+        wanted: record.spec.replicas.iter().map(wanted).collect(),
+        force_from: (record.spec.attach.as_ref())
+            .and_then(|attach| attach.force_from.as_ref())
+            .filter(|force| force.counts(&record.status))
+            .map(force),
     }))
+}
+
+fn wanted(spec: &ReplicaSpec) -> pb::WantedReplica {
+    pb::WantedReplica { id: spec.id.0, replaces: spec.replaces.iter().map(|id| id.0).collect() }
+}
+
+fn force(force: &ForceFrom) -> pb::ForceFrom {
+    pb::ForceFrom {
+        replica_id: force.replica.0,
+        even_if_syncing: force.even_if_syncing,
+        lineage: force.lineage.to_string(),
+    }
 }
 
 /// What the replica `id` of `record` serves. Its driver adds the port it had last.
@@ -84,5 +110,6 @@ pub(super) fn replica(shared: &Shared, record: &VolumeRecord, volume_key: &Volum
         port_preferred: 0,
         io_mode: record.spec.io_mode.clone(),
         incarnation: shared.registry.incarnation().to_string(),
+        advertise: config.advertise.map(|address| address.to_string()).unwrap_or_default(),
     })
 }

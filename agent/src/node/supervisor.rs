@@ -17,6 +17,7 @@ use super::shared::{Command, Shared, blocking};
 use super::startup::sockets;
 use crate::core::claims::{self, Claim};
 use crate::core::instance::{Event, Instance, InstanceName, Kind, State};
+use crate::core::predecessor::EndedEngines;
 use crate::core::reconcile::{self, Action, Plan, World};
 use crate::core::records::{Lookup, RecordState, Records};
 use crate::core::view::{self, Viewer};
@@ -54,6 +55,7 @@ pub(super) struct Supervisor {
     sockets: BTreeMap<InstanceName, PathBuf>,
     digests: BTreeMap<InstanceName, String>,
     keys: BTreeMap<VolumeId, VolumeKey>,
+    ended: EndedEngines,
     /// Unclaimed ones that a person has stopped: forgotten when they have ended.
     forgetting: BTreeSet<InstanceName>,
     records: Arc<Records>,
@@ -74,6 +76,7 @@ impl Supervisor {
             sockets: BTreeMap::new(),
             digests: BTreeMap::new(),
             keys: BTreeMap::new(),
+            ended: EndedEngines::default(),
             forgetting: BTreeSet::new(),
             records: Arc::new(Records::Unavailable("not read yet".to_owned())),
             absent: BTreeMap::new(),
@@ -242,7 +245,7 @@ impl Supervisor {
     async fn look_for_directories(&self, shared: &Shared) -> BTreeMap<InstanceName, String> {
         let mut wanted = Vec::new();
         for record in self.records.readable() {
-            for spec in record.spec.replicas.iter().filter(|spec| spec.node == shared.config.node) {
+            for spec in record.placed().filter(|spec| spec.node == shared.config.node) {
                 let name = InstanceName::replica(&record.name, spec.id);
                 wanted.push((name, roles::data_dir(shared, record, spec.id), spec.id, record.id));
             }
@@ -279,6 +282,7 @@ impl Supervisor {
                     shared.registry.delete_key(id).await?;
                 }
                 self.keys.remove(&id);
+                self.ended.forget(id);
                 match shared.registry.delete(&name, id, version).await? {
                     Swap::Stored(_) => tracing::info!(volume = %name, %id, "deleted"),
                     // Changed meanwhile: the next plan is made from what it says now.
@@ -308,6 +312,11 @@ impl Supervisor {
             Read::Found(_) | Read::Absent => None,
         };
         let uuid = uuid.or(old.as_ref().map(|r| r.uuid)).unwrap_or_else(InstanceUuid::random);
+        if let Some(before) = old.as_ref().filter(|record| record.uuid != uuid && name.kind() == Kind::Engine)
+        {
+            // The process that is started takes the lock that this one had.
+            self.ended.note(volume_id, before.uuid);
+        }
         let old = old.filter(|record| record.uuid == uuid);
         let taken = |path: &std::path::Path| self.sockets.iter().any(|(n, p)| *n != name && p == path);
         let control_socket = spawn::control_socket(&shared.config.runtime_dir, uuid, taken)?;
@@ -347,7 +356,12 @@ impl Supervisor {
         let key = self.key(shared, record).await?;
         let role = match (name.kind(), replicas) {
             (Kind::Replica(id), _) => roles::replica(shared, record, &key, id),
-            (Kind::Engine, replicas) => roles::engine(shared, record, &key, replicas.unwrap_or_default())?,
+            (Kind::Engine, replicas) => {
+                let gone = self.instances.get(name).is_some_and(|instance| {
+                    self.ended.gone_before(record.id, &record.status, instance.uuid())
+                });
+                roles::engine(shared, record, &key, replicas.unwrap_or_default(), gone)?
+            }
         };
         if let Some(driver) = self.drivers.get(name) {
             driver.configure(role);
@@ -388,7 +402,9 @@ impl Supervisor {
         }
         let (store, text) = (shared.store.clone(), name.to_string());
         blocking(move || store.remove(&text)).await?;
-        self.instances.remove(&name);
+        if let Some(instance) = self.instances.remove(&name).filter(|_| name.kind() == Kind::Engine) {
+            self.ended.note(instance.volume_id(), instance.uuid());
+        }
         self.sockets.remove(&name);
         self.digests.remove(&name);
         Ok(())
@@ -459,10 +475,19 @@ impl Supervisor {
     }
 }
 
-/// What plans are made from; progress and counters are not.
-fn relevant(instance: &Instance) -> (State, Option<String>, Option<String>, bool) {
-    let fenced = instance.engine_status().is_some_and(|status| status.fenced);
-    (instance.state().clone(), instance.address().map(str::to_owned), instance.data_problem(), fenced)
+/// What plans are made from; progress and counters are not. Of an engine also which replicas are configured: those that
+/// are no more are ended.
+fn relevant(instance: &Instance) -> (State, Option<String>, Option<String>, bool, Vec<u32>) {
+    let engine = instance.engine_status();
+    let fenced = engine.is_some_and(|status| status.fenced);
+    let configured = engine.map(|status| status.configured.clone()).unwrap_or_default();
+    (
+        instance.state().clone(),
+        instance.address().map(str::to_owned),
+        instance.data_problem(),
+        fenced,
+        configured,
+    )
 }
 
 fn state_of(entry: Entry) -> (String, RecordState) {

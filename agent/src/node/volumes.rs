@@ -13,8 +13,8 @@ use holdfast_proto::record::{
 };
 use holdfast_proto::status::ErrorKind;
 
-use super::roles;
 use super::shared::{Shared, blocking};
+use super::{force, roles};
 use crate::core::instance::InstanceName;
 use crate::core::reconcile::purge_intent;
 use crate::error::Error;
@@ -36,11 +36,11 @@ const DELETE_WITHIN: Duration = Duration::from_secs(60);
 /// A record that changes under us so often is being fought over.
 const SWAPS_MAX: usize = 16;
 
-fn name_of(operation: &str, name: &str) -> Result<VolumeName, Error> {
+pub(super) fn name_of(operation: &str, name: &str) -> Result<VolumeName, Error> {
     name.parse().map_err(|e| Error::invalid(format!("{operation} volume: {e}")))
 }
 
-async fn read(shared: &Shared, operation: &str, name: &VolumeName) -> Result<VolumeRecord, Error> {
+pub(super) async fn read(shared: &Shared, operation: &str, name: &VolumeName) -> Result<VolumeRecord, Error> {
     match shared.registry.get(name).await? {
         Read::Found(record) => Ok(record),
         Read::Absent => Err(Error::not_found(format!("{operation} volume {name}: there is none"))),
@@ -49,7 +49,7 @@ async fn read(shared: &Shared, operation: &str, name: &VolumeName) -> Result<Vol
 }
 
 /// Changes the record by compare-and-swap; `change` says on each attempt whether there is anything to change.
-async fn change(
+pub(super) async fn change(
     shared: &Shared,
     operation: &str,
     name: &VolumeName,
@@ -70,7 +70,11 @@ async fn change(
     Err(Error::conflict(format!("{operation} volume {name}: its record keeps changing; try again")))
 }
 
-fn info(operation: &str, name: &VolumeName, volume: Option<pb::VolumeInfo>) -> Result<pb::VolumeInfo, Error> {
+pub(super) fn info(
+    operation: &str,
+    name: &VolumeName,
+    volume: Option<pb::VolumeInfo>,
+) -> Result<pb::VolumeInfo, Error> {
     volume.ok_or_else(|| Error::not_found(format!("{operation} volume {name}: it was deleted meanwhile")))
 }
 
@@ -137,7 +141,12 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
         version: 1,
         spec: VolumeSpec {
             size_bytes: request.size_bytes,
-            replicas: members.iter().map(|id| ReplicaSpec { id, node: node.clone(), disk: None }).collect(),
+            replicas: members
+                .iter()
+                .map(|id| ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() })
+                .collect(),
+            leaving: Vec::new(),
+            next_replica_id: request.replicas + 1,
             attach: None,
             intent: Intent::Keep,
             io_mode: io_mode.to_owned(),
@@ -147,6 +156,7 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
             lineage: Lineage::random(),
             generation: Generation(0),
             engine_uuid: InstanceUuid::nil(),
+            engine_instance: InstanceUuid::nil(),
             view: View { generation: Generation(0), epoch: Epoch(0), members, needs_registry: false },
             configured: members,
             // Nothing was ever written: there is nothing in which the members could differ.
@@ -187,17 +197,26 @@ pub(super) async fn attach(
     let turn = shared.begin(name.as_str(), "attach").await?;
     shared.reconcile().await?;
     let detaching = shared.volume(name.as_str()).is_some_and(|volume| volume.state == "detaching");
+    let force_from = force::wanted(shared, &name, request).await?;
     let wanted = AttachSpec {
         node: shared.config.node.clone(),
         nbd_tcp: Some(request.nbd_tcp.clone()).filter(|tcp| !tcp.is_empty()),
+        force_from: force_from.clone(),
     };
     let conflict = |why: &str| Error::conflict(format!("attach volume {name}: {why}"));
     change(shared, "attach", &name, |record| {
         if record.spec.intent != Intent::Keep {
             return Err(conflict("it is being deleted"));
         }
-        match &record.spec.attach {
-            Some(attach) if *attach == wanted => return Ok(false),
+        match &mut record.spec.attach {
+            // An engine that waits is told of it.
+            Some(attach) if force_from.is_some() && attach.node == wanted.node => {
+                attach.force_from.clone_from(&force_from);
+                return Ok(true);
+            }
+            Some(attach) if attach.node == wanted.node && attach.nbd_tcp == wanted.nbd_tcp => {
+                return Ok(false);
+            }
             Some(attach) if attach.node != wanted.node => {
                 return Err(conflict(&format!("it is attached on node {}; detach it first", attach.node)));
             }

@@ -130,13 +130,14 @@ impl Drop for Driver {
 }
 
 /// Whether two configurations differ in nothing that an instance is told after its first one: the record's version
-/// and status move with the engine's own writes.
+/// and status move with the engine's own writes, and what became of the engine before matters at the start alone.
 fn same_settings(a: &Role, b: &Role) -> bool {
     match (a, b) {
         (Role::Engine(a), Role::Engine(b)) => {
             let mut a = a.clone();
             a.record_version = b.record_version;
             a.status.clone_from(&b.status);
+            a.predecessor_gone = b.predecessor_gone;
             a == *b
         }
         (a, b) => a == b,
@@ -382,6 +383,7 @@ mod tests {
         let mut next = engine.clone();
         next.record_version = 2;
         next.status = Some(pb::VolumeStatus { generation: 4, ..Default::default() });
+        next.predecessor_gone = true;
         assert!(same_settings(&Role::Engine(engine.clone()), &Role::Engine(next.clone())));
         next.replicas.push(pb::ReplicaEndpoint::default());
         assert!(!same_settings(&Role::Engine(engine), &Role::Engine(next)));

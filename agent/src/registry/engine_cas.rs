@@ -52,8 +52,16 @@ fn wished(ask: &pb::RegistryCas, record: &VolumeRecord, registry: &dyn Registry)
     let goes_back = status.generation < record.status.generation
         || status.view.order() < record.status.view.order()
         || status.generation == Generation(0);
+    // A history ends only because a person said so, and for the one that was named then.
+    let force = record.spec.attach.as_ref().and_then(|attach| attach.force_from.as_ref());
+    let history = status.lineage == record.status.lineage
+        || force.is_some_and(|force| {
+            force.counts(&record.status)
+                && force.lineage == status.lineage
+                && status.view.members.iter().eq([force.replica])
+        });
     // An engine that read the registry in another life knows nothing about this one.
-    (!goes_back && status.incarnation == registry.incarnation()).then_some(status)
+    (!goes_back && history && status.incarnation == registry.incarnation()).then_some(status)
 }
 
 /// The record's status as engines are told it: in this life of the registry, whatever the record was written in.
@@ -78,7 +86,7 @@ mod tests {
     use crate::core::testing::record;
     use crate::registry::file::FileRegistry;
     use holdfast_proto::ids::InstanceUuid;
-    use holdfast_proto::record::AttachSpec;
+    use holdfast_proto::record::{AttachSpec, ForceFrom};
 
     struct Fixture {
         _tmp: tempfile::TempDir,
@@ -135,7 +143,8 @@ mod tests {
         assert_eq!(f.execute(&ask).await, stored(2));
         // An operator's wish in between changes the version, not what the engine did.
         let mut wish = f.now().await;
-        wish.spec.attach = Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None });
+        wish.spec.attach =
+            Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: None });
         f.registry.compare_and_swap(2, wish).await.unwrap();
         assert_eq!(f.execute(&ask).await, stored(3));
         assert_eq!(f.now().await.version, 3);
@@ -161,6 +170,41 @@ mod tests {
         ask.status.as_mut().unwrap().incarnation = holdfast_proto::ids::Incarnation::random().to_string();
         let Outcome::Conflict(told) = f.execute(&ask).await else { panic!("another incarnation") };
         assert_eq!(told.status.unwrap().incarnation, f.registry.incarnation().to_string());
+    }
+
+    #[tokio::test]
+    async fn a_history_ends_only_by_the_word_in_the_record() {
+        let f = fixture().await;
+        let lineage = holdfast_proto::ids::Lineage::random();
+        let mut ask = f.attach(1, 1);
+        ask.status.as_mut().unwrap().lineage = lineage.to_string();
+        ask.status.as_mut().unwrap().view.as_mut().unwrap().members = vec![2];
+        assert!(matches!(f.execute(&ask).await, Outcome::Conflict(_)), "nobody asked for it");
+        let replica = holdfast_proto::ids::ReplicaId(2);
+        let epoch = holdfast_proto::ids::Epoch(0);
+        let word = |generation| {
+            let force = ForceFrom {
+                replica,
+                even_if_syncing: false,
+                lineage,
+                generation: Generation(generation),
+                epoch,
+            };
+            AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: Some(force) }
+        };
+        let mut wish = f.now().await;
+        wish.spec.attach = Some(word(7));
+        f.registry.compare_and_swap(1, wish.clone()).await.unwrap();
+        ask.expected_version = 2;
+        assert!(matches!(f.execute(&ask).await, Outcome::Conflict(_)), "it was served since");
+        wish.spec.attach = Some(word(0));
+        f.registry.compare_and_swap(2, wish).await.unwrap();
+        ask.expected_version = 3;
+        let mut wider = ask.clone();
+        wider.status.as_mut().unwrap().view.as_mut().unwrap().members = vec![1, 2];
+        assert!(matches!(f.execute(&wider).await, Outcome::Conflict(_)), "of one replica alone");
+        assert_eq!(f.execute(&ask).await, stored(4));
+        assert_eq!(f.now().await.status.lineage, lineage);
     }
 
     #[tokio::test]

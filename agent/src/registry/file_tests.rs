@@ -147,7 +147,8 @@ async fn n3_status_writes_do_not_tick_and_spec_writes_do() {
         assert!(matches!(registry.compare_and_swap(version, record.clone()).await, Ok(Swap::Stored(_))));
     }
     assert!(!changes.has_changed().unwrap(), "an engine's own write");
-    record.spec.attach = Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None });
+    record.spec.attach =
+        Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: None });
     registry.compare_and_swap(4, record.clone()).await.unwrap();
     assert!(changes.has_changed().unwrap());
     changes.mark_unchanged();

@@ -44,6 +44,24 @@ impl Volumes for Service {
     ) -> Result<Response<pb::DeleteVolumeReply>, Status> {
         self.node.delete_volume(request.into_inner()).await.map(Response::new).map_err(status)
     }
+    async fn add_replica(
+        &self,
+        request: Request<pb::AddReplicaRequest>,
+    ) -> Result<Response<pb::VolumeInfo>, Status> {
+        self.node.add_replica(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+    async fn remove_replica(
+        &self,
+        request: Request<pb::RemoveReplicaRequest>,
+    ) -> Result<Response<pb::VolumeInfo>, Status> {
+        self.node.remove_replica(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+    async fn replace_replica(
+        &self,
+        request: Request<pb::ReplaceReplicaRequest>,
+    ) -> Result<Response<pb::VolumeInfo>, Status> {
+        self.node.replace_replica(request.into_inner()).await.map(Response::new).map_err(status)
+    }
     async fn get(&self, request: Request<pb::GetVolumeRequest>) -> Result<Response<pb::VolumeInfo>, Status> {
         self.node.volume(&request.get_ref().name).await.map(Response::new).map_err(status)
     }

@@ -1,7 +1,7 @@
 //! The replica directories of this node: where they are, what their labels say, and making them with their volume.
 //!
-//! A directory is made once, here, while its volume is being created. Nothing ever makes one again: one that is
-//! missing later is absent, and its replica comes back only by a rebuild.
+//! A directory is made once, here, while its volume is being created or a replica is added to it. Nothing ever makes one
+//! again: one that is missing later is absent, and another replica, with an id of its own, takes its place.
 
 use std::path::{Path, PathBuf};
 
@@ -60,6 +60,29 @@ fn look(path: PathBuf) -> FoundDir {
 /// # Errors
 /// When it exists, or the disk refuses.
 pub fn create(path: &Path, node: &NodeName, replica: ReplicaId, record: &VolumeRecord) -> Result<(), Error> {
+    make(path, node, replica, record, false)
+}
+
+/// Makes the directory of a replica that joins a volume: it holds nothing, and is no source before it was filled.
+///
+/// # Errors
+/// When it exists, or the disk refuses.
+pub fn create_to_be_filled(
+    path: &Path,
+    node: &NodeName,
+    replica: ReplicaId,
+    record: &VolumeRecord,
+) -> Result<(), Error> {
+    make(path, node, replica, record, true)
+}
+
+fn make(
+    path: &Path,
+    node: &NodeName,
+    replica: ReplicaId,
+    record: &VolumeRecord,
+    syncing: bool,
+) -> Result<(), Error> {
     let meta = Meta {
         node: node.clone(),
         volume: record.id,
@@ -73,11 +96,14 @@ pub fn create(path: &Path, node: &NodeName, replica: ReplicaId, record: &VolumeR
         configured: record.status.configured,
         incarnation: record.status.incarnation,
         revision: record.version,
-        syncing: false,
+        syncing,
         boot: BootId::nil(),
         unflushed: false,
         cache_lost: false,
         failed: String::new(),
+        // One that is made for a volume that has data already lacks all of it.
+        basis: record.status.view.members.contains(replica).then(|| record.status.view.order()),
+        dirty: Vec::new(),
     };
     create_replica_dir(path, &meta).map_err(Error::from)
 }

@@ -99,7 +99,7 @@ async fn create(node: &NodeHandle, name: &str, replicas: u32) -> pb::VolumeInfo 
     node.create_volume(request).await.unwrap()
 }
 async fn attach(node: &NodeHandle, name: &str) -> pb::VolumeInfo {
-    let request = pb::AttachVolumeRequest { name: name.into(), nbd_tcp: String::new() };
+    let request = pb::AttachVolumeRequest { name: name.into(), ..Default::default() };
     node.attach_volume(request).await.unwrap()
 }
 async fn healthy(node: &NodeHandle, name: &str, replicas: u32) -> Snapshot {

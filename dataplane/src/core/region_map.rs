@@ -1,10 +1,9 @@
-//! A bitmap over the regions of a volume, with a count and a cursor.
+//! A bitmap over the regions of a volume (or over groups of them), with a count and a cursor.
 
 use crate::units::{REGION_BYTES, to_u64, to_usize};
 
-/// Which regions of a volume something is still to be done for.
-#[derive(Debug, Clone, Default)]
-#[cfg_attr(test, derive(Hash))]
+/// Which regions of a volume something is still to be done for. Takes no memory while it is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct RegionMap {
     words: Vec<u64>,
     regions: u64,
@@ -12,17 +11,112 @@ pub struct RegionMap {
 }
 
 impl RegionMap {
-    /// None set. Takes no memory until the first is.
+    /// None set, for a volume of that size.
     #[must_use]
     pub fn empty(size_bytes: u64) -> Self {
-        Self { words: Vec::new(), regions: size_bytes.div_ceil(REGION_BYTES), set: 0 }
+        Self::of(size_bytes.div_ceil(REGION_BYTES))
     }
-    /// All set.
+    /// All set, for a volume of that size.
     #[must_use]
     pub fn full(size_bytes: u64) -> Self {
         let mut map = Self::empty(size_bytes);
-        map.insert_bytes(0, size_bytes);
+        map.insert_all();
         map
+    }
+    /// None set, over `count` of whatever is counted.
+    #[must_use]
+    pub fn of(count: u64) -> Self {
+        Self { words: Vec::new(), regions: count, set: 0 }
+    }
+    /// Over how many.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.regions
+    }
+    /// Sets every one.
+    pub fn insert_all(&mut self) {
+        self.words = vec![u64::MAX; to_usize(self.regions.div_ceil(64))];
+        let rest = self.regions % 64;
+        if let Some(last) = self.words.last_mut().filter(|_| rest != 0) {
+            *last = (1 << rest) - 1;
+        }
+        self.set = self.regions;
+    }
+    /// Clears every one.
+    pub fn clear(&mut self) {
+        self.words = Vec::new();
+        self.set = 0;
+    }
+    /// The 64 from `64 * index`.
+    #[must_use]
+    pub fn word(&self, index: usize) -> u64 {
+        self.words.get(index).copied().unwrap_or(0)
+    }
+    /// Sets those of the 64 from `64 * index` that `bits` has; those past the end are passed over.
+    pub fn insert_word(&mut self, index: usize, bits: u64) {
+        let first = to_u64(index) * 64;
+        let bits = match self.regions.saturating_sub(first) {
+            0 => 0,
+            left @ 1..64 => bits & ((1 << left) - 1),
+            64.. => bits,
+        };
+        if bits == 0 {
+            return;
+        }
+        self.take_memory();
+        if let Some(word) = self.words.get_mut(index) {
+            self.set += u64::from((bits & !*word).count_ones());
+            *word |= bits;
+        }
+    }
+    /// Clears those of the 64 from `64 * index` that `bits` has.
+    pub fn remove_word(&mut self, index: usize, bits: u64) {
+        if let Some(word) = self.words.get_mut(index) {
+            self.set -= u64::from((bits & *word).count_ones());
+            *word &= !bits;
+        }
+        self.give_memory();
+    }
+    /// Sets what `other` has.
+    pub fn insert_map(&mut self, other: &Self) {
+        for (index, bits) in other.words.iter().enumerate().filter(|(_, bits)| **bits != 0) {
+            self.insert_word(index, *bits);
+        }
+    }
+    /// Clears what `other` has.
+    pub fn remove_map(&mut self, other: &Self) {
+        for (index, bits) in other.words.iter().enumerate().filter(|(_, bits)| **bits != 0) {
+            self.remove_word(index, *bits);
+        }
+    }
+    /// Clears what `other` does not have.
+    pub fn keep_only(&mut self, other: &Self) {
+        for index in 0..self.words.len() {
+            let gone = self.word(index) & !other.word(index);
+            if gone != 0 {
+                self.remove_word(index, gone);
+            }
+        }
+    }
+    /// Those set, in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let next = self.next_from(at)?;
+            at = next + 1;
+            Some(next)
+        })
+    }
+    fn take_memory(&mut self) {
+        if self.words.is_empty() {
+            // Zeroed by the kernel: pages that are never touched cost nothing.
+            self.words = vec![0; to_usize(self.regions.div_ceil(64))];
+        }
+    }
+    fn give_memory(&mut self) {
+        if self.set == 0 {
+            self.words = Vec::new();
+        }
     }
     /// How many regions are set.
     #[must_use]
@@ -44,9 +138,7 @@ impl RegionMap {
         if region >= self.regions {
             return;
         }
-        if self.words.is_empty() {
-            self.words.resize(to_usize(self.regions.div_ceil(64)), 0);
-        }
+        self.take_memory();
         if let Some(word) = self.words.get_mut(to_usize(region / 64)) {
             let bit = 1 << (region % 64);
             self.set += u64::from(*word & bit == 0);
@@ -60,9 +152,7 @@ impl RegionMap {
             self.set -= u64::from(*word & bit != 0);
             *word &= !bit;
         }
-        if self.set == 0 {
-            self.words = Vec::new();
-        }
+        self.give_memory();
     }
     /// Sets every region that the byte range touches.
     pub fn insert_bytes(&mut self, offset: u64, len: u64) {
@@ -130,6 +220,44 @@ mod tests {
                 prop_assert_eq!(map.contains(region), set.contains(&region));
                 prop_assert_eq!(map.next_from(region), set.range(region..).next().copied());
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn words_and_maps_are_sets_too(
+            a in proptest::collection::btree_set(0u64..150, 0..80),
+            b in proptest::collection::btree_set(0u64..150, 0..80),
+        ) {
+            let map = |set: &BTreeSet<u64>| {
+                let mut map = RegionMap::of(150);
+                set.iter().for_each(|r| map.insert(*r));
+                map
+            };
+            let all = |map: &RegionMap| map.iter().collect::<BTreeSet<_>>();
+            let (mut union, mut less, mut both) = (map(&a), map(&a), map(&a));
+            union.insert_map(&map(&b));
+            less.remove_map(&map(&b));
+            both.keep_only(&map(&b));
+            prop_assert_eq!(all(&union), a.union(&b).copied().collect());
+            prop_assert_eq!(all(&less), a.difference(&b).copied().collect());
+            prop_assert_eq!(all(&both), a.intersection(&b).copied().collect());
+            for map in [&union, &less, &both] {
+                prop_assert_eq!(map.count(), map.iter().count() as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn full_has_all_and_nothing_past_the_end() {
+        for count in [1, 63, 64, 65, 150] {
+            let mut map = RegionMap::of(count);
+            map.insert_all();
+            assert_eq!((map.count(), map.iter().count() as u64), (count, count));
+            assert_eq!(map.next_from(count), None);
+            let mut words = RegionMap::of(count);
+            (0..4).for_each(|index| words.insert_word(index, u64::MAX));
+            assert_eq!(words, map);
         }
     }
 

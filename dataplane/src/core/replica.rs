@@ -6,11 +6,12 @@
 
 use std::collections::VecDeque;
 
-use holdfast_proto::ids::{BootId, Generation};
-use holdfast_proto::record::View;
+use holdfast_proto::ids::{BootId, Generation, ReplicaId};
+use holdfast_proto::record::{ReplicaSet, View};
 
 use super::rules::{Rule, kept};
 use crate::layout::Meta;
+use crate::layout::meta::DirtyMap;
 use crate::wire::Status;
 use crate::wire::handshake::{Hello, RefusalKind, Refused, Role, Welcome};
 use crate::wire::payload::ViewUpdate;
@@ -23,8 +24,16 @@ const FENCES_MAX: usize = 8;
 pub enum Action {
     /// Drop the engine's connection; when all I/O it submitted has ended, [`Replica::handle_dropped`].
     DropSession,
-    /// Put this on stable storage, then [`Replica::handle_persisted`].
-    Persist(Box<Meta>),
+    /// Put this on stable storage, then [`Replica::handle_persisted`]. The dirty maps that begin with it are put there
+    /// first: a map that is named in `meta` and missing counts as full.
+    Persist {
+        /// Replaces the one there is.
+        meta: Box<Meta>,
+        /// Maps that begin anew.
+        begin: Vec<NewMap>,
+    },
+    /// From here on changes are remembered for these; before the answer to the view that says so.
+    Track(Box<Tracked>),
     /// Take this engine; its connection is `session` from now on.
     Welcome {
         /// Of [`Replica::handle_fence`].
@@ -51,6 +60,34 @@ pub enum Action {
         /// See above.
         reopen: bool,
     },
+}
+
+/// A dirty map that begins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NewMap {
+    /// For whom.
+    pub replica: ReplicaId,
+    /// Whether it begins with every region: nothing is known of what that replica has.
+    pub full: bool,
+}
+
+/// What a replica's maps are to remember.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tracked {
+    /// Whether there is anybody to differ from.
+    pub enabled: bool,
+    /// The dirty maps.
+    pub dirty: Vec<DirtyMap>,
+    /// Those of them that begin anew.
+    pub begun: Vec<NewMap>,
+}
+
+impl Tracked {
+    /// What a replica that is opened remembers.
+    #[must_use]
+    pub fn of(meta: &Meta) -> Self {
+        Self { enabled: meta.configured.len() > 1, dirty: meta.dirty.clone(), begun: Vec::new() }
+    }
 }
 
 /// One engine's connection: its number within this process, and the generation its frames must carry.
@@ -81,6 +118,7 @@ enum State {
     /// Waits for `next` to be on stable storage.
     Persisting {
         next: Box<Meta>,
+        begun: Vec<NewMap>,
         then: Then,
     },
 }
@@ -158,6 +196,7 @@ impl Replica {
         (self.meta.incarnation, self.meta.revision, self.meta.syncing, self.meta.boot).hash(h);
         (self.meta.unflushed, self.meta.cache_lost, self.meta.failed.is_empty()).hash(h);
         (self.boot, self.clean, self.failed_while_syncing).hash(h);
+        (self.meta.basis, &self.meta.dirty).hash(h);
     }
 
     /// Whether there is nothing to do.
@@ -223,12 +262,16 @@ impl Replica {
 
     /// [`Action::Persist`] was carried out, or `Err(status, reason)`.
     pub fn handle_persisted(&mut self, result: Result<(), (Status, String)>) {
-        let State::Persisting { next, then } = std::mem::replace(&mut self.state, State::Idle) else {
+        let State::Persisting { next, begun, then } = std::mem::replace(&mut self.state, State::Idle) else {
             unreachable!("persisted without being asked to")
         };
         match result {
             Ok(()) => {
-                self.meta = *next;
+                let before = std::mem::replace(&mut self.meta, *next);
+                let tracked = Tracked { begun, ..Tracked::of(&self.meta) };
+                if !tracked.begun.is_empty() || tracked != Tracked::of(&before) {
+                    self.actions.push_back(Action::Track(Box::new(tracked)));
+                }
                 match then {
                     Then::Welcome { ticket } => self.welcome(ticket),
                     Then::AnswerView { ticket, reopen } => self.answer_view(ticket, Status::Ok, reopen),
@@ -278,8 +321,13 @@ impl Replica {
     }
 
     fn persist(&mut self, next: Meta, then: Then) {
-        self.actions.push_back(Action::Persist(Box::new(next.clone())));
-        self.state = State::Persisting { next: Box::new(next), then };
+        self.persist_maps(next, Vec::new(), then);
+    }
+
+    fn persist_maps(&mut self, next: Meta, begin: Vec<NewMap>, then: Then) {
+        let (meta, begun) = (Box::new(next.clone()), begin.clone());
+        self.actions.push_back(Action::Persist { meta, begin });
+        self.state = State::Persisting { next: Box::new(next), begun, then };
     }
 
     // ---- fencing ----
@@ -358,6 +406,7 @@ impl Replica {
             configured: meta.configured,
             incarnation: meta.incarnation,
             revision: meta.revision,
+            basis: meta.basis,
             syncing: meta.syncing,
             cache_lost: meta.cache_lost,
             failed: meta.failed.clone(),
@@ -377,26 +426,28 @@ impl Replica {
 
     fn begin_view(&mut self, ticket: u64, generation: Generation, update: &ViewUpdate) {
         match self.check_view(generation, update) {
-            Ok(next) => {
+            Ok((next, begin)) => {
                 let reopen = next.syncing && !next.failed.is_empty();
-                if next == self.meta {
+                if next == self.meta && begin.is_empty() {
                     self.answer_view(ticket, Status::Ok, reopen);
                 } else {
-                    self.persist(next, Then::AnswerView { ticket, reopen });
+                    self.persist_maps(next, begin, Then::AnswerView { ticket, reopen });
                 }
             }
             Err(status) => self.answer_view(ticket, status, false),
         }
     }
 
-    fn check_view(&self, generation: Generation, update: &ViewUpdate) -> Result<Meta, Status> {
+    fn check_view(&self, generation: Generation, update: &ViewUpdate) -> Result<(Meta, Vec<NewMap>), Status> {
         let meta = &self.meta;
         if generation != meta.promised || update.view.generation != meta.promised {
             return Err(Status::Fenced);
         }
         let member = update.view.members.contains(meta.replica);
-        if update.lineage != meta.lineage || (member && update.syncing) || !follows(&update.view, &meta.view)
-        {
+        // Only a view that begins a new history with this replica alone may leave the old one.
+        let alone = update.new_history && member && update.view.members.len() == 1;
+        let same_history = update.lineage == meta.lineage || alone;
+        if !same_history || (member && update.syncing) || !follows(&update.view, &meta.view) {
             return Err(Status::Invalid);
         }
         if member && meta.syncing && self.failed_while_syncing {
@@ -405,7 +456,10 @@ impl Replica {
         // Only what has been filled and made a member is as good as the others again; neither a removal nor a view
         // that does not mention it makes it so.
         let synced = member && meta.syncing;
-        Ok(Meta {
+        let (dirty, begin) = if member { self.maps_after(update) } else { (Vec::new(), Vec::new()) };
+        let rebased = (member || update.rebased).then(|| update.view.order());
+        let next = Meta {
+            lineage: update.lineage,
             view: update.view,
             configured: update.configured,
             incarnation: update.incarnation,
@@ -414,8 +468,41 @@ impl Replica {
             // After a repair, what was lost with the cache has been copied from a member that kept it.
             cache_lost: meta.cache_lost && !synced && !(member && update.repaired),
             failed: if synced { String::new() } else { meta.failed.clone() },
+            basis: rebased.or(meta.basis),
+            dirty,
             ..meta.clone()
-        })
+        };
+        Ok((next, begin))
+    }
+
+    /// The dirty maps that a member keeps under a view: one for each configured replica that is no member, and for those
+    /// that the engine does not know yet to have persisted it. A replica that leaves was as this one is up to the last
+    /// view that had both; of one that this replica has never been a member with nothing is known, and there is no map,
+    /// until the engine has it begin with everything.
+    fn maps_after(&self, update: &ViewUpdate) -> (Vec<DirtyMap>, Vec<NewMap>) {
+        let meta = &self.meta;
+        let absent = update.configured.difference(&update.view.members);
+        let known: ReplicaSet = meta.dirty.iter().map(|map| map.replica).collect();
+        let kept = known.intersection(&update.keep);
+        let together = meta.view.members.contains(meta.replica) && !meta.syncing;
+        let (mut dirty, mut begin) = (Vec::new(), Vec::new());
+        for replica in absent.iter().chain(kept.difference(&absent).iter()) {
+            let old = meta.dirty.iter().find(|map| map.replica == replica);
+            let (base, full) = match old {
+                _ if update.refill.contains(replica) => (update.view.order(), Some(true)),
+                Some(old) => (old.base, None),
+                None if together && meta.view.members.contains(replica) => (meta.view.order(), Some(false)),
+                // A new member knows no more than that the others' maps of it go back that far.
+                None => match update.adopt.iter().flatten().find(|(adopted, _)| *adopted == replica) {
+                    Some((_, base)) => (*base, Some(true)),
+                    None => continue,
+                },
+            };
+            dirty.push(DirtyMap { replica, base });
+            begin.extend(full.map(|full| NewMap { replica, full }));
+        }
+        dirty.sort_by_key(|map| map.replica);
+        (dirty, begin)
     }
 }
 

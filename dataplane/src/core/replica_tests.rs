@@ -5,6 +5,7 @@ use holdfast_proto::record::ReplicaSet;
 use uuid::Uuid;
 
 use super::*;
+use crate::wire::payload::Adopt;
 
 const BOOT: BootId = BootId(Uuid::from_u128(9));
 
@@ -41,12 +42,14 @@ fn meta() -> Meta {
         unflushed: false,
         cache_lost: false,
         failed: String::new(),
+        basis: Some((Generation(4), Epoch(6))),
+        dirty: Vec::new(),
     }
 }
 fn hello(generation: u64, of: u128) -> Hello {
     Hello {
-        version_min: 1,
-        version_max: 1,
+        version_min: 2,
+        version_max: 2,
         features: 0,
         payload_bytes_max: 262_144,
         volume: meta().volume,
@@ -72,6 +75,11 @@ fn update(view: View, syncing: bool) -> ViewUpdate {
         revision: 9,
         syncing,
         repaired: false,
+        keep: ReplicaSet::new(),
+        refill: ReplicaSet::new(),
+        rebased: false,
+        adopt: Adopt::default(),
+        new_history: false,
     }
 }
 
@@ -81,7 +89,8 @@ fn take(replica: &mut Replica, hello: Hello) -> Result<(Welcome, Session), Refus
     loop {
         match replica.poll_action().expect("an answer") {
             Action::DropSession => replica.handle_dropped(0, true),
-            Action::Persist(_) => replica.handle_persisted(Ok(())),
+            Action::Persist { .. } => replica.handle_persisted(Ok(())),
+            Action::Track(_) => {}
             Action::Welcome { ticket: 1, welcome, session } => return Ok((*welcome, session)),
             Action::Refuse { ticket: 1, refused } => return Err(refused),
             other => panic!("unexpected {other:?}"),
@@ -92,7 +101,8 @@ fn propose(replica: &mut Replica, generation: u64, update: ViewUpdate) -> (Statu
     replica.handle_view(7, Generation(generation), update);
     loop {
         match replica.poll_action().expect("an answer") {
-            Action::Persist(_) => replica.handle_persisted(Ok(())),
+            Action::Persist { .. } => replica.handle_persisted(Ok(())),
+            Action::Track(_) => {}
             Action::AnswerView { ticket: 7, status, reopen } => return (status, reopen),
             other => panic!("unexpected {other:?}"),
         }
@@ -142,7 +152,9 @@ fn the_older_io_ends_then_the_promise_is_durable_then_the_answer() {
     assert_eq!(replica.poll_action(), None, "nothing before the old I/O has ended");
     assert_eq!(replica.meta().promised, Generation(4));
     replica.handle_dropped(0, false);
-    let Some(Action::Persist(next)) = replica.poll_action() else { panic!("expected the promise") };
+    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else {
+        panic!("expected the promise")
+    };
     assert_eq!((next.promised, next.promised_to, next.unflushed), (Generation(5), engine(6), true));
     assert_eq!(replica.poll_action(), None, "nothing before the promise is durable");
     replica.handle_persisted(Ok(()));
@@ -196,7 +208,8 @@ fn the_flush_sequence_is_the_same_engines_or_none() {
         loop {
             match replica.poll_action().unwrap() {
                 Action::DropSession => replica.handle_dropped(42, false),
-                Action::Persist(_) => replica.handle_persisted(Ok(())),
+                Action::Persist { .. } => replica.handle_persisted(Ok(())),
+                Action::Track(_) => {}
                 Action::Welcome { welcome, .. } => return welcome.flush_sequence,
                 other => panic!("unexpected {other:?}"),
             }
@@ -241,7 +254,7 @@ fn which_views_are_persisted() {
 fn a_view_is_durable_before_its_answer_and_a_failed_one_is_not_claimed() {
     let mut replica = Replica::new(meta(), BOOT);
     replica.handle_view(7, Generation(4), update(view(4, 7, &[2]), false));
-    assert!(matches!(replica.poll_action(), Some(Action::Persist(_))));
+    assert!(matches!(replica.poll_action(), Some(Action::Persist { meta: _, .. })));
     assert_eq!(replica.poll_action(), None);
     replica.handle_persisted(Err((Status::NoSpace, String::new())));
     assert_eq!(
@@ -299,7 +312,9 @@ fn unflushed_is_set_once_per_session_and_cleared_when_clean() {
     replica.handle_session_ended(second.number, false);
     assert_eq!(replica.poll_action(), None);
     replica.handle_session_ended(second.number, true);
-    let Some(Action::Persist(next)) = replica.poll_action() else { panic!("expected the clean mark") };
+    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else {
+        panic!("expected the clean mark")
+    };
     assert!(!next.unflushed);
 }
 
@@ -313,4 +328,127 @@ fn a_reboot_after_unflushed_writes_loses_the_cache() {
         assert_eq!(next.is_some(), lost, "{unflushed} {boot}");
         assert!(next.is_none_or(|m| m.cache_lost && !m.unflushed && m.boot == boot));
     }
+}
+
+#[test]
+fn a_history_ends_only_with_a_view_of_this_replica_alone_that_says_so() {
+    let another = Lineage(Uuid::from_u128(77));
+    let alone = view(5, 9, &[2]);
+    for (view, generation, new_history, expected) in [
+        (alone, 5, false, Status::Invalid),
+        (view(5, 9, &[1, 2]), 5, true, Status::Invalid),
+        (view(5, 9, &[1]), 5, true, Status::Invalid),
+        (alone, 4, true, Status::Fenced),
+        (alone, 5, true, Status::Ok),
+    ] {
+        let mut replica = Replica::new(Meta { syncing: true, ..meta() }, BOOT);
+        take(&mut replica, hello(5, 6)).unwrap();
+        let update = ViewUpdate { lineage: another, new_history, ..update(view, false) };
+        assert_eq!(propose(&mut replica, generation, update).0, expected, "{view} {new_history}");
+        let left = expected == Status::Ok;
+        assert_eq!(replica.meta().lineage == another, left);
+        assert_eq!(replica.meta().syncing, !left, "it is a member now");
+        let old = take(&mut replica, hello(6, 6));
+        assert_eq!(old.is_err(), left, "engines of the old history are not served any more");
+    }
+}
+
+// ---- maps -----------------------------------------------------------------------------------------------------------
+
+const R1: ReplicaId = ReplicaId(1);
+const R3: ReplicaId = ReplicaId(3);
+fn order(generation: u64, epoch: u64) -> (Generation, Epoch) {
+    (Generation(generation), Epoch(epoch))
+}
+/// What a replica with this `meta` keeps after an update, and which maps begin with it.
+fn maps(meta: Meta, update: ViewUpdate) -> (Vec<DirtyMap>, Vec<NewMap>) {
+    let mut replica = Replica::new(meta, BOOT);
+    replica.handle_view(7, Generation(4), update);
+    let Some(Action::Persist { meta, begin }) = replica.poll_action() else { panic!("expected a new meta") };
+    let dirty = meta.dirty.clone();
+    replica.handle_persisted(Ok(()));
+    let tracked = match replica.poll_action() {
+        Some(Action::Track(tracked)) => tracked.dirty,
+        Some(Action::AnswerView { .. }) => dirty.clone(),
+        other => panic!("unexpected {other:?}"),
+    };
+    assert_eq!(tracked, dirty, "what is on the disk is what is remembered");
+    (dirty, begin)
+}
+
+#[test]
+fn whoever_leaves_is_remembered_from_the_last_view_with_both() {
+    let both = Meta { view: view(4, 6, &[1, 2, 3]), ..meta() };
+    let left = update(view(4, 7, &[1, 2]), false);
+    let map = DirtyMap { replica: R3, base: order(4, 6) };
+    assert_eq!(maps(both, left), (vec![map], vec![NewMap { replica: R3, full: false }]));
+}
+
+#[test]
+fn a_map_stays_until_its_replica_is_known_to_have_come_back() {
+    let map = DirtyMap { replica: R3, base: order(3, 1) };
+    let away = Meta { dirty: vec![map], ..meta() };
+    // Proposed to be added: it may never persist that.
+    let added = ViewUpdate { keep: set(&[3]), ..update(view(4, 7, &[1, 2, 3]), false) };
+    assert_eq!(maps(away.clone(), added).0, [map]);
+    // It did not, and leaves again: what it lacked before, it lacks still.
+    let proposed = Meta { view: added.view, ..away };
+    let again = update(view(4, 8, &[1, 2]), false);
+    assert_eq!(maps(proposed.clone(), again), (vec![map], vec![]));
+    let known = update(view(4, 7, &[1, 2, 3]), false);
+    assert_eq!(maps(proposed, known), (vec![], vec![]));
+}
+
+#[test]
+fn of_one_that_was_never_there_nothing_is_known_until_it_is_said_to_lack_everything() {
+    let next = update(view(4, 7, &[1, 2]), false);
+    assert_eq!(maps(meta(), next), (vec![], vec![]));
+    let refilled = ViewUpdate { refill: set(&[3]), ..next };
+    let map = DirtyMap { replica: R3, base: order(4, 7) };
+    assert_eq!(maps(meta(), refilled), (vec![map], vec![NewMap { replica: R3, full: true }]));
+}
+
+#[test]
+fn one_that_is_no_member_remembers_nothing_and_keeps_its_basis() {
+    let away = Meta { dirty: vec![DirtyMap { replica: R3, base: order(3, 1) }], ..meta() };
+    let mut replica = Replica::new(away.clone(), BOOT);
+    assert_eq!(propose(&mut replica, 4, update(view(4, 7, &[1]), true)).0, Status::Ok);
+    assert_eq!((replica.meta().dirty.len(), replica.meta().basis), (0, Some(order(4, 6))));
+    // Filled from nothing, it is covered by the maps that begin with this view.
+    let from_nothing = ViewUpdate { rebased: true, ..update(view(4, 7, &[1]), true) };
+    let mut replica = Replica::new(away, BOOT);
+    assert_eq!(propose(&mut replica, 4, from_nothing).0, Status::Ok);
+    assert_eq!(replica.meta().basis, Some(order(4, 7)));
+    // What it was told as one that is no member does not make it know others.
+    let member = update(view(4, 8, &[1, 2]), false);
+    assert_eq!(propose(&mut replica, 4, member).0, Status::Ok);
+    assert_eq!(replica.meta().dirty, []);
+    assert_eq!((replica.meta().basis, replica.meta().syncing), (Some(order(4, 8)), false));
+    let alone = update(view(4, 9, &[2]), false);
+    let map = DirtyMap { replica: R1, base: order(4, 8) };
+    assert_eq!(propose(&mut replica, 4, alone).0, Status::Ok);
+    assert_eq!(replica.meta().dirty, [map], "the one it was a member with, and no other");
+}
+
+#[test]
+fn a_new_member_takes_over_what_the_others_know() {
+    let filled = Meta { view: view(4, 6, &[1]), syncing: true, ..meta() };
+    let mut added = update(view(4, 7, &[1, 2]), false);
+    added.adopt[0] = Some((R3, order(3, 1)));
+    let map = DirtyMap { replica: R3, base: order(3, 1) };
+    assert_eq!(maps(filled, added), (vec![map], vec![NewMap { replica: R3, full: true }]));
+    // It is not for one that has a map of its own.
+    let own = DirtyMap { replica: R3, base: order(4, 5) };
+    assert_eq!(maps(Meta { dirty: vec![own], ..meta() }, added), (vec![own], vec![]));
+}
+
+#[test]
+fn a_map_that_cannot_be_made_answers_no() {
+    let mut replica = Replica::new(Meta { view: view(4, 6, &[1, 2, 3]), ..meta() }, BOOT);
+    replica.handle_view(7, Generation(4), update(view(4, 7, &[1, 2]), false));
+    let Some(Action::Persist { .. }) = replica.poll_action() else { panic!("expected a new meta") };
+    replica.handle_persisted(Err((Status::NoSpace, "full".to_owned())));
+    let answer = Action::AnswerView { ticket: 7, status: Status::NoSpace, reopen: false };
+    assert_eq!(replica.poll_action(), Some(answer));
+    assert_eq!(replica.meta().dirty, []);
 }

@@ -64,6 +64,16 @@ pub(crate) enum Rule {
     Drain,
     /// A replica gets what it lacks before it is added.
     FilledFirst,
+    /// A group's write-intent bit is on stable storage before the first write to it.
+    IntentFirst,
+    /// What a write-intent bit stands for is in the dirty maps before it is cleared.
+    DirtyBeforeCleared,
+    /// A write-intent bit is cleared only after a flush of all members that began after the last write to its group.
+    FlushedBeforeCleared,
+    /// Where the target may have written what no member knows of is compared.
+    TargetCompared,
+    /// A dirty map says what a replica lacks only if it begins no later than that replica was a member.
+    BasisReaches,
 }
 
 /// Whether the rule is kept: always, but where a test took it away.

@@ -29,6 +29,8 @@ pub enum Decision {
     Start {
         /// The newest view known.
         newest: View,
+        /// The configured set from here on.
+        configured: ReplicaSet,
         /// Those of its members that are here and can serve.
         members: ReplicaSet,
         /// The record went back (or is of another registry): it must take this view, whatever its size.
@@ -45,6 +47,11 @@ pub enum Decision {
 
 /// Decides. `record` is the status as it was read at attach, `version` the record's version; `fenced` are the replicas
 /// of the record's lineage that promised to this engine.
+///
+/// Which configured set counts: every change of it counts only once the record has it, so a record that was attached to
+/// and did not go back has the last one, and a replica that knows another heard of one that never counted. Where the
+/// record may be old, the set that belongs to the newest view decides; since a change is persisted on a replica of the
+/// set before it, whoever has met all of one set knows whether there is a later one.
 #[must_use]
 pub fn decide(
     record: &VolumeStatus,
@@ -52,25 +59,21 @@ pub fn decide(
     registry: RegistryState,
     fenced: &[(ReplicaId, &Welcome)],
 ) -> Decision {
-    let configured = record.configured;
-    let (count, maj) = (configured.len(), majority(configured.len()));
     let here: ReplicaSet = fenced.iter().map(|(id, _)| *id).collect();
+    let (newest, its_configured) = newest(record, fenced.iter().map(|(_, welcome)| *welcome));
+    let heard_more = |w: &Welcome| w.incarnation != record.incarnation || w.revision > version;
+    let gone_back = kept(Rule::WentBackNeedsAll) && fenced.iter().any(|(_, w)| heard_more(w));
+    let record_counts = registry == RegistryState::Attached && !gone_back;
+    let configured = if record_counts { record.configured } else { its_configured };
+    let (count, maj) = (configured.len(), majority(configured.len()));
     let away = configured.difference(&here);
-    let newest = fenced
-        .iter()
-        .map(|(_, welcome)| welcome.view)
-        .chain([record.view])
-        .max_by_key(order)
-        .unwrap_or(record.view);
-    let present = newest.members.intersection(&here);
+    let present = newest.members.intersection(&here).intersection(&configured);
     if present.is_empty() {
         return wait(
             newest.members.difference(&here),
             format!("the newest view known is {newest}, and none of its members is here"),
         );
     }
-    let heard_more = |w: &Welcome| w.incarnation != record.incarnation || w.revision > version;
-    let gone_back = kept(Rule::WentBackNeedsAll) && fenced.iter().any(|(_, w)| heard_more(w));
     let all_here = away.is_empty();
     let allowed = match registry {
         RegistryState::Unreachable => {
@@ -98,16 +101,27 @@ pub fn decide(
         RegistryState::Attached => {
             let minority =
                 record.view.members.len() < maj && !record.view.members.intersection(&here).is_empty();
-            here.len() > count - maj || minority || !kept(Rule::StartQuorum)
+            configured.intersection(&here).len() > count - maj || minority || !kept(Rule::StartQuorum)
         }
     };
     if !allowed {
         return wait(
             away,
-            format!("a start needs {} of {count} replicas, {} are here", count - maj + 1, here.len()),
+            format!("a start needs {} of {count} replicas, {} are here", count - maj + 1, count - away.len()),
         );
     }
-    Decision::Start { newest, members: usable(present, fenced), reseed: gone_back }
+    Decision::Start { newest, configured, members: usable(present, fenced), reseed: gone_back }
+}
+
+/// The newest view that is known, and the configured set that belongs to it.
+pub(crate) fn newest<'a>(
+    record: &VolumeStatus,
+    fenced: impl Iterator<Item = &'a Welcome>,
+) -> (View, ReplicaSet) {
+    // Of equal views the record's: a replica that was made later was told the same.
+    fenced.fold((record.view, record.configured), |best, welcome| {
+        if order(&welcome.view) > order(&best.0) { (welcome.view, welcome.configured) } else { best }
+    })
 }
 
 /// What tells which of two views is the newer one.
@@ -156,6 +170,7 @@ pub(crate) mod tests {
             lineage: Lineage::nil(),
             generation: view.generation,
             engine_uuid: InstanceUuid::nil(),
+            engine_instance: InstanceUuid::nil(),
             view,
             configured: set(configured),
             clean: false,
@@ -167,9 +182,10 @@ pub(crate) mod tests {
             size_bytes: 1 << 30,
             lineage: Lineage::nil(),
             view,
-            configured: ReplicaSet::new(),
+            configured: view.members,
             incarnation: Incarnation::nil(),
             revision: 0,
+            basis: None,
             syncing: false,
             cache_lost: false,
             failed: String::new(),
@@ -239,6 +255,37 @@ pub(crate) mod tests {
         assert_eq!(members(&run(&record, Attached, &[(2, ahead.clone())])), None);
         let decision = run(&record, Attached, &[(2, ahead), (1, welcome(view(1, 2, &[1], true)))]);
         assert!(matches!(decision, Decision::Start { reseed: true, members, .. } if members == set(&[1])));
+    }
+
+    #[test]
+    fn a_configured_set_that_never_counted_decides_nothing() {
+        // An engine proposed to add r4, told r3 of it, and died. The next one, with r1 and r2, acknowledged writes by
+        // majority alone. r3 and r4 are two of the four that r3 knows of; they are not two of the three that count.
+        let record = status(&[1, 2, 3], view(1, 1, &[1, 2, 3], false));
+        let heard = Welcome { configured: set(&[1, 2, 3, 4]), ..welcome(view(1, 2, &[1, 2, 3], true)) };
+        let made = Welcome { configured: record.configured, syncing: true, ..welcome(record.view) };
+        assert_eq!(members(&run(&record, Attached, &[(3, heard.clone()), (4, made.clone())])), None);
+        let with = Welcome { configured: record.configured, ..welcome(view(2, 2, &[1, 2], false)) };
+        let decision = run(&record, Attached, &[(3, heard), (4, made), (1, with)]);
+        let Decision::Start { configured, members, .. } = decision else { panic!("{decision:?}") };
+        assert_eq!((configured, members), (set(&[1, 2, 3]), set(&[1])));
+    }
+
+    #[test]
+    fn where_the_record_may_be_old_the_set_of_the_newest_view_decides() {
+        let record = status(&[1, 2], view(1, 1, &[1, 2], false));
+        let later = Welcome { configured: set(&[2, 3]), revision: 11, ..welcome(view(1, 5, &[2, 3], false)) };
+        let old = welcome(record.view);
+        for registry in [Attached, Unreachable] {
+            let all_of_the_record = run(&record, registry, &[(1, old.clone()), (2, later.clone())]);
+            assert!(
+                matches!(&all_of_the_record, Decision::Wait { missing, .. } if *missing == set(&[3])),
+                "{all_of_the_record:?}"
+            );
+            let decision = run(&record, registry, &[(2, later.clone()), (3, later.clone())]);
+            let Decision::Start { configured, members, .. } = decision else { panic!("{decision:?}") };
+            assert_eq!((configured, members), (set(&[2, 3]), set(&[2, 3])));
+        }
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use holdfast_proto::ids::{InstanceUuid, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::pb::instance as pb;
-use holdfast_proto::record::{REPLICAS_MAX, VolumeStatus};
+use holdfast_proto::record::{ReplicaSet, VolumeStatus};
 
 use super::message::Whereabouts;
 use crate::control::handshake::VolumeKey;
-use crate::core::engine::Config;
+use crate::core::engine::{Config, Force, Wanted};
 use crate::error::Error;
 use crate::frontend::nbd::ExportInfo;
 use crate::units::{VOLUME_BYTES_MAX, is_block_aligned};
@@ -61,8 +61,8 @@ impl Settings {
         let status = config.status.as_ref().ok_or_else(|| Error::invalid("status", "a status", "none"))?;
         let status = VolumeStatus::try_from(status)?;
         let count = status.configured.len();
-        if count == 0 || count > REPLICAS_MAX {
-            return Err(Error::invalid("status.configured", format!("1 to {REPLICAS_MAX} replicas"), count));
+        if count == 0 {
+            return Err(Error::invalid("status.configured", "at least one replica", count));
         }
         let key = config.key.as_ref().ok_or_else(|| Error::invalid("key", "a key", "none"))?;
         let nbd_socket = PathBuf::from(&config.nbd_socket);
@@ -73,7 +73,7 @@ impl Settings {
             volume: parse("volume_id", "a UUID", &config.volume_id)?,
             name: parse("volume_name", "a volume's name", &config.volume_name)?,
             record_version: config.record_version,
-            core: core_config(config, engine, count)?,
+            core: Config { force: force(config)?, ..core_config(config, engine, count)? },
             status,
             key: key.try_into()?,
             nbd_socket,
@@ -112,12 +112,29 @@ fn core_config(config: &pb::EngineConfig, engine: InstanceUuid, replicas: usize)
         return Err(Error::invalid("size_bytes", expected, size));
     }
     let mut core = Config::new(size, engine);
-    let millis = |ms: u32| Duration::from_millis(u64::from(ms));
-    if config.replica_timeout_ms != NOT_SET {
-        core.replica_timeout = millis(config.replica_timeout_ms);
+    for (ms, setting) in [
+        (config.replica_timeout_ms, &mut core.replica_timeout),
+        (config.suspend_timeout_ms, &mut core.suspend_timeout),
+        (config.read_lease_ms, &mut core.read_lease),
+        (config.replica_lag_max_ms, &mut core.replica_lag_max),
+        (config.heartbeat_ms, &mut core.heartbeat),
+        (config.start_patience_ms, &mut core.start_patience),
+    ] {
+        if ms != NOT_SET {
+            *setting = Duration::from_millis(u64::from(ms));
+        }
     }
-    if config.suspend_timeout_ms != NOT_SET {
-        core.suspend_timeout = millis(config.suspend_timeout_ms);
+    if config.heartbeat_ms == NOT_SET {
+        core.heartbeat = core.heartbeat.min(core.read_lease / 2).min(core.replica_timeout / 2);
+    }
+    core.predecessor_gone = config.predecessor_gone;
+    core.rebuild_bytes_per_second = config.rebuild_bytes_per_second;
+    // A lease that ends before the next answer can come would hold reads all the time.
+    for (field, time) in [("read_lease_ms", core.read_lease), ("replica_timeout_ms", core.replica_timeout)] {
+        if time < core.heartbeat * 2 {
+            let expected = format!("at least twice heartbeat_ms ({})", core.heartbeat.as_millis());
+            return Err(Error::invalid(field, expected, time.as_millis()));
+        }
     }
     if config.min_in_sync != NOT_SET {
         core.min_in_sync = bounded("min_in_sync", config.min_in_sync, replicas)?;
@@ -137,6 +154,33 @@ fn bounded(field: &'static str, found: u32, max: usize) -> Result<usize, Error> 
 
 fn parse<T: std::str::FromStr>(field: &'static str, expected: &'static str, text: &str) -> Result<T, Error> {
     text.parse().map_err(|_| Error::invalid(field, expected, text))
+}
+
+/// Which replicas the volume is to have, as this configuration says.
+///
+/// # Errors
+/// When they are too many, or one is named twice.
+pub(super) fn wanted(config: &pb::EngineConfig) -> Result<Vec<Wanted>, Error> {
+    let bad = || Error::invalid("wanted", "at most 8 different replicas", format!("{:?}", config.wanted));
+    ReplicaSet::checked(config.wanted.iter().map(|wanted| wanted.id)).ok_or_else(bad)?;
+    let replicas = config.wanted.iter().map(|wanted| {
+        let replaces = ReplicaSet::checked(wanted.replaces.iter().copied())?;
+        Some(Wanted { replica: ReplicaId(wanted.id), replaces })
+    });
+    replicas.collect::<Option<_>>().ok_or_else(bad)
+}
+
+/// From which replica a person wants the volume started, if one does.
+///
+/// # Errors
+/// When the new history has no name.
+pub(super) fn force(config: &pb::EngineConfig) -> Result<Option<Force>, Error> {
+    let Some(force) = &config.force_from else { return Ok(None) };
+    Ok(Some(Force {
+        replica: ReplicaId(force.replica_id),
+        even_if_syncing: force.even_if_syncing,
+        lineage: parse("force_from.lineage", "a UUID", &force.lineage)?,
+    }))
 }
 
 /// Where the replicas are, as this configuration says.
@@ -170,7 +214,8 @@ mod tests {
         let mut config = sample_config();
         change(&mut config);
         let settings = Settings::new(&config, InstanceUuid::random()).map(|_| ());
-        settings.and_then(|()| endpoints(&config).map(|_| ())).unwrap_err().to_string()
+        let rest = || endpoints(&config).map(|_| ()).and_then(|()| wanted(&config).map(|_| ()));
+        settings.and_then(|()| rest()).unwrap_err().to_string()
     }
 
     #[test]
@@ -181,6 +226,19 @@ mod tests {
         let settings = Settings::new(&quick, InstanceUuid::random()).unwrap();
         assert_eq!(settings.core.replica_timeout, Duration::from_millis(1500));
         assert_eq!(settings.core.min_in_sync, 2);
+        let limits = pb::EngineConfig {
+            read_lease_ms: 2000,
+            predecessor_gone: true,
+            replica_lag_max_ms: 50,
+            heartbeat_ms: 200,
+            start_patience_ms: 10,
+            rebuild_bytes_per_second: 1 << 20,
+            ..sample_config()
+        };
+        let core = Settings::new(&limits, InstanceUuid::random()).unwrap().core;
+        let times = [core.read_lease, core.replica_lag_max, core.heartbeat, core.start_patience];
+        assert_eq!(times.map(|time| time.as_millis()), [2000, 50, 200, 10]);
+        assert!(core.predecessor_gone && core.rebuild_bytes_per_second == 1 << 20);
     }
 
     #[test]
@@ -193,9 +251,17 @@ mod tests {
         assert!(error(|c| c.nbd_socket = "relative".to_owned()).contains("nbd_socket"));
         assert!(error(|c| c.nbd_tcp = "localhost".to_owned()).contains("nbd_tcp"));
         assert!(error(|c| c.min_in_sync = 9).contains("min_in_sync"));
+        assert!(error(|c| (c.read_lease_ms, c.heartbeat_ms) = (1900, 1000)).contains("read_lease_ms"));
+        assert!(
+            error(|c| (c.replica_timeout_ms, c.heartbeat_ms) = (900, 500)).contains("replica_timeout_ms")
+        );
         assert!(error(|c| c.volume_id = "demo".to_owned()).contains("volume_id"));
         assert!(error(|c| c.replicas[0].address = "nowhere".to_owned()).contains("replicas.address"));
         assert!(error(|c| c.status.as_mut().unwrap().configured.clear()).contains("configured"));
+        let twice = || vec![pb::WantedReplica { id: 1, replaces: Vec::new() }; 2];
+        assert!(error(|c| c.wanted = twice()).contains("wanted"));
+        let nameless = pb::ForceFrom { replica_id: 1, ..Default::default() };
+        assert!(error(|c| c.force_from = Some(nameless)).contains("force_from.lineage"));
     }
 
     #[test]

@@ -12,12 +12,12 @@ use holdfast_proto::record::VolumeStatus;
 use pb::registry_result_request::Outcome;
 use tokio::sync::{Mutex, mpsc, watch};
 
-use super::config::{Endpoints, Settings, endpoints};
+use super::config::{Endpoints, Settings, endpoints, force, wanted};
 use super::connect::{Connector, Task};
 use super::data;
 use super::listen::{self, Listeners};
 use super::message::{Command, DataHandle, Event};
-use super::status::{Facts, describe};
+use super::status::{Facts, describe, mode};
 use crate::control::{Instance, Role};
 use crate::core::engine::{Ending, Engine, RegistryOutcome};
 use crate::error::{EXIT_CACHE_LOST, EXIT_RECORD_MISSING, Error};
@@ -111,11 +111,11 @@ impl Shared {
     // ---- the agent's calls ------------------------------------------------------------------------------------------
 
     async fn begin(shared: &Rc<Self>, config: &pb::EngineConfig, endpoints: Endpoints) -> Result<(), Error> {
-        // Promises are to this process: another one of the same instance, started without the registry before or after
-        // it, may have been promised the same generation, and must not pass for it.
-        let engine = InstanceUuid(shared.instance.process.0);
-        let settings = Rc::new(Settings::new(config, engine)?);
-        let core = Engine::new(settings.core.clone(), settings.record_version, settings.status.clone());
+        let mut settings = Settings::new(config, InstanceUuid(shared.instance.process.0))?;
+        settings.core.instance = shared.instance.args.uuid;
+        let settings = Rc::new(settings);
+        let mut core = Engine::new(settings.core.clone(), settings.record_version, settings.status.clone());
+        core.want(wanted(config)?, Duration::ZERO);
         let addresses = known_addresses(&endpoints).collect::<BTreeMap<_, _>>();
         let whereabouts = endpoints
             .iter()
@@ -145,6 +145,10 @@ impl Shared {
         let mut running = self.running.borrow_mut();
         let Some(running) = running.as_mut() else { return Ok(()) };
         running.settings.check_same(config)?;
+        running.data.tell(Command::Want(wanted(config)?));
+        if let Some(force) = force(config)? {
+            running.data.tell(Command::Force(force));
+        }
         let retry = running.retried.elapsed() >= RETRY_EVERY;
         if retry {
             running.retried = Instant::now();
@@ -241,6 +245,14 @@ impl Shared {
             }
             Event::Serve => Self::serve(shared),
             Event::Report { report, clients } => shared.change(|facts| {
+                for (replica, from) in facts.modes_that_change(&report) {
+                    let (to, reason) = (mode(replica.mode), &replica.reason);
+                    tracing::info!(replica = %replica.id, from, to, reason, "replica");
+                }
+                let known = facts.report.as_ref().is_some_and(|known| known.forced == report.forced);
+                if !known && !report.forced.is_empty() {
+                    tracing::error!("{}", report.forced);
+                }
                 facts.report = Some(*report);
                 facts.clients = clients;
             }),

@@ -295,6 +295,8 @@ impl Data {
         self.look = true;
         match command {
             Command::Locate(replica) => self.locate(replica),
+            Command::Want(wanted) => self.core.want(wanted, self.now),
+            Command::Force(force) => self.core.force(force, self.now),
             Command::Connected { attempt, socket, welcome, boot } => {
                 if !self.is_last(attempt) {
                     return;

@@ -10,13 +10,15 @@ use crate::core::engine::{Body, Engine, Now, OpId, PayloadUse};
 use crate::io::{Buf, ConnId, Driver};
 use crate::units::{PART_BYTES_MAX, to_usize};
 use crate::wire::header::{FrameError, HEADER_BYTES, Header};
+use crate::wire::map::MAP_WORDS_MAX;
 use crate::wire::payload::EXTENTS_MAX;
 
 /// A payload of at least this length that is not here yet goes straight into its buffer. Below it, copying costs less
 /// than a receive of its own, which could not bring the next replies along. A guess, to be measured.
 const DIRECT_BYTES_MIN: usize = 16 * 1024;
-/// What is handed over inline is at most a list of extents.
-const INLINE_BYTES_MAX: usize = EXTENTS_MAX * 8;
+/// What is handed over inline is at most a list of extents, or a part of a map.
+const INLINE_BYTES_MAX: usize =
+    if EXTENTS_MAX > MAP_WORDS_MAX { EXTENTS_MAX * 8 } else { MAP_WORDS_MAX * 8 + 64 };
 
 /// Why a connection is of no use any more.
 #[derive(Debug, thiserror::Error)]
@@ -191,14 +193,16 @@ impl Link {
                 let header = Header { length, payload_crc, ..header };
                 driver.send(self.conn, &header.encode(), Some((buf, from..from + len)));
             }
-            Body::View(update) => {
-                let payload = update.encode();
-                let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-                let header = Header { length, payload_crc: crc32fast::hash(&payload), ..header };
-                driver.send(self.conn, &[header.encode().as_slice(), &payload].concat(), None);
-            }
+            Body::View(update) => self.send_small(header, &update.encode(), driver),
+            Body::Bytes(payload) => self.send_small(header, payload, driver),
         }
         true
+    }
+
+    fn send_small(&self, header: Header, payload: &[u8], driver: &mut Driver) {
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = Header { length, payload_crc: crc32fast::hash(payload), ..header };
+        driver.send(self.conn, &[header.encode().as_slice(), payload].concat(), None);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use holdfast_proto::pb::instance as pb;
 
-use crate::core::engine::{Ending, EngineState, ReplicaMode, Report};
+use crate::core::engine::{Ending, EngineState, ReplicaMode, ReplicaReport, Report};
 
 /// What the control thread knows beside the report.
 #[derive(Debug, Default)]
@@ -45,6 +45,8 @@ impl Facts {
                     reason: replica.reason.clone(),
                     done_bytes: replica.done_bytes,
                     total_bytes: replica.total_bytes,
+                    bytes_per_second: replica.rate.bytes_per_second,
+                    remaining_s: replica.rate.remaining.map(|left| left.as_secs()),
                 })
                 .collect(),
             clients: u32::try_from(self.clients).unwrap_or(u32::MAX),
@@ -53,14 +55,32 @@ impl Facts {
             writes: report.writes,
             fenced: matches!(self.ending, Some(Ending::Fenced { .. })),
             unrepaired_bytes: report.unrepaired_bytes,
+            configured: report.configured.iter().map(|id| id.0).collect(),
+            change_waits_for: report.change_waits_for.clone(),
+            forced: report.forced.clone(),
         });
+    }
+
+    /// The replicas whose mode is another one in `next`, and what it was.
+    pub(super) fn modes_that_change<'a>(
+        &self,
+        next: &'a Report,
+    ) -> impl Iterator<Item = (&'a ReplicaReport, &'static str)> {
+        let before = self.report.as_ref().map_or(&[][..], |report| &report.replicas);
+        next.replicas.iter().filter_map(|replica| {
+            let old = before.iter().find(|old| old.id == replica.id)?;
+            (old.mode != replica.mode).then(|| (replica, mode(old.mode)))
+        })
     }
 
     fn reason(&self, report: &Report) -> String {
         let reason = match &self.ending {
             Some(ending) => describe(ending),
             None if !report.waiting_for.is_empty() => format!("waiting for {}", report.waiting_for),
-            None => String::new(),
+            None if !report.change_waits_for.is_empty() => {
+                format!("the set of replicas is being changed: {}", report.change_waits_for)
+            }
+            None => report.forced.clone(),
         };
         match (reason.is_empty(), self.trouble.is_empty()) {
             (true, _) => self.trouble.clone(),
@@ -101,7 +121,7 @@ pub(super) fn describe(ending: &Ending) -> String {
     }
 }
 
-fn mode(mode: ReplicaMode) -> &'static str {
+pub(super) fn mode(mode: ReplicaMode) -> &'static str {
     match mode {
         ReplicaMode::Member => "member",
         ReplicaMode::Suspect => "suspect",
@@ -115,6 +135,7 @@ fn mode(mode: ReplicaMode) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::rebuild_budget::Progress;
     use holdfast_proto::ids::{Epoch, Generation};
 
     fn report(state: EngineState) -> Report {
@@ -122,8 +143,11 @@ mod tests {
             state,
             generation: Generation(3),
             epoch: Epoch(4),
+            configured: holdfast_proto::record::ReplicaSet::new(),
             replicas: Vec::new(),
             waiting_for: String::new(),
+            change_waits_for: String::new(),
+            forced: String::new(),
             unrepaired_bytes: 0,
             reads: 0,
             writes: 0,
@@ -146,6 +170,29 @@ mod tests {
             ..Facts::default()
         };
         assert_eq!(shown(&facts), ("running".to_owned(), "faulted".to_owned(), true));
+    }
+
+    #[test]
+    fn a_change_of_a_replicas_mode_is_told_once() {
+        let with = |mode| {
+            let mut report = report(EngineState::Healthy);
+            let id = holdfast_proto::ids::ReplicaId(2);
+            let replica = ReplicaReport {
+                id,
+                mode,
+                reason: "slow".to_owned(),
+                done_bytes: 0,
+                total_bytes: 0,
+                rate: Progress::default(),
+            };
+            report.replicas.push(replica);
+            report
+        };
+        let facts = Facts { report: Some(with(ReplicaMode::Member)), ..Facts::default() };
+        assert_eq!(facts.modes_that_change(&with(ReplicaMode::Member)).count(), 0);
+        let next = with(ReplicaMode::Suspect);
+        let changes: Vec<_> = facts.modes_that_change(&next).map(|(r, from)| (r.mode, from)).collect();
+        assert_eq!(changes, [(ReplicaMode::Suspect, "member")]);
     }
 
     #[test]

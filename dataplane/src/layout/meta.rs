@@ -2,18 +2,20 @@
 //! what happened; see [`super::replica_dir`] for how it is replaced.
 
 use holdfast_proto::ids::{
-    BootId, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId, VolumeName,
+    BootId, Epoch, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId, VolumeName,
 };
 use holdfast_proto::record::{ReplicaSet, View};
 
 use crate::bytes_codec::{FieldError, Reader, Writer};
-use crate::wire::payload::{read_set, read_view, write_set, write_view};
+use crate::wire::payload::{read_order, read_set, read_view, write_order, write_set, write_view};
 
 /// The size of the file.
 pub const META_BYTES: usize = 4096;
 const MAGIC: &[u8; 8] = b"HFMETA\0\0";
 /// The format this build writes.
-pub const META_VERSION: u32 = 1;
+pub const META_VERSION: u32 = 2;
+/// The oldest format this build reads: without `basis` and `dirty`.
+const META_VERSION_MIN: u32 = 1;
 const PREFIX_BYTES: usize = 20;
 const TEXT_MAX: usize = 512;
 
@@ -54,6 +56,20 @@ pub struct Meta {
     pub cache_lost: bool,
     /// Why it may never claim a flush again (an fsync failed); empty: it may.
     pub failed: String,
+    /// The dirty maps whose base is not after this view cover all that this copy may lack: the newest view it persisted
+    /// as a member, or the one in which it began to be filled from nothing. None: nothing covers it.
+    pub basis: Option<(Generation, Epoch)>,
+    /// The dirty maps that count (`dirty-<id>.bm`), sorted by replica.
+    pub dirty: Vec<DirtyMap>,
+}
+
+/// A dirty map that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DirtyMap {
+    /// The replica that may lack what the map says.
+    pub replica: ReplicaId,
+    /// The last view that it was a member in: whoever has an older basis may lack more.
+    pub base: (Generation, Epoch),
 }
 
 /// Why a `meta` cannot be used. The replica is then absent: never empty, never overwritten.
@@ -66,7 +82,9 @@ pub enum MetaError {
     #[error("expected {META_BYTES} bytes, found {0}")]
     Short(usize),
     /// Written by a newer (or much older) version.
-    #[error("expected format version {META_VERSION}, found {0}: use a holdfast that knows it")]
+    #[error(
+        "expected format version {META_VERSION_MIN} to {META_VERSION}, found {0}: use a holdfast that knows it"
+    )]
     Version(u32),
     /// Damaged.
     #[error("checksum: expected {expected:#010x}, found {found:#010x}")]
@@ -97,6 +115,11 @@ impl Meta {
         body.uuid(self.incarnation.0).u64(self.revision).bool(self.syncing);
         body.uuid(self.boot.0).bool(self.unflushed).bool(self.cache_lost);
         body.text(&self.failed[..self.failed.floor_char_boundary(TEXT_MAX)]);
+        write_order(&mut body, self.basis);
+        body.u8(u8::try_from(self.dirty.len()).unwrap_or(u8::MAX));
+        for DirtyMap { replica, base } in &self.dirty {
+            body.u32(replica.0).u64(base.0.0).u64(base.1.0);
+        }
         let body = body.into_bytes();
         let mut out = Writer::new();
         out.raw(MAGIC).u32(META_VERSION);
@@ -120,7 +143,7 @@ impl Meta {
             return Err(MetaError::Magic(magic.to_vec()));
         }
         let version = r.u32("version")?;
-        if version != META_VERSION {
+        if !(META_VERSION_MIN..=META_VERSION).contains(&version) {
             return Err(MetaError::Version(version));
         }
         let len = usize::try_from(r.u32("length")?).unwrap_or(usize::MAX);
@@ -133,12 +156,26 @@ impl Meta {
         if found != expected {
             return Err(MetaError::Crc { expected, found });
         }
-        Self::decode_body(body)
+        let mut r = Reader::new(body);
+        let mut meta = Self::decode_first(&mut r)?;
+        if version == META_VERSION_MIN {
+            // It had no maps: a member is as the others are, and whoever is none lacks everything.
+            let member = meta.view.members.contains(meta.replica) && !meta.syncing;
+            meta.basis = member.then(|| meta.view.order());
+            return Ok(meta);
+        }
+        meta.basis = read_order(&mut r, "basis")?;
+        for _ in 0..r.u8("dirty")? {
+            let replica = ReplicaId(r.u32("dirty.replica")?);
+            let base = (Generation(r.u64("dirty.base")?), Epoch(r.u64("dirty.base")?));
+            meta.dirty.push(DirtyMap { replica, base });
+        }
+        Ok(meta)
     }
 
-    fn decode_body(body: &[u8]) -> Result<Self, MetaError> {
+    /// The fields of the first format.
+    fn decode_first(r: &mut Reader<'_>) -> Result<Self, MetaError> {
         let invalid = |field, problem: &dyn ToString| FieldError { field, problem: problem.to_string() };
-        let mut r = Reader::new(body);
         Ok(Self {
             node: r.text("node", TEXT_MAX)?.parse().map_err(|e| invalid("node", &e))?,
             volume: VolumeId(r.uuid("volume")?),
@@ -148,8 +185,8 @@ impl Meta {
             lineage: Lineage(r.uuid("lineage")?),
             promised: Generation(r.u64("promised")?),
             promised_to: InstanceUuid(r.uuid("promised_to")?),
-            view: read_view(&mut r)?,
-            configured: read_set(&mut r, "configured")?,
+            view: read_view(r)?,
+            configured: read_set(r, "configured")?,
             incarnation: Incarnation(r.uuid("incarnation")?),
             revision: r.u64("revision")?,
             syncing: r.bool("syncing")?,
@@ -157,6 +194,8 @@ impl Meta {
             unflushed: r.bool("unflushed")?,
             cache_lost: r.bool("cache_lost")?,
             failed: r.text("failed", TEXT_MAX)?.to_owned(),
+            basis: None,
+            dirty: Vec::new(),
         })
     }
 }
@@ -192,7 +231,31 @@ pub(crate) mod tests {
             unflushed: true,
             cache_lost: false,
             failed: String::new(),
+            basis: Some((Generation(3), Epoch(5))),
+            dirty: vec![DirtyMap { replica: ReplicaId(3), base: (Generation(3), Epoch(5)) }],
         }
+    }
+
+    /// The sample as the first format wrote it.
+    fn version_1() -> Vec<u8> {
+        let mut bytes = sample().encode();
+        let used = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) - 17 - 1 - 20;
+        let end = 20 + usize::try_from(used).unwrap();
+        bytes[end..].fill(0);
+        bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+        bytes[12..16].copy_from_slice(&used.to_le_bytes());
+        let crc = crc32fast::hash(&bytes[20..end]);
+        bytes[16..20].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn the_first_format_is_read() {
+        let bytes = version_1();
+        assert_eq!(crc32fast::hash(&bytes), 0xe6de_c28a, "as it was written");
+        // It was being filled.
+        let meta = Meta::decode(&bytes).unwrap();
+        assert_eq!(meta, Meta { basis: None, dirty: Vec::new(), ..sample() });
     }
 
     #[test]
@@ -201,9 +264,9 @@ pub(crate) mod tests {
         let hex: String = bytes[..48].iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "48464d455441000001000000a60000006741400506006e6f64652d610000000000000000000000000000000104006465"
+            "48464d455441000002000000cc000000f4eea59006006e6f64652d610000000000000000000000000000000104006465"
         );
-        assert_eq!(crc32fast::hash(&bytes), 0xe6de_c28a);
+        assert_eq!(crc32fast::hash(&bytes), 0xe241_fc6a);
     }
 
     #[test]
@@ -220,8 +283,8 @@ pub(crate) mod tests {
     #[test]
     fn a_foreign_version_is_named() {
         let mut bytes = sample().encode();
-        bytes[8] = 2;
-        assert_eq!(Meta::decode(&bytes), Err(MetaError::Version(2)));
+        bytes[8] = 3;
+        assert_eq!(Meta::decode(&bytes), Err(MetaError::Version(3)));
     }
 
     proptest! {

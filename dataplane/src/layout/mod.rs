@@ -1,6 +1,8 @@
 //! What a replica keeps on disk: bytes to types and back, and the few file operations that must be atomic.
 //! `docs/disk-format.md` describes the files byte by byte.
 
+pub mod bitmap;
+pub mod bitmap_file;
 pub mod meta;
 pub mod replica_dir;
 

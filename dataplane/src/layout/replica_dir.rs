@@ -1,4 +1,4 @@
-//! A replica's directory: `meta`, `meta.spare`, `head.img`, `lock`.
+//! A replica's directory: `meta`, `meta.spare`, `head.img`, `lock`; for the bitmaps see [`super::bitmap_file`].
 //!
 //! `meta` is replaced by writing `meta.spare` in place, syncing it, and exchanging the two names in one
 //! `renameat2(RENAME_EXCHANGE)`: both files have their blocks from the beginning, so a full disk cannot stop a
@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, FallocateFlags, OFlag, RenameFlags, fallocate, renameat2};
 
+use super::bitmap::Label;
+use super::bitmap_file::{file_name, write_bitmap};
 use super::meta::{META_BYTES, Meta, MetaError};
+use crate::units::GROUP_BYTES;
 
 /// Why a replica directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +61,7 @@ pub enum ReplicaDirError {
     },
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaDirError {
+pub(super) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ReplicaDirError {
     let path = path.to_owned();
     move |source| match source.kind() {
         io::ErrorKind::NotFound => ReplicaDirError::Missing { path },
@@ -66,7 +69,7 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Rep
     }
 }
 
-fn sync_dir(path: &Path) -> Result<(), ReplicaDirError> {
+pub(super) fn sync_dir(path: &Path) -> Result<(), ReplicaDirError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("fsync", path))
 }
 
@@ -97,6 +100,13 @@ pub fn create_replica_dir(dir: &Path, meta: &Meta) -> Result<(), ReplicaDirError
     private_file(&image)
         .and_then(|file| file.set_len(meta.size_bytes).and_then(|()| file.sync_all()))
         .map_err(failed("create", &image))?;
+    let intent = Label {
+        volume: meta.volume,
+        replica: meta.replica,
+        of: None,
+        bits: meta.size_bytes.div_ceil(GROUP_BYTES),
+    };
+    write_bitmap(&making.join(file_name(None)), &intent, false)?;
     let lock = making.join("lock");
     private_file(&lock).map_err(failed("create", &lock))?;
     sync_dir(&making)?;
@@ -105,7 +115,7 @@ pub fn create_replica_dir(dir: &Path, meta: &Meta) -> Result<(), ReplicaDirError
     sync_dir(parent)
 }
 
-fn private_file(path: &Path) -> io::Result<File> {
+pub(super) fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 

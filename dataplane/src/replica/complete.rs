@@ -14,6 +14,7 @@ impl Data {
         }
         let Op { conn, header, what } = self.ops.remove(token);
         match what {
+            What::Waiting(_) => unreachable!("nothing of it is in flight"),
             What::Write { fua } => self.changed(conn, &header, result.map(drop), fua),
             What::Read | What::Digest => match (result, buf) {
                 (Ok(n), Some(buf)) if to_u64(n) == header.extent => match what {

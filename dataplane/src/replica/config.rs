@@ -51,6 +51,8 @@ pub struct ReplicaConfig {
     pub key: VolumeKey,
     /// Where to listen.
     pub bind: IpAddr,
+    /// The address to tell engines, with the port.
+    pub advertise: IpAddr,
     /// On which port.
     pub ports: RangeInclusive<u16>,
     /// Which port to try first.
@@ -80,6 +82,8 @@ impl TryFrom<&pb::ReplicaConfig> for ReplicaConfig {
         if !data_dir.is_absolute() {
             return Err(Error::invalid("data_dir", "an absolute path", &c.data_dir));
         }
+        let bind = parse("bind", &c.bind)?;
+        let advertise = if c.advertise.is_empty() { bind } else { parse("advertise", &c.advertise)? };
         let key = c.key.as_ref().ok_or_else(|| Error::invalid("key", "the volume's key", "none"))?;
         Ok(Self {
             volume: parse("volume_id", &c.volume_id)?,
@@ -94,7 +98,8 @@ impl TryFrom<&pb::ReplicaConfig> for ReplicaConfig {
                 .ok_or_else(|| Error::invalid("configured", "at most 8 different replicas", "others"))?,
             incarnation: parse("incarnation", &c.incarnation)?,
             key: key.try_into()?,
-            bind: parse("bind", &c.bind)?,
+            bind,
+            advertise,
             ports,
             port_preferred: (c.port_preferred != 0)
                 .then(|| port("port_preferred", c.port_preferred))
@@ -158,6 +163,8 @@ impl ReplicaConfig {
             unflushed: false,
             cache_lost: false,
             failed: String::new(),
+            basis: Some((Generation(0), Epoch(0))),
+            dirty: Vec::new(),
         }
     }
 
@@ -201,13 +208,14 @@ pub(crate) mod tests {
             port_preferred: 20002,
             io_mode: "buffered".to_owned(),
             incarnation: Incarnation::random().to_string(),
+            advertise: String::new(),
         }
     }
 
     #[test]
     fn each_bad_field_is_named() {
         type Damage = fn(&mut pb::ReplicaConfig);
-        let table: [(&str, Damage); 11] = [
+        let table: [(&str, Damage); 12] = [
             ("volume_id", |c| c.volume_id.clear()),
             ("volume_name", |c| c.volume_name = "../x".to_owned()),
             ("size_bytes", |c| c.size_bytes = 4097),
@@ -216,6 +224,7 @@ pub(crate) mod tests {
             ("key", |c| c.key = None),
             ("key", |c| c.key.as_mut().unwrap().key.truncate(31)),
             ("bind", |c| c.bind = "localhost:1".to_owned()),
+            ("advertise", |c| c.advertise = "localhost".to_owned()),
             ("port_min", |c| c.port_min = 0),
             ("port_max", |c| c.port_max = 65536),
             ("io_mode", |c| c.io_mode.clear()),

@@ -18,8 +18,11 @@ use holdfast_proto::ids::Generation;
 use tokio::sync::mpsc;
 
 use super::config::IoMode;
-use super::messages::{FromData, ToData, ViewFrom};
+use super::maps::{Maps, PAGES_MAX, is_page};
+use super::messages::{FromData, ToData, Track, ViewFrom};
+use super::request::Request;
 use crate::core::flush::FlushGate;
+use crate::core::region_map::RegionMap;
 use crate::core::replica::Session;
 use crate::error::Error;
 use crate::io::{Buf, Completion, ConnId, Driver, DriverConfig, FileId, Pool, PoolConfig, Waker};
@@ -48,6 +51,10 @@ pub(crate) struct DataOptions {
     pub(crate) dirty: bool,
     /// An earlier fsync failed.
     pub(crate) failed: bool,
+    /// The write-intent map.
+    pub(crate) intent: (File, RegionMap),
+    /// For whom changes are remembered.
+    pub(crate) track: Track,
 }
 
 /// The control thread's end.
@@ -99,7 +106,7 @@ pub(crate) fn spawn(
             let changes = Arc::clone(&changes);
             move || {
                 // The ring belongs to the thread that makes it.
-                let mut data = match Data::new(image, &options, incoming, events, changes) {
+                let mut data = match Data::new(image, options, incoming, events, changes) {
                     Ok(data) => data,
                     Err(e) => return drop(ready.send(Err(e))),
                 };
@@ -123,6 +130,8 @@ pub(super) struct Op {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum What {
+    /// For its group's bit to be on stable storage.
+    Waiting(Request),
     Write {
         fua: bool,
     },
@@ -163,6 +172,9 @@ impl Ops {
         let place = self.free.pop().expect("a full table takes no request");
         self.places[place] = Some(op);
         crate::units::to_u64(place)
+    }
+    pub(super) fn header(&self, token: u64) -> Header {
+        self.places[to_usize(token)].expect("a token names an operation in flight").header
     }
     pub(super) fn remove(&mut self, token: u64) -> Op {
         let place = to_usize(token);
@@ -214,6 +226,7 @@ pub(super) struct Data {
     pub(super) io_mode: IoMode,
     pub(super) connection: Option<Connection>,
     pub(super) ops: Ops,
+    pub(super) maps: Maps,
     pub(super) gate: FlushGate<Waiter>,
     /// Of the last flush acknowledged to the engine of `generation`.
     pub(super) flush_sequence: u64,
@@ -235,16 +248,18 @@ pub(super) struct Data {
 impl Data {
     fn new(
         image: File,
-        options: &DataOptions,
+        options: DataOptions,
         commands: std_mpsc::Receiver<ToData>,
         events: mpsc::Sender<FromData>,
         changes: Arc<AtomicU64>,
     ) -> Result<Self, Error> {
         let pool = Pool::new(POOL)?;
         let zeros = pool.alloc(to_usize(PART_BYTES_MAX)).expect("a new pool has a large buffer");
-        let config = DriverConfig { entries: 256, conns: 4, file_ops: OPS_MAX + 1 };
+        let config = DriverConfig { entries: 256, conns: 4, file_ops: OPS_MAX + 1 + PAGES_MAX };
         let mut driver = Driver::new(config, pool)?;
         let file = driver.add_file(image.into());
+        let mut maps = Maps::new(&mut driver, options.size_bytes, options.intent);
+        maps.track(&mut driver, options.track);
         Ok(Self {
             driver,
             file,
@@ -252,6 +267,7 @@ impl Data {
             io_mode: options.io_mode,
             connection: None,
             ops: Ops::new(),
+            maps,
             // A waiter for each operation in flight and each flush that is let in, and the drain.
             gate: FlushGate::new(2 * OPS_MAX + 1, options.dirty, options.failed),
             flush_sequence: 0,
@@ -280,6 +296,8 @@ impl Data {
             }
             self.resume();
             self.settle();
+            // After all that arrived in this turn: one page takes them all.
+            self.write_pages();
             // Last, so that flushes that came in this turn share one fsync.
             if self.gate.poll_start() {
                 self.driver.fdatasync(self.file, SYNC_TOKEN);
@@ -320,6 +338,7 @@ impl Data {
                     c.end.get_or_insert_default();
                 }
             }
+            Completion::File { token, result, .. } if is_page(token) => self.page_written(token, result),
             Completion::File { token, result, buf } => self.completed(token, result, buf),
         }
     }
@@ -335,6 +354,7 @@ impl Data {
                 self.drop_wanted = true;
                 self.end_session("a newer connection takes over".to_owned());
             }
+            ToData::Track(track) => self.maps.track(&mut self.driver, *track),
             ToData::AnswerView { from, status, reopen } => self.answer_view(from, status, reopen),
             ToData::Drain => self.drain = Drain::Finishing,
             ToData::Stop => self.stop = true,

@@ -1,27 +1,34 @@
 //! The data thread over real TCP, with a real image.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage};
+use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use super::config::IoMode;
 use super::data::{DataHandle, DataOptions, spawn};
-use super::messages::{FromData, ToData};
+use super::messages::{FromData, ToData, Track, TrackFor};
 use super::test_engine::{PATIENCE, TestEngine};
+use crate::core::region_map::RegionMap;
 use crate::core::replica::Session;
-use crate::wire::header::{FLAG_FUA, FLAG_HOLE, FLAG_PUNCH, FLAG_SPARSE};
-use crate::wire::payload::{Extent, ViewUpdate, decode_extents};
+use crate::layout::bitmap::decode_page;
+use crate::layout::meta::DirtyMap;
+use crate::units::{GROUP_BYTES, REGION_BYTES};
+use crate::wire::header::{FLAG_FILL, FLAG_FUA, FLAG_HOLE, FLAG_PUNCH, FLAG_SPARSE};
+use crate::wire::map::{MapEdit, MapName, MapPart};
+use crate::wire::payload::{Adopt, Extent, ViewUpdate, decode_extents};
 use crate::wire::{Header, Kind, Status};
 
 const SIZE: u64 = 8 << 20;
 const K64: usize = 64 * 1024;
+const R2: ReplicaId = ReplicaId(2);
+const BASE: (Generation, Epoch) = (Generation(1), Epoch(1));
 
 struct Fixture {
     data: DataHandle,
@@ -32,6 +39,35 @@ struct Fixture {
 
 fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..=250u8).cycle().skip(usize::from(seed)).take(len).collect()
+}
+
+/// A bitmap file without a bit, of one page.
+fn map_file(path: &Path) -> File {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).unwrap();
+    file.set_len(2 * 4096).unwrap();
+    file
+}
+
+/// Of one of two replicas; the other is away.
+fn options(dir: &Path) -> DataOptions {
+    let map = DirtyMap { replica: R2, base: BASE };
+    let new = Some((map_file(&dir.join("dirty-r2.bm")), RegionMap::of(SIZE.div_ceil(REGION_BYTES))));
+    DataOptions {
+        size_bytes: SIZE,
+        io_mode: IoMode::Buffered,
+        dirty: false,
+        failed: false,
+        intent: (map_file(&dir.join("intent.bm")), RegionMap::of(SIZE.div_ceil(GROUP_BYTES))),
+        track: Track { enabled: true, dirty: vec![TrackFor { map, new }] },
+    }
+}
+
+/// The bits of a page as the file has them.
+fn bits(path: &Path) -> Vec<u64> {
+    let bytes = std::fs::read(path).unwrap();
+    let mut map = RegionMap::of(64);
+    assert!(decode_page(&bytes[4096..8192], 0, |index, word| map.insert_word(index, word)), "a sound page");
+    map.iter().collect()
 }
 
 fn start_in(tmp: tempfile::TempDir, dir: &Path, io_mode: IoMode, size_bytes: u64) -> Option<Fixture> {
@@ -51,7 +87,7 @@ fn start_in(tmp: tempfile::TempDir, dir: &Path, io_mode: IoMode, size_bytes: u64
         }
     };
     image.set_len(size_bytes).unwrap();
-    let options = DataOptions { size_bytes, io_mode, dirty: false, failed: false };
+    let options = DataOptions { size_bytes, io_mode, ..options(dir) };
     let (data, events) = spawn(image, options).unwrap();
     Some(Fixture { data, events, sessions: 0, tmp })
 }
@@ -343,6 +379,11 @@ fn a_view_is_answered_once_it_is_persisted() {
         revision: 1,
         syncing: false,
         repaired: false,
+        keep: ReplicaSet::new(),
+        refill: ReplicaSet::new(),
+        rebased: false,
+        adopt: Adopt::default(),
+        new_history: false,
     };
     let header = engine.header(Kind::PersistView, 0, 0);
     engine.send(header, &update.encode());
@@ -390,7 +431,7 @@ fn after_a_failed_fsync_no_flush_is_claimed_until_all_is_filled_anew() {
     let image = tmp.path().join("head.img");
     std::fs::write(&image, vec![0; K64]).unwrap();
     let file = OpenOptions::new().read(true).write(true).open(&image).unwrap();
-    let options = DataOptions { size_bytes: 64 * 1024, io_mode: IoMode::Buffered, dirty: true, failed: true };
+    let options = DataOptions { size_bytes: 64 * 1024, dirty: true, failed: true, ..options(tmp.path()) };
     let (data, events) = spawn(file, options).unwrap();
     let mut fixture = Fixture { data, events, sessions: 0, tmp };
     let mut engine = fixture.engine(1);
@@ -411,6 +452,11 @@ fn after_a_failed_fsync_no_flush_is_claimed_until_all_is_filled_anew() {
         revision: 0,
         syncing: true,
         repaired: false,
+        keep: ReplicaSet::new(),
+        refill: ReplicaSet::new(),
+        rebased: false,
+        adopt: Adopt::default(),
+        new_history: false,
     };
     engine.send(header, &update.encode());
     let FromData::View { from, .. } = fixture.event() else { panic!("expected the view") };
@@ -466,4 +512,61 @@ fn the_image_is_what_plain_tools_read() {
     let image = OpenOptions::new().write(true).open(fixture.tmp.path().join("head.img")).unwrap();
     image.write_all_at(&pattern(5, 4096), 12288).unwrap();
     assert_eq!(engine.read(12288, 4096), pattern(5, 4096));
+}
+
+#[test]
+fn the_intent_is_on_the_disk_before_the_write_is_answered_and_goes_when_all_is_settled() {
+    both_modes(|mut fixture| {
+        let (intent, dirty) = (fixture.tmp.path().join("intent.bm"), fixture.tmp.path().join("dirty-r2.bm"));
+        let mut engine = fixture.engine(1);
+        let part = |engine: &mut TestEngine, name: MapName| {
+            let header = engine.header(Kind::ReadMap, 0, SIZE);
+            MapPart::decode(&engine.call(header, &name.encode()).1).unwrap()
+        };
+        assert_eq!(part(&mut engine, MapName::Intent).words, [0]);
+        // A copy to a replica that is being filled is remembered by the members.
+        assert_eq!(engine.write(REGION_BYTES, &pattern(1, 4096), FLAG_FILL), Status::Ok);
+        assert_eq!(part(&mut engine, MapName::Intent).words, [0]);
+        assert_eq!(engine.write(GROUP_BYTES + REGION_BYTES, &pattern(1, 4096), 0), Status::Ok);
+        assert_eq!(bits(&intent), [1], "the second group");
+        assert_eq!(part(&mut engine, MapName::Intent).words, [1 << 17], "and of it one region");
+        let lacks = part(&mut engine, MapName::Dirty(R2));
+        assert_eq!((lacks.base, lacks.words), (Some(BASE), vec![1 << 17]));
+        assert_eq!(part(&mut engine, MapName::Dirty(ReplicaId(3))).base, None, "nothing is known of it");
+        assert_eq!(engine.range(Kind::Trim, 0, REGION_BYTES, 0).0.status, Status::Ok);
+        assert_eq!(bits(&intent), [0, 1]);
+        assert!(!dirty.exists() || bits(&dirty).is_empty());
+        let header = engine.header(Kind::EditMap, 0, SIZE);
+        let settled = MapEdit::Settled { words: vec![0b11] }.encode();
+        assert_eq!(engine.call(header, &settled).0.status, Status::Ok);
+        // The pages follow by themselves, one after the other.
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !bits(&intent).is_empty() {
+            assert!(std::time::Instant::now() < deadline, "the intent is never cleared");
+            engine.range(Kind::Ping, 0, 0, 0);
+        }
+        assert_eq!(bits(&dirty), [0, 17], "on the disk before the intent was cleared");
+        assert_eq!(part(&mut engine, MapName::Dirty(R2)).words, [1 << 17 | 1]);
+        let header = engine.header(Kind::EditMap, 0, SIZE);
+        let copied = MapEdit::Copied { replica: R2, words: vec![1] }.encode();
+        assert_eq!(engine.call(header, &copied).0.status, Status::Ok);
+        assert_eq!(part(&mut engine, MapName::Dirty(R2)).words, [1 << 17]);
+    });
+}
+
+#[test]
+fn a_map_frame_that_makes_no_sense_ends_the_connection() {
+    for (kind, offset, payload) in [
+        (Kind::ReadMap, 0, vec![9, 0, 0, 0, 0]),
+        (Kind::ReadMap, 4096, MapName::Intent.encode()),
+        (Kind::EditMap, 0, vec![1, 0, 0, 0, 0, 7]),
+        (Kind::EditMap, 0, Vec::new()),
+    ] {
+        let mut fixture = start(IoMode::Buffered).unwrap();
+        let mut engine = fixture.engine(1);
+        let header = engine.header(kind, offset, SIZE);
+        engine.send(header, &payload);
+        engine.until_closed();
+        fixture.ended();
+    }
 }

@@ -1,10 +1,13 @@
 //! What the control thread and the data thread say to each other. They share nothing else on the I/O path.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use crate::core::region_map::RegionMap;
 use crate::core::replica::Session;
 use crate::error::Error;
 use crate::io::ConnId;
+use crate::layout::meta::DirtyMap;
 use crate::wire::payload::ViewUpdate;
 use crate::wire::{Header, Status};
 
@@ -15,12 +18,31 @@ pub(crate) enum ToData {
     Attach { socket: OwnedFd, session: Session },
     /// Drop the engine's connection, if any, and let its I/O end: answered by [`FromData::Dropped`].
     Drop,
+    /// Remember changes for these from now on.
+    Track(Box<Track>),
     /// The answer to [`FromData::View`].
     AnswerView { from: ViewFrom, status: Status, reopen: bool },
     /// Take no more, finish, flush: answered by [`FromData::Drained`].
     Drain,
     /// End at once.
     Stop,
+}
+
+/// What to remember changes for.
+#[derive(Debug)]
+pub(crate) struct Track {
+    /// Whether there is anybody to differ from.
+    pub(crate) enabled: bool,
+    /// The dirty maps.
+    pub(crate) dirty: Vec<TrackFor>,
+}
+
+/// A dirty map.
+#[derive(Debug)]
+pub(crate) struct TrackFor {
+    pub(crate) map: DirtyMap,
+    /// It begins anew, or was not known to the data thread: its file and its bits.
+    pub(crate) new: Option<(File, RegionMap)>,
 }
 
 /// From the data thread.

@@ -7,6 +7,7 @@ mod complete;
 mod config;
 mod data;
 mod listen;
+mod maps;
 mod messages;
 mod request;
 mod serve;

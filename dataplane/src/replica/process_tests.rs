@@ -26,7 +26,7 @@ use crate::wire::handshake::{
     HandshakeError, Hello, MessageKind, PREFIX_BYTES, Prefix, Proof, RefusalKind, Refused, Role, Welcome,
     frame,
 };
-use crate::wire::payload::ViewUpdate;
+use crate::wire::payload::{Adopt, ViewUpdate};
 use crate::wire::{Kind, Status};
 
 struct Replica {
@@ -112,8 +112,8 @@ impl Replica {
 
     fn hello(&self, generation: u64, engine: InstanceUuid) -> Hello {
         Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: 2,
+            version_max: 2,
             features: 0,
             payload_bytes_max: 262_144,
             volume: self.config.volume_id.parse().unwrap(),
@@ -134,7 +134,7 @@ impl Replica {
         let address = self.address().await;
         let generation = hello.generation.0;
         let (socket, challenge, welcome) = connect(address, &self.key(), hello, PATIENCE).await?;
-        assert_eq!(challenge.version, 1);
+        assert_eq!(challenge.version, 2);
         Ok((TestEngine::new(socket.into(), generation), welcome))
     }
 
@@ -191,6 +191,11 @@ fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], synci
         revision: 5,
         syncing,
         repaired: false,
+        keep: ReplicaSet::new(),
+        refill: ReplicaSet::new(),
+        rebased: false,
+        adopt: Adopt::default(),
+        new_history: false,
     }
     .encode()
 }
@@ -384,6 +389,21 @@ fn a_port_in_use_is_passed_over_and_none_left_is_said() {
 }
 
 /// Sends `bytes` and reads what the replica says until it closes; `None`: nothing.
+#[test]
+fn an_advertised_address_is_told_instead_of_the_bound_one() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut config = config(&dir);
+        config.advertise = "192.0.2.7".to_owned();
+        let mut replica = Replica::started(&dir, config.clone()).await;
+        let told = replica.address().await;
+        assert_eq!(told.ip().to_string(), config.advertise);
+        // The port is the one that it listens on, on the address that it was to bind.
+        std::net::TcpStream::connect(("127.0.0.1", told.port())).unwrap();
+        replica.stop().await.unwrap();
+    });
+}
+
 async fn say(address: SocketAddr, bytes: &[u8]) -> Option<Refused> {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     // It may close while we write.
@@ -493,8 +513,8 @@ fn an_engine_does_not_believe_a_stranger_that_says_fenced() {
         let (_tmp, dir) = tmp();
         let config = ReplicaConfig::try_from(&config(&dir)).unwrap();
         let hello = Hello {
-            version_min: 1,
-            version_max: 1,
+            version_min: 2,
+            version_max: 2,
             features: 0,
             payload_bytes_max: 1,
             volume: config.volume,

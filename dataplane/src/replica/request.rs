@@ -7,6 +7,9 @@ use crate::wire::{Header, Kind, Status};
 /// A PersistView has no more payload than this; see [`crate::wire::payload::ViewUpdate`].
 const VIEW_BYTES_MAX: u32 = 4096;
 
+/// A ReadMap or EditMap has no more payload than this: a name, and words.
+const MAP_BYTES_MAX: u32 = 64 * 1024;
+
 /// A request that can be carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Request {
@@ -26,6 +29,8 @@ pub(super) enum Request {
     PersistView,
     Extents,
     Digest,
+    ReadMap,
+    EditMap,
 }
 
 /// The bytes it concerns.
@@ -39,7 +44,9 @@ pub(super) fn range_len(header: &Header) -> u64 {
         | Kind::Ping
         | Kind::PersistView
         | Kind::Extents
-        | Kind::Digest => header.extent,
+        | Kind::Digest
+        | Kind::ReadMap
+        | Kind::EditMap => header.extent,
     }
 }
 
@@ -48,6 +55,7 @@ pub(super) fn is_foreign(header: &Header) -> bool {
     let payload_bytes_max = match header.kind {
         Kind::Write => u32::MAX,
         Kind::PersistView => VIEW_BYTES_MAX,
+        Kind::ReadMap | Kind::EditMap => MAP_BYTES_MAX,
         Kind::Read
         | Kind::Flush
         | Kind::Trim
@@ -72,6 +80,9 @@ pub(super) fn check(header: &Header, size_bytes: u64) -> Result<Request, Status>
         Kind::WriteZeroes => Request::Zero { punch: header.flags & FLAG_PUNCH != 0, fua },
         Kind::Extents => Request::Extents,
         Kind::Digest => Request::Digest,
+        // Their ranges are checked with their payloads.
+        Kind::ReadMap => return Ok(Request::ReadMap),
+        Kind::EditMap => return Ok(Request::EditMap),
     };
     let len = range_len(header);
     let end = header.offset.checked_add(len);

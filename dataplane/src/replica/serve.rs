@@ -139,10 +139,17 @@ impl Data {
                     self.reply(conn, header, Status::Failed);
                 }
             }
-            Request::Zero { punch, fua } => self.zero(conn, header, punch, fua),
+            Request::Zero { punch, fua } => {
+                if self.maps.admit(header) {
+                    self.zero(conn, header, punch, fua);
+                } else {
+                    self.wait_for_intent(conn, header, request, None);
+                }
+            }
             Request::Ping => self.reply(conn, header, Status::Ok),
             Request::PersistView => return self.persist_view(conn, header, len),
             Request::Extents => self.extents(conn, header),
+            Request::ReadMap | Request::EditMap => return self.map(conn, header, len),
         }
         Step::Done
     }
@@ -178,6 +185,11 @@ impl Data {
         if let Err(e) = header.verify(payload) {
             return Step::Foreign(e.to_string());
         }
+        if !self.maps.admit(header) {
+            let Some(buf) = self.copy_out(conn, len) else { return Step::Blocked };
+            self.wait_for_intent(conn, header, Request::Write { fua }, Some(buf));
+            return Step::Done;
+        }
         match self.io_mode {
             IoMode::Buffered => {
                 // Into the page cache from where it was received: through the ring it would go to a kernel thread.
@@ -186,13 +198,20 @@ impl Data {
                 self.changed(conn, header, result, fua);
             }
             IoMode::Direct => {
-                let Some(mut buf) = self.driver.pool().alloc(len) else { return Step::Blocked };
-                buf.get_mut().expect("a new buffer is unshared").copy_from_slice(payload);
-                self.driver.consume(conn, len);
+                let Some(buf) = self.copy_out(conn, len) else { return Step::Blocked };
                 self.write_buf(conn, header, buf, fua);
             }
         }
         Step::Done
+    }
+
+    /// The next `len` bytes received, in a buffer of their own; none: there is no memory now.
+    fn copy_out(&mut self, conn: ConnId, len: usize) -> Option<Buf> {
+        let mut buf = self.driver.pool().alloc(len)?;
+        let payload = self.driver.received(conn).get(..len)?;
+        buf.get_mut().expect("a new buffer is unshared").copy_from_slice(payload);
+        self.driver.consume(conn, len);
+        Some(buf)
     }
 
     /// The payload of the write under way has come, in a buffer of its own.
@@ -204,12 +223,21 @@ impl Data {
         }
         // Checked before its payload was asked for.
         let Ok(Request::Write { fua }) = request::check(&header, self.size_bytes) else { return };
+        if self.maps.admit(&header) {
+            self.write_whole(conn, &header, buf, fua);
+        } else {
+            self.wait_for_intent(conn, &header, Request::Write { fua }, Some(buf));
+        }
+    }
+
+    /// A write whose payload is in a buffer of its own.
+    pub(super) fn write_whole(&mut self, conn: ConnId, header: &Header, buf: Buf, fua: bool) {
         match self.io_mode {
             IoMode::Buffered => {
                 let result = self.driver.write_inline(self.file, header.offset, buf.as_slice());
-                self.changed(conn, &header, result, fua);
+                self.changed(conn, header, result, fua);
             }
-            IoMode::Direct => self.write_buf(conn, &header, buf, fua),
+            IoMode::Direct => self.write_buf(conn, header, buf, fua),
         }
     }
 
@@ -219,7 +247,7 @@ impl Data {
         self.driver.write(self.file, token, header.offset, buf, 0..len);
     }
 
-    fn zero(&mut self, conn: ConnId, header: &Header, punch: bool, fua: bool) {
+    pub(super) fn zero(&mut self, conn: ConnId, header: &Header, punch: bool, fua: bool) {
         let by_file_system = if punch { self.can_punch } else { self.can_zero_range };
         if by_file_system {
             let token = self.ops.insert(Op { conn, header: *header, what: What::Zero { punch, fua } });
@@ -315,6 +343,26 @@ impl Data {
         }
         let payload = encode_extents(&self.extents);
         self.reply_small(conn, header, &payload);
+    }
+
+    // ---- maps -------------------------------------------------------------------------------------------------------
+
+    fn map(&mut self, conn: ConnId, header: &Header, len: usize) -> Step {
+        let Some(payload) = self.driver.received(conn).get(..len) else { return Step::More };
+        if let Err(e) = header.verify(payload) {
+            return Step::Foreign(e.to_string());
+        }
+        let payload = payload.to_vec();
+        self.driver.consume(conn, len);
+        let done = if header.kind == Kind::ReadMap {
+            self.map_part(header, &payload).map(|part| self.reply_small(conn, header, &part))
+        } else {
+            self.edit_map(header, &payload).map(|status| self.reply(conn, header, status))
+        };
+        match done {
+            Ok(()) => Step::Done,
+            Err(reason) => Step::Foreign(reason),
+        }
     }
 
     // ---- views ------------------------------------------------------------------------------------------------------

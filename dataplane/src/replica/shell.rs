@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use holdfast_proto::ids::{BootId, Generation, InstanceUuid};
+use holdfast_proto::ids::{BootId, Generation, InstanceUuid, ReplicaId};
 use holdfast_proto::pb::instance as pb;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tokio::sync::{mpsc, oneshot};
@@ -17,12 +17,15 @@ use tokio::time::Instant;
 use super::config::{IoMode, ReplicaConfig};
 use super::data::{self, DataHandle, DataOptions};
 use super::listen;
-use super::messages::{FromData, ToData, ViewFrom};
+use super::messages::{FromData, ToData, Track, TrackFor, ViewFrom};
 use crate::control::Instance;
 use crate::control::handshake::{Acceptor, Authenticated};
-use crate::core::replica::{Action, Replica, Session, reopened};
+use crate::core::region_map::RegionMap;
+use crate::core::replica::{Action, NewMap, Replica, Session, Tracked, reopened};
 use crate::error::Error;
+use crate::layout::bitmap_file::file_name;
 use crate::layout::{Meta, ReplicaDir, ReplicaDirError, create_replica_dir};
+use crate::units::{GROUP_BYTES, REGION_BYTES};
 use crate::wire::Status;
 use crate::wire::handshake::{RefusalKind, Refused, Welcome};
 
@@ -177,7 +180,8 @@ impl Shell {
             serving.config.key = config.key;
             return Ok(());
         }
-        let (listener, address) = listen::bind(&config).await?;
+        let (listener, bound) = listen::bind(&config).await?;
+        let address = SocketAddr::new(config.advertise, bound.port());
         let acceptor = Rc::new(RefCell::new(Acceptor {
             volume: config.volume,
             replica: config.replica,
@@ -187,7 +191,7 @@ impl Shell {
         }));
         let (to_shell, engines) = mpsc::channel(listen::AUTHENTICATED_MAX);
         let accepting = tokio::task::spawn_local(listen::accept(listener, Rc::clone(&acceptor), to_shell));
-        tracing::info!(volume = %config.volume_name, replica = %config.replica, %address,
+        tracing::info!(volume = %config.volume_name, replica = %config.replica, %bound, %address,
             dir = %config.data_dir.display(), "listening for engines");
         let disk = Disk::Absent("not opened yet".to_owned());
         self.serving = Some(Serving { config, acceptor, address, engines, accepting, disk });
@@ -304,7 +308,10 @@ impl Shell {
             let Some(action) = open.core.poll_action() else { break };
             match action {
                 Action::DropSession => open.data.send(ToData::Drop),
-                Action::Persist(meta) => open.core.handle_persisted(persist(&mut open.dir, *meta)),
+                Action::Persist { meta, begin } => {
+                    open.core.handle_persisted(persist(&mut open.dir, *meta, &begin));
+                }
+                Action::Track(tracked) => open.track(&tracked),
                 Action::AnswerView { ticket, status, reopen } => {
                     if reopen {
                         open.forget_cache();
@@ -402,6 +409,28 @@ impl Open {
         }
     }
 
+    /// Tells the data thread for whom it remembers changes. A map that cannot be opened counts as full: the replica that
+    /// it is for gets everything.
+    fn track(&self, tracked: &Tracked) {
+        let dirty = tracked
+            .dirty
+            .iter()
+            .filter_map(|map| {
+                let begun = tracked.begun.iter().any(|new| new.replica == map.replica);
+                let new = if begun { Some(self.open_dirty(map.replica)?) } else { None };
+                Some(TrackFor { map: *map, new })
+            })
+            .collect();
+        self.data.send(ToData::Track(Box::new(Track { enabled: tracked.enabled, dirty })));
+    }
+
+    fn open_dirty(&self, replica: ReplicaId) -> Option<(File, RegionMap)> {
+        let regions = self.dir.meta().size_bytes.div_ceil(REGION_BYTES);
+        open_bitmap(&self.dir, Some(replica), regions)
+            .inspect_err(|e| tracing::error!(%replica, "open its dirty map: {e}"))
+            .ok()
+    }
+
     /// After a failed fsync the page cache may hold what the disk does not, marked as written. What is compared and filled
     /// from now on must be the disk's.
     fn forget_cache(&self) {
@@ -416,8 +445,18 @@ fn take<T>(waiting: &mut Vec<(u64, T)>, ticket: u64) -> Option<T> {
     Some(waiting.swap_remove(at).1)
 }
 
-fn persist(dir: &mut ReplicaDir, meta: Meta) -> Result<(), (Status, String)> {
-    dir.store(meta).map_err(|e| {
+/// The maps that begin first: one that `meta` names and that is missing would count as full.
+fn persist(dir: &mut ReplicaDir, meta: Meta, begin: &[NewMap]) -> Result<(), (Status, String)> {
+    let regions = meta.size_bytes.div_ceil(REGION_BYTES);
+    let maps = begin
+        .iter()
+        .try_for_each(|new| dir.make_bitmap(&dir.bitmap_label(Some(new.replica), regions), new.full));
+    let fewer = meta.dirty.len() < dir.meta().dirty.len();
+    let stored = maps.and_then(|()| dir.store(meta));
+    if stored.is_ok() && fewer {
+        dir.remove_stale_bitmaps();
+    }
+    stored.map_err(|e| {
         tracing::error!("persist meta: {e}");
         let full = matches!(&e, ReplicaDirError::Io { source, .. }
             if source.kind() == std::io::ErrorKind::StorageFull);
@@ -448,6 +487,21 @@ async fn attach(open: &mut Open, engine: Authenticated, welcome: &Welcome, sessi
     }
 }
 
+/// A map and its bits; says aloud what had to be taken for set.
+fn open_bitmap(
+    dir: &ReplicaDir,
+    of: Option<ReplicaId>,
+    bits: u64,
+) -> Result<(File, RegionMap), ReplicaDirError> {
+    let mut map = RegionMap::of(bits);
+    let opened = dir.open_bitmap(&dir.bitmap_label(of, bits), |index, word| map.insert_word(index, word))?;
+    if let Some(doubt) = opened.doubt {
+        let name = file_name(of);
+        tracing::warn!("{name}: {doubt}; what it cannot tell is compared or copied");
+    }
+    Ok((opened.file, map))
+}
+
 /// Opens the directory, or makes it where it may be made.
 fn open(config: &ReplicaConfig, boot: BootId) -> Result<Open, Error> {
     if config.create {
@@ -465,7 +519,16 @@ fn open(config: &ReplicaConfig, boot: BootId) -> Result<Open, Error> {
         dir.store(next)?;
     }
     let meta = dir.meta().clone();
+    dir.remove_stale_bitmaps();
+    let intent = open_bitmap(&dir, None, meta.size_bytes.div_ceil(GROUP_BYTES))?;
+    let regions = meta.size_bytes.div_ceil(REGION_BYTES);
+    let mut dirty = Vec::new();
+    for map in &meta.dirty {
+        dirty.push(TrackFor { map: *map, new: Some(open_bitmap(&dir, Some(map.replica), regions)?) });
+    }
     let options = DataOptions {
+        intent,
+        track: Track { enabled: Tracked::of(&meta).enabled, dirty },
         size_bytes: meta.size_bytes,
         io_mode: config.io_mode,
         dirty: meta.unflushed,

@@ -19,7 +19,7 @@ use holdfast_proto::ids::{
 use holdfast_proto::record::{ReplicaSet, View};
 use sha2::Sha256;
 
-use super::payload::{read_set, read_view, write_set, write_view};
+use super::payload::{read_order, read_set, read_view, write_order, write_set, write_view};
 use crate::bytes_codec::{FieldError, Reader, Writer};
 
 /// The size of the prefix of every handshake message.
@@ -173,6 +173,8 @@ pub struct Welcome {
     pub incarnation: Incarnation,
     /// The record's version it heard of last.
     pub revision: u64,
+    /// The dirty maps whose base is not after this view cover all that it may lack; none: nothing does.
+    pub basis: Option<(Generation, Epoch)>,
     /// It is being filled: not a member, not a source.
     pub syncing: bool,
     /// Its node restarted after writes that no flush covered.
@@ -422,7 +424,9 @@ impl Welcome {
         out.u64(self.size_bytes).uuid(self.lineage.0);
         write_view(&mut out, &self.view);
         write_set(&mut out, &self.configured);
-        out.uuid(self.incarnation.0).u64(self.revision).bool(self.syncing).bool(self.cache_lost);
+        out.uuid(self.incarnation.0).u64(self.revision);
+        write_order(&mut out, self.basis);
+        out.bool(self.syncing).bool(self.cache_lost);
         out.text(cut(&self.failed)).u64(self.flush_sequence);
         out.into_bytes()
     }
@@ -437,6 +441,7 @@ impl Welcome {
             configured: read_set(&mut r, "configured")?,
             incarnation: Incarnation(r.uuid("incarnation")?),
             revision: r.u64("revision")?,
+            basis: read_order(&mut r, "basis")?,
             syncing: r.bool("syncing")?,
             cache_lost: r.bool("cache_lost")?,
             failed: r.text("failed", TEXT_MAX)?.to_owned(),
@@ -558,10 +563,13 @@ mod tests {
 
     #[test]
     fn versions_without_overlap_are_refused_by_name() {
-        let future = Hello { version_min: 2, version_max: 3, ..hello() };
+        let future = Hello { version_min: 3, version_max: 4, ..hello() };
         let said = future.common_version().unwrap_err().to_string();
-        assert!(said.contains("this side speaks 1 to 1, the peer 2 to 3"), "{said}");
-        assert_eq!(Hello { version_max: 9, ..hello() }.common_version(), Ok(1));
+        assert!(said.contains("this side speaks 2 to 2, the peer 3 to 4"), "{said}");
+        // The first version knew no maps: what it acknowledges, nobody would remember.
+        let past = Hello { version_max: 1, ..hello() };
+        assert!(past.common_version().is_err());
+        assert_eq!(Hello { version_max: 9, ..hello() }.common_version(), Ok(2));
     }
 
     #[test]
@@ -578,6 +586,7 @@ mod tests {
             configured: [ReplicaId(1), ReplicaId(2)].into_iter().collect(),
             incarnation: Incarnation::random(),
             revision: 4,
+            basis: Some((Generation(1), Epoch(2))),
             syncing: true,
             cache_lost: false,
             failed: "fsync: EIO".to_owned(),

@@ -16,7 +16,9 @@ pub const FLAG_SPARSE: u16 = 2;
 pub const FLAG_HOLE: u16 = 4;
 /// On write-zeroes: the range may be deallocated.
 pub const FLAG_PUNCH: u16 = 8;
-const FLAGS_KNOWN: u16 = FLAG_FUA | FLAG_SPARSE | FLAG_HOLE | FLAG_PUNCH;
+/// On a write or trim: a copy to a replica that is being filled; the members remember for it that it may lack the region.
+pub const FLAG_FILL: u16 = 16;
+const FLAGS_KNOWN: u16 = FLAG_FUA | FLAG_SPARSE | FLAG_HOLE | FLAG_PUNCH | FLAG_FILL;
 const REPLY: u8 = 0x80;
 
 /// What a frame asks for.
@@ -41,6 +43,10 @@ pub enum Kind {
     Extents = 8,
     /// A SHA-256 of `extent` bytes from `offset`; the reply carries 32 bytes, or none with the hole flag.
     Digest = 9,
+    /// The regions of the map named in the payload, for `extent` bytes from `offset`; the reply carries them.
+    ReadMap = 10,
+    /// Change the map named in the payload for `extent` bytes from `offset`, as the payload says.
+    EditMap = 11,
 }
 
 impl Kind {
@@ -55,6 +61,8 @@ impl Kind {
             7 => Self::PersistView,
             8 => Self::Extents,
             9 => Self::Digest,
+            10 => Self::ReadMap,
+            11 => Self::EditMap,
             _ => return None,
         })
     }

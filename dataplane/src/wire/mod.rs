@@ -5,11 +5,12 @@
 
 pub mod handshake;
 pub mod header;
+pub mod map;
 pub mod payload;
 
 pub use header::{FrameError, HEADER_BYTES, Header, Kind, Status};
 
 /// The oldest protocol version this build speaks.
-pub const VERSION_MIN: u16 = 1;
+pub const VERSION_MIN: u16 = 2;
 /// The newest protocol version this build speaks.
-pub const VERSION_MAX: u16 = 1;
+pub const VERSION_MAX: u16 = 2;

@@ -1,6 +1,6 @@
 //! What stands in the payload of the frames that carry more than blocks.
 
-use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage};
+use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View};
 
 use crate::bytes_codec::{FieldError, Reader, Writer};
@@ -67,6 +67,40 @@ pub struct ViewUpdate {
     pub syncing: bool,
     /// All members are known to be equal: what the replica lost with its node's cache it has again.
     pub repaired: bool,
+    /// Replicas that dirty maps are to be kept for although they are members of the view: they have not persisted it.
+    pub keep: ReplicaSet,
+    /// Replicas of which everything has to be copied: their dirty maps begin anew, with every region set and this view
+    /// as their base.
+    pub refill: ReplicaSet,
+    /// Of a replica that is being filled: dirty maps with this view as their base cover all that it may lack.
+    pub rebased: bool,
+    /// Of a replica that becomes a member: its dirty maps begin for these, with every region and with their bases.
+    pub adopt: Adopt,
+    /// The lineage is new: a person started the volume from this replica alone, against the rules.
+    pub new_history: bool,
+}
+
+/// Replicas that a new member remembers for from now on: which, and the base of its map.
+pub type Adopt = [Option<(ReplicaId, (Generation, Epoch))>; ReplicaSet::CAPACITY];
+
+fn write_adopt(out: &mut Writer, adopt: &Adopt) {
+    out.u8(u8::try_from(adopt.iter().flatten().count()).unwrap_or(u8::MAX));
+    for (replica, (generation, epoch)) in adopt.iter().flatten() {
+        out.u32(replica.0).u64(generation.0).u64(epoch.0);
+    }
+}
+
+fn read_adopt(reader: &mut Reader<'_>) -> Result<Adopt, FieldError> {
+    let count = usize::from(reader.u8("adopt")?);
+    let mut adopt = Adopt::default();
+    if count > adopt.len() {
+        return Err(FieldError { field: "adopt", problem: format!("expected at most 8, found {count}") });
+    }
+    for place in adopt.iter_mut().take(count) {
+        let replica = ReplicaId(reader.u32("adopt.replica")?);
+        *place = Some((replica, (Generation(reader.u64("adopt.base")?), Epoch(reader.u64("adopt.base")?))));
+    }
+    Ok(adopt)
 }
 
 pub(crate) fn write_set(out: &mut Writer, set: &ReplicaSet) {
@@ -100,6 +134,20 @@ pub(crate) fn read_view(reader: &mut Reader<'_>) -> Result<View, FieldError> {
     })
 }
 
+pub(crate) fn write_order(out: &mut Writer, order: Option<(Generation, Epoch)>) {
+    let (generation, epoch) = order.unwrap_or((Generation(0), Epoch(0)));
+    out.bool(order.is_some()).u64(generation.0).u64(epoch.0);
+}
+
+pub(crate) fn read_order(
+    reader: &mut Reader<'_>,
+    field: &'static str,
+) -> Result<Option<(Generation, Epoch)>, FieldError> {
+    let known = reader.bool(field)?;
+    let order = (Generation(reader.u64(field)?), Epoch(reader.u64(field)?));
+    Ok(known.then_some(order))
+}
+
 impl ViewUpdate {
     /// The bytes of the payload.
     #[must_use]
@@ -109,6 +157,11 @@ impl ViewUpdate {
         write_set(&mut out, &self.configured);
         out.uuid(self.lineage.0).uuid(self.incarnation.0).u64(self.revision);
         out.bool(self.syncing).bool(self.repaired);
+        write_set(&mut out, &self.keep);
+        write_set(&mut out, &self.refill);
+        out.bool(self.rebased);
+        write_adopt(&mut out, &self.adopt);
+        out.bool(self.new_history);
         out.into_bytes()
     }
 
@@ -124,6 +177,11 @@ impl ViewUpdate {
             revision: reader.u64("revision")?,
             syncing: reader.bool("syncing")?,
             repaired: reader.bool("repaired")?,
+            keep: read_set(&mut reader, "keep")?,
+            refill: read_set(&mut reader, "refill")?,
+            rebased: reader.bool("rebased")?,
+            adopt: read_adopt(&mut reader)?,
+            new_history: reader.bool("new_history")?,
         })
     }
 }
@@ -131,7 +189,6 @@ impl ViewUpdate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_proto::ids::ReplicaId;
     use proptest::prelude::*;
 
     #[test]
@@ -149,10 +206,21 @@ mod tests {
             revision: 17,
             syncing: false,
             repaired: true,
+            keep: [ReplicaId(3)].into_iter().collect(),
+            refill: [ReplicaId(2)].into_iter().collect(),
+            rebased: false,
+            adopt: {
+                let mut adopt = Adopt::default();
+                adopt[0] = Some((ReplicaId(2), (Generation(2), Epoch(8))));
+                adopt
+            },
+            new_history: true,
         };
         assert_eq!(ViewUpdate::decode(&update.encode()), Ok(update));
         let bytes = update.encode();
-        for end in 0..bytes.len() {
+        let older = bytes.len() - 1;
+        assert_eq!(ViewUpdate::decode(&bytes[..older]), Ok(ViewUpdate { new_history: false, ..update }));
+        for end in 0..older {
             assert!(ViewUpdate::decode(&bytes[..end]).is_err());
         }
     }

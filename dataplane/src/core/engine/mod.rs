@@ -7,18 +7,37 @@
 //! - `peers`: the connections to replicas, and when one is failed.
 //! - `view`: attach, fence, decide, propose, commit. A write is acknowledged only under a committed view all of whose
 //!   members have it.
-//! - `fill`: making members equal after an unclean end, and filling replicas that are to become members.
+//! - `repair`: making members equal after an unclean end.
+//! - `fill`: filling replicas that are to become members. `maps`: what they lack, by the members' word. `handover`: what
+//!   a new member is told of others.
+//! - `intent`: when the members' write-intent bits may be cleared.
+//! - `lease`: when reads may be sent at all.
+//! - `lag`: members that are slow, and when one is left behind for it.
+//! - `configure`: moving the configured set towards what is wanted, one replica at a time.
+//! - `force`: starting from one replica against the rules, because a person said so.
 //! - `report`: what to tell people.
 //!
 //! Source of the rules: `docs/replication.md`.
 
+mod configure;
+#[cfg(test)]
+mod configure_tests;
 #[cfg(test)]
 mod directed_tests;
 mod fill;
+mod handover;
+mod intent;
+mod lag;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
+mod maps;
+mod force;
 mod ops;
 mod peers;
 #[cfg(test)]
 mod print;
+mod repair;
 mod report;
 mod tag;
 #[cfg(test)]
@@ -31,10 +50,16 @@ use std::time::Duration;
 use holdfast_proto::ids::{Epoch, Generation, InstanceUuid, Lineage, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
 
+pub use self::configure::Wanted;
+pub use self::force::Force;
 pub use self::report::{EngineState, ReplicaMode, ReplicaReport, Report};
 pub use self::tag::OpId;
 use self::{
+    configure::Configure,
     fill::Fill,
+    intent::IntentClock,
+    lease::Lease,
+    force::Forced,
     ops::Ops,
     peers::Peer,
     view::{Phase, Proposal, Registry},
@@ -52,8 +77,11 @@ pub type Now = Duration;
 pub struct Config {
     /// The volume's size; whole blocks.
     pub volume_bytes: u64,
-    /// This engine's UUID: of this process alone, since it is what promises are made to.
+    /// This engine's UUID: of this process alone, since it is what promises are made to. Another process of the same
+    /// instance may have been promised the same generation, started without the registry, and must not pass for it.
     pub engine: InstanceUuid,
+    /// The instance it is a process of: by it the agent knows which engine it was.
+    pub instance: InstanceUuid,
     /// A replica that owes answers and gives none for this long has failed.
     pub replica_timeout: Duration,
     /// I/O that could not be done for this long fails.
@@ -62,10 +90,22 @@ pub struct Config {
     pub min_in_sync: usize,
     /// How long a start waits for the replicas it could do without.
     pub start_patience: Duration,
-    /// A replica that owes nothing is asked this often whether it is there.
+    /// Every replica is asked this often whether it is there.
     pub heartbeat: Duration,
+    /// Reads are sent only while every member has answered something that was sent no longer ago than this.
+    pub read_lease: Duration,
+    /// The agent knows that the engine which the record names has ended, or that none was ever attached.
+    pub predecessor_gone: bool,
+    /// A member whose answers go on taking longer than this, while others are quick, is left behind.
+    pub replica_lag_max: Duration,
     /// Copies and comparisons in flight.
     pub copies_max: usize,
+    /// Write-intent bits are cleared where nothing was written for one to two of these.
+    pub intent_sweep: Duration,
+    /// Bytes copied to a replica that is being filled, per second; 0: no limit.
+    pub rebuild_bytes_per_second: u64,
+    /// A person's word that the rules of a start do not count this once.
+    pub force: Option<Force>,
 }
 
 impl Config {
@@ -75,6 +115,7 @@ impl Config {
         Self {
             volume_bytes,
             engine,
+            instance: engine,
             // Longhorn's and Mayastor's defaults are 8 s and 5 s: long enough for a disk's own retries.
             replica_timeout: Duration::from_secs(8),
             suspend_timeout: Duration::from_secs(300),
@@ -82,8 +123,18 @@ impl Config {
             // A guess: processes start within a second of each other, and a rebuild costs far more.
             start_patience: Duration::from_secs(3),
             heartbeat: Duration::from_secs(1),
+            // Five heartbeats: one or two that are late hold no reads. Longer, and a start after a lost node waits longer.
+            read_lease: Duration::from_secs(5),
+            predecessor_gone: false,
+            // A guess: far above what a sound disk takes even for a flush of a full cache shared with others, and below
+            // what makes guests report a hung disk.
+            replica_lag_max: Duration::from_secs(2),
             // A guess: enough to hide one round trip, few enough that a client waits for about one copy.
             copies_max: 4,
+            // A guess: a load that comes back within it pays nothing again, and one bit is 4 MiB to compare after a crash.
+            intent_sweep: Duration::from_secs(10),
+            rebuild_bytes_per_second: 0,
+            force: None,
         }
     }
 }
@@ -154,6 +205,8 @@ pub enum Body {
     },
     /// A view to persist.
     View(Box<ViewUpdate>),
+    /// These bytes.
+    Bytes(Vec<u8>),
 }
 
 /// What the shell is to do, in this order.
@@ -323,6 +376,12 @@ pub struct Engine {
     phase: Phase,
     /// The committed view; nothing is acknowledged under another.
     view: View,
+    /// The configured set of that view: what decides majorities.
+    configured: ReplicaSet,
+    /// What the configured set is to become.
+    configure: Configure,
+    /// A start against the rules, while and after it is one.
+    forced: Forced,
     /// Its members' places.
     members: Mask,
     /// A view that is on its way.
@@ -338,6 +397,7 @@ pub struct Engine {
     /// Regions in which members may differ.
     unrepaired: RegionMap,
     fill: Fill,
+    intent: IntentClock,
     actions: VecDeque<Action>,
     /// Clients' writes that were answered, and how many of them the last flush covered.
     writes_done: u64,
@@ -348,6 +408,7 @@ pub struct Engine {
     /// Since when I/O cannot be done.
     suspended_since: Option<Now>,
     next_heartbeat: Now,
+    lease: Lease,
 }
 
 impl Engine {
@@ -356,11 +417,15 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, version: u64, status: VolumeStatus) -> Self {
         let peers: Vec<_> = status.configured.iter().map(Peer::new).collect();
-        let view = status.view;
-        let fill = Fill::new(config.volume_bytes);
+        let (view, configured) = (status.view, status.configured);
+        let fill = Fill::new(&config);
+        let intent = IntentClock::new(config.volume_bytes);
         Self {
             peers,
             view,
+            configured,
+            configure: Configure::default(),
+            forced: Forced::default(),
             members: 0,
             proposal: None,
             live: 0,
@@ -370,6 +435,8 @@ impl Engine {
             ready: VecDeque::with_capacity(1024),
             unrepaired: RegionMap::empty(config.volume_bytes),
             fill,
+            intent,
+            lease: Lease::new(&status, config.predecessor_gone),
             registry: Registry::new(version, status),
             phase: Phase::New,
             actions: VecDeque::with_capacity(4096),
@@ -395,19 +462,24 @@ impl Engine {
     }
 
     fn slot_of(&self, replica: ReplicaId) -> Option<usize> {
-        self.peers.iter().position(|peer| peer.id == replica)
+        self.peers.iter().position(|peer| peer.id == replica && !peer.vacant)
     }
 
     fn mask_of(&self, set: &ReplicaSet) -> Mask {
         self.peers
             .iter()
             .enumerate()
-            .filter(|(_, peer)| set.contains(peer.id))
+            .filter(|(_, peer)| set.contains(peer.id) && !peer.vacant)
             .fold(0, |mask, (slot, _)| mask | bit(slot))
     }
 
     fn set_of(&self, mask: Mask) -> ReplicaSet {
         slots(mask).filter_map(|slot| self.peers.get(slot)).map(|peer| peer.id).collect()
+    }
+
+    /// The places in the table that a replica has.
+    fn occupied(&self) -> Mask {
+        (0..self.peers.len()).filter(|slot| !self.peers[*slot].vacant).fold(0, |mask, slot| mask | bit(slot))
     }
 
     /// Whose answer an operation needs: the members of the view that is proposed, or else committed.

@@ -4,10 +4,11 @@
 //! waiting -> (held while nothing is served) -> [edges] -> main ------------------> acknowledged -> ended
 //!                                           -> read                                ^ held while a view is on its way
 //!                                           -> digest -> source -> spread -> ended   (repair of a region)
-//!                                           -> source -> spread -> ended             (copy of a region)
+//!                                           -> [digest] -> source -> spread -> ended (copy of a region)
 //! ```
 
 mod answers;
+mod forget;
 mod regions;
 
 use std::collections::VecDeque;
@@ -17,7 +18,8 @@ use super::{Action, Body, Engine, Failure, Mask, Now, OpId, Outcome, Request, bi
 use crate::core::region_map::region_bytes;
 use crate::core::rules::{Rule, kept};
 use crate::units::{BLOCK_BYTES, REGION_BYTES, block_cover, is_block_aligned};
-use crate::wire::header::{FLAG_FUA, FLAG_PUNCH, FLAG_SPARSE, Header, Kind, Status};
+use crate::wire::header::{FLAG_FILL, FLAG_FUA, FLAG_PUNCH, FLAG_SPARSE, Header, Kind, Status};
+use crate::wire::map::{MapName, MapPart};
 use crate::wire::payload::Extent;
 
 /// What an operation is.
@@ -28,12 +30,16 @@ pub(super) enum Work {
     Client(Request),
     /// Make the members equal in a region.
     Repair,
-    /// Fill a region of the target.
-    Copy { target: usize },
-    /// Find out where source and target (or all members) hold data.
+    /// Fill a region of the target; `compare`: where it differs from the source.
+    Copy { target: usize, compare: bool },
+    /// Find out where source and target hold data.
     Scan { mask: Mask },
+    /// Read a map of these replicas.
+    ReadMap { name: MapName, mask: Mask },
     /// The last flush of a target before it is added.
     FlushTarget { target: usize },
+    /// A flush so that write-intent bits can be cleared.
+    FlushOwn,
     /// The last flush before a clean end.
     FlushAll,
     /// A client's that failed while a member may still be carrying it out: it keeps its range until no member is, so
@@ -90,6 +96,7 @@ pub(super) struct Op {
     buffered: bool,
     digests: Option<Box<[Option<[u8; 32]>; 8]>>,
     extents: Vec<(usize, Vec<Extent>)>,
+    parts: Vec<(usize, MapPart)>,
     /// Of a flush: the writes answered before it was sent.
     covers: u64,
     since: Now,
@@ -116,6 +123,7 @@ impl Op {
             buffered: false,
             digests: None,
             extents: Vec::new(),
+            parts: Vec::new(),
             covers: 0,
             since: now,
         }
@@ -132,9 +140,19 @@ impl Op {
             Work::Repair
             | Work::Copy { .. }
             | Work::Scan { .. }
+            | Work::ReadMap { .. }
             | Work::FlushTarget { .. }
+            | Work::FlushOwn
             | Work::FlushAll
             | Work::Abandoned => None,
+        }
+    }
+    /// Whether a client's answer depends on what one member holds: only under the read lease.
+    fn reads_for_client(&self) -> bool {
+        match self.client() {
+            Some(Request::Read | Request::Extents) => true,
+            Some(Request::Write { .. }) => self.unaligned(),
+            Some(Request::Flush | Request::Trim | Request::WriteZeroes { .. }) | None => false,
         }
     }
     /// Whether it changes the data of members.
@@ -200,6 +218,24 @@ impl Ops {
     pub(super) fn answered_by(&self, slot: usize) -> bool {
         kept(Rule::AnswersCount) && self.any(|op| op.mutates() && op.ok & bit(slot) != 0)
     }
+    /// The ranges of operations that may be changing the members' data now.
+    pub(super) fn changing(&self) -> Vec<(u64, u64)> {
+        self.live()
+            .map(|id| self.get(id))
+            .filter(|op| op.mutates() || matches!(op.work, Work::Repair | Work::Abandoned))
+            .map(Op::cover)
+            .collect()
+    }
+    /// The extents that a scan found, taken out of it: `(offset, len, found)`.
+    pub(super) fn take_scan(&mut self, id: u32) -> (u64, u64, Vec<(usize, Vec<Extent>)>) {
+        let op = self.get_mut(id);
+        (op.offset, op.len, std::mem::take(&mut op.extents))
+    }
+    /// The parts of maps that were read, taken out of it: `(offset, len, parts)`.
+    pub(super) fn take_parts(&mut self, id: u32) -> (u64, u64, Vec<(usize, MapPart)>) {
+        let op = self.get_mut(id);
+        (op.offset, op.len, std::mem::take(&mut op.parts))
+    }
     pub(super) fn any(&self, wanted: impl Fn(&Op) -> bool) -> bool {
         self.table.iter().any(|op| op.live && wanted(op))
     }
@@ -223,7 +259,8 @@ impl Ops {
                 slot.hash(h);
                 list.iter().for_each(|e| (e.len, e.allocated).hash(h));
             }
-            if matches!(op.work, Work::Client(Request::Flush) | Work::FlushAll) {
+            op.parts.iter().for_each(|(slot, part)| (slot, part.base, &part.words).hash(h));
+            if matches!(op.work, Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll) {
                 (writes_done - op.covers.min(writes_done)).hash(h);
             }
         }
@@ -272,7 +309,11 @@ impl Engine {
     pub(super) fn admit(&mut self, work: Work, offset: u64, len: u64, now: Now) -> OpId {
         let id = self.allocate(work, offset, len, now);
         let exclusive = match work {
-            Work::Client(Request::Flush) | Work::FlushTarget { .. } | Work::FlushAll => {
+            Work::Client(Request::Flush)
+            | Work::ReadMap { .. }
+            | Work::FlushTarget { .. }
+            | Work::FlushOwn
+            | Work::FlushAll => {
                 self.ready.push_back(id);
                 return self.ops.id(id);
             }
@@ -300,7 +341,7 @@ impl Engine {
         });
         let op = ops.get_mut(id);
         *op = Op::new((op.serial + 1) & SERIAL_MASK, work, offset, len, now);
-        self.fill.began(work);
+        self.fill.began(work, len, now);
         id
     }
 
@@ -330,6 +371,12 @@ impl Engine {
             self.ops.held.push_back(id);
             return;
         }
+        if self.ops.get(id).reads_for_client() && !self.may_read(now) {
+            self.note_lease(now);
+            self.ops.get_mut(id).stage = Stage::Held;
+            self.ops.held.push_back(id);
+            return;
+        }
         let op = self.ops.get(id);
         let reads = match op.work {
             Work::Client(Request::Read) | Work::Copy { .. } => true,
@@ -337,7 +384,9 @@ impl Engine {
             Work::Client(_)
             | Work::Repair
             | Work::Scan { .. }
+            | Work::ReadMap { .. }
             | Work::FlushTarget { .. }
+            | Work::FlushOwn
             | Work::FlushAll
             | Work::Abandoned => false,
         };
@@ -355,9 +404,10 @@ impl Engine {
         match op.work {
             Work::Client(Request::Read | Request::Extents) => self.read(id),
             Work::Client(Request::Write { .. }) if op.unaligned() => self.read_edges(id),
-            Work::Client(Request::Flush) | Work::FlushAll => {
+            Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll => {
                 let covers = self.writes_done;
                 self.ops.get_mut(id).covers = covers;
+                self.cover_by(self.ops.id(id), now);
                 self.spread_out(id, Stage::Main, self.required() | self.targets);
             }
             Work::Client(_) => self.spread_out(id, Stage::Main, self.required() | self.targets),
@@ -368,7 +418,13 @@ impl Engine {
                 self.scanned(id, now);
             }
             Work::Scan { mask } => self.spread_out(id, Stage::Main, mask),
+            Work::ReadMap { mask, .. } => {
+                // Those that are gone for good have been asked in vain.
+                self.spread_out(id, Stage::Main, mask & (self.required() | self.targets));
+                self.settle(id, now);
+            }
             Work::Repair => self.repair(id, now),
+            Work::Copy { target, compare: true } => self.compare(id, target),
             Work::Copy { .. } => self.ask_source(id),
             Work::Abandoned => {}
         }
@@ -388,6 +444,23 @@ impl Engine {
     fn spread_out(&mut self, id: u32, stage: Stage, mask: Mask) {
         let order = self.ops.next_order;
         self.ops.next_order += 1;
+        let op = self.ops.get_mut(id);
+        let (offset, len) = op.cover();
+        let changes = match stage {
+            Stage::Main => op.mutates(),
+            Stage::Spread => op.work == Work::Repair,
+            Stage::Waiting
+            | Stage::Held
+            | Stage::Edges
+            | Stage::Read
+            | Stage::Digest
+            | Stage::Source
+            | Stage::Drain
+            | Stage::Acknowledged => false,
+        };
+        if changes {
+            self.wrote(offset, len);
+        }
         let op = self.ops.get_mut(id);
         op.stage = stage;
         op.order = order;
@@ -450,6 +523,7 @@ impl Engine {
             Header { offset: op.offset, extent: op.len, ..Header::request(kind, tag, 0) }
         };
         let buffer = Body::Buffer { op: op_id, from: 0, len: cover };
+        let fill = if matches!(op.work, Work::Copy { .. }) { FLAG_FILL } else { 0 };
         let fua = |fua: bool| if fua { FLAG_FUA } else { 0 };
         let (header, body) = match (op.stage, op.work) {
             (Stage::Edges, _) => return self.send_edges(id, slot),
@@ -457,8 +531,8 @@ impl Engine {
             (Stage::Read, _) => (Header { offset: start, extent: cover, ..main(Kind::Read) }, Body::None),
             (Stage::Digest, _) => (main(Kind::Digest), Body::None),
             (Stage::Source, _) => (Header { flags: FLAG_SPARSE, ..main(Kind::Read) }, Body::None),
-            (Stage::Spread, _) if op.hole => (main(Kind::Trim), Body::None),
-            (Stage::Spread, _) => (main(Kind::Write), buffer),
+            (Stage::Spread, _) if op.hole => (Header { flags: fill, ..main(Kind::Trim) }, Body::None),
+            (Stage::Spread, _) => (Header { flags: fill, ..main(Kind::Write) }, buffer),
             (Stage::Main, Work::Client(Request::Write { fua: f })) => {
                 (Header { offset: start, extent: cover, flags: fua(f), ..main(Kind::Write) }, buffer)
             }
@@ -467,9 +541,11 @@ impl Engine {
                 let punch = if may_punch { FLAG_PUNCH } else { 0 };
                 (Header { flags: fua(f) | punch, ..main(Kind::WriteZeroes) }, Body::None)
             }
-            (Stage::Main, Work::Client(Request::Flush) | Work::FlushAll | Work::FlushTarget { .. }) => {
-                (main(Kind::Flush), Body::None)
-            }
+            (
+                Stage::Main,
+                Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll | Work::FlushTarget { .. },
+            ) => (main(Kind::Flush), Body::None),
+            (Stage::Main, Work::ReadMap { name, .. }) => (main(Kind::ReadMap), Body::Bytes(name.encode())),
             (Stage::Main, Work::Scan { .. }) => (main(Kind::Extents), Body::None),
             (
                 Stage::Main,
@@ -514,8 +590,11 @@ impl Engine {
         }
     }
 
-    fn finish_client(&mut self, id: u32, outcome: Outcome) {
+    fn finish_client(&mut self, id: u32, outcome: Outcome, now: Now) {
         self.ops.clients -= 1;
+        if self.fill.is_busy() {
+            self.fill.budget.foreground(now.saturating_sub(self.ops.get(id).since), now);
+        }
         let op = self.ops.id(id);
         self.actions.push_back(Action::Complete { op, outcome });
     }
@@ -539,14 +618,12 @@ impl Engine {
         op.live = false;
         op.digests = None;
         op.extents = Vec::new();
+        op.parts = Vec::new();
+        let ended = self.ops.id(id);
+        // Where it was answered this was said before; one that failed covers nothing.
+        self.intent.flush_ended(ended, false);
         self.ops.free.push(id);
         self.lock.release(id, &mut self.ready);
-    }
-
-    /// The extents that a scan found, taken out of it.
-    pub(super) fn take_scan(&mut self, id: u32) -> (u64, u64, Mask, Vec<(usize, Vec<Extent>)>) {
-        let op = self.ops.get_mut(id);
-        (op.offset, op.len, op.failed, std::mem::take(&mut op.extents))
     }
 
     /// Fails every client's operation: the engine is fenced, or I/O was suspended for too long. A change that a member
@@ -563,7 +640,7 @@ impl Engine {
                 let (offset, len) = op.cover();
                 self.differ(offset, len);
             }
-            self.finish_client(id, Outcome::Failed(Failure::Unavailable));
+            self.finish_client(id, Outcome::Failed(Failure::Unavailable), now);
             let op = self.ops.get_mut(id);
             op.work = Work::Abandoned;
             match stage {

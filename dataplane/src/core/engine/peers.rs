@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use holdfast_proto::ids::{BootId, Generation, ReplicaId};
 
+use super::lag::Lag;
+use super::lease::Presence;
 use super::tag::Tag;
 use super::view::Phase;
 use super::{Action, Body, ConnectFailure, Ending, Engine, Now, bit, slots};
 use crate::core::rules::{Rule, kept};
 use crate::wire::handshake::Welcome;
-use crate::wire::header::{Header, Kind, Status};
+use crate::wire::header::{Header, Status};
 
 /// The first retry of a connection, and the longest wait between two.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -34,6 +36,8 @@ pub(super) enum Link {
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
     pub(super) id: ReplicaId,
+    /// Nobody has this place: who had it is not configured any more.
+    pub(super) vacant: bool,
     /// Somebody said where it is.
     pub(super) known: bool,
     pub(super) local: bool,
@@ -44,10 +48,12 @@ pub(super) struct Peer {
     /// What it said of itself when it last promised to this engine.
     pub(super) welcome: Option<Welcome>,
     boot: BootId,
-    /// Frames sent and not answered, and since when nothing was answered.
+    /// Frames sent and not answered, and since when nothing was answered but that it is there.
     pub(super) owes: u32,
     pub(super) quiet_since: Now,
-    sequence: u64,
+    pub(super) sequence: u64,
+    pub(super) presence: Presence,
+    pub(super) lag: Lag,
     /// It failed while a member: it is to leave as soon as a view without it can be committed.
     pub(super) failed: Option<String>,
     /// It lost what it had acknowledged: it cannot stay a member, however well it answers now.
@@ -60,6 +66,7 @@ impl Peer {
     pub(super) fn new(id: ReplicaId) -> Self {
         Self {
             id,
+            vacant: false,
             known: false,
             local: false,
             absent: None,
@@ -70,6 +77,8 @@ impl Peer {
             owes: 0,
             quiet_since: Duration::ZERO,
             sequence: 0,
+            presence: Presence::default(),
+            lag: Lag::default(),
             failed: None,
             lost: false,
             reason: String::new(),
@@ -85,12 +94,13 @@ impl Peer {
             Link::Connecting => h.write_u8(2),
             Link::Up { .. } => h.write_u8(3),
         }
+        (self.id, self.vacant).hash(h);
         (self.known, self.local, self.absent.is_some(), self.boot, self.owes).hash(h);
         (self.failed.is_some(), self.lost, self.welcome.is_some()).hash(h);
         if let Some(w) = &self.welcome {
-            (w.syncing, w.cache_lost, w.failed.is_empty()).hash(h);
+            (w.syncing, w.cache_lost, w.failed.is_empty(), w.basis).hash(h);
             if deciding {
-                (w.view, w.incarnation, w.revision).hash(h);
+                (w.view, w.configured, w.incarnation, w.revision).hash(h);
             }
         }
     }
@@ -103,14 +113,16 @@ impl Peer {
 impl Engine {
     /// Where a replica is known to be, or that its directory is missing.
     pub fn locate(&mut self, replica: ReplicaId, known: bool, local: bool, absent: Option<String>, now: Now) {
-        let Some(slot) = self.slot_of(replica) else { return };
+        let Some(slot) = self.slot_of(replica) else {
+            return self.keep_place(replica, known, local, absent, now);
+        };
         let peer = &mut self.peers[slot];
         peer.known = known;
         peer.local = local;
         peer.absent = absent;
         peer.attempts = 0;
         if let Link::Down { .. } = peer.link {
-            peer.link = Link::Down { retry_at: now };
+            peer.link = Link::Down { retry_at: now.max(peer.lag.not_before()) };
         }
         self.connect_due(now);
         self.fail_unreachable(now);
@@ -147,14 +159,16 @@ impl Engine {
             return;
         }
         for slot in 0..self.peers.len() {
+            let lineage = self.hello_lineage(self.peers[slot].id);
             let peer = &mut self.peers[slot];
             let due = matches!(peer.link, Link::Down { retry_at } if retry_at <= now);
             if due && peer.known && peer.absent.is_none() {
                 peer.link = Link::Connecting;
+                peer.presence.asked(now);
                 let action = Action::Connect {
                     replica: peer.id,
                     generation: self.registry.generation,
-                    lineage: self.registry.status.lineage,
+                    lineage,
                     epoch: self.view.epoch,
                 };
                 self.actions.push_back(action);
@@ -172,14 +186,18 @@ impl Engine {
         boot: BootId,
         now: Now,
     ) {
-        let Some(slot) = self.slot_of(replica) else { return };
+        let Some(slot) = self.slot_of(replica) else {
+            // It was taken out of the configured set meanwhile.
+            self.actions.push_back(Action::Disconnect { replica, session });
+            return;
+        };
         if !self.connects() || promised != self.registry.generation {
             // A handshake that began before this engine took a higher number.
             self.actions.push_back(Action::Disconnect { replica, session });
             return;
         }
         self.drop_link(slot, now, now);
-        let wrong = if welcome.lineage != self.registry.status.lineage {
+        let wrong = if !self.takes_lineage(replica, welcome.lineage) {
             Some("its data is of another history (lineage)".to_owned())
         } else if welcome.size_bytes != self.config.volume_bytes {
             Some(format!("it was made for {} bytes", welcome.size_bytes))
@@ -201,6 +219,8 @@ impl Engine {
         peer.boot = boot;
         let first = peer.welcome.is_none();
         peer.welcome = Some(welcome);
+        peer.presence.welcomed(first, now);
+        self.renew_lease();
         if self.required() & bit(slot) != 0 && !first {
             self.member_returned(slot, former_boot, now);
         } else {
@@ -209,6 +229,7 @@ impl Engine {
             self.peers[slot].reason = String::new();
         }
         self.try_start(now);
+        self.reads_again(now);
         self.fill_next(now);
     }
 
@@ -256,9 +277,11 @@ impl Engine {
             ConnectFailure::Fenced { generation, engine } => {
                 return self.refused(generation, engine, now);
             }
-            ConnectFailure::Gone(reason)
-            | ConnectFailure::Unreachable(reason)
-            | ConnectFailure::Refused(reason) => reason,
+            ConnectFailure::Refused(reason) => {
+                self.try_other_lineage(replica);
+                reason
+            }
+            ConnectFailure::Gone(reason) | ConnectFailure::Unreachable(reason) => reason,
         };
         self.peers[slot].reason = reason.clone();
         if self.required() & bit(slot) != 0 {
@@ -284,15 +307,18 @@ impl Engine {
     }
 
     /// Forgets the connection, if there is one.
-    fn drop_link(&mut self, slot: usize, retry_at: Now, now: Now) {
+    pub(super) fn drop_link(&mut self, slot: usize, retry_at: Now, now: Now) {
         let peer = &mut self.peers[slot];
         if let Link::Up { session } = peer.link {
             self.actions.push_back(Action::Disconnect { replica: peer.id, session });
         }
-        peer.link = Link::Down { retry_at };
+        peer.link = Link::Down { retry_at: retry_at.max(peer.lag.not_before()) };
         peer.owes = 0;
         peer.quiet_since = now;
+        peer.presence.dropped();
+        peer.lag.dropped();
         self.live &= !bit(slot);
+        self.fill_lost_member(slot, now);
     }
 
     /// Drops the connection; it is made again after a while.
@@ -331,13 +357,20 @@ impl Engine {
             return;
         }
         peer.owes = peer.owes.saturating_sub(1);
-        peer.quiet_since = now;
+        let tag = Tag::decode(header.tag);
+        if tag != Some(Tag::Ping) || peer.owes == 0 {
+            // One that only says that it is there, and does nothing of what it was asked, is silent.
+            peer.quiet_since = now;
+        }
+        peer.lag.answered(header.sequence, now);
         if header.status == Status::Fenced {
             let engine = self.config.engine;
             return self.refused(Generation(header.generation), engine, now);
         }
-        match Tag::decode(header.tag) {
+        self.present(slot, header.sequence, now);
+        match tag {
             Some(Tag::Ping) | None => {}
+            Some(Tag::Refill) => self.refilled(slot, header.status, now),
             Some(Tag::View { epoch }) => self.view_persisted(slot, epoch, header.status, now),
             Some(Tag::Op { .. }) => self.op_reply(slot, header, inline, now),
         }
@@ -360,11 +393,9 @@ impl Engine {
         self.check_silence(now);
         if now >= self.next_heartbeat {
             self.next_heartbeat = now + self.config.heartbeat;
-            for slot in slots(self.live) {
-                if self.peers[slot].owes == 0 {
-                    self.send(slot, Header::request(Kind::Ping, Tag::Ping.encode(), 0), Body::None);
-                }
-            }
+            self.check_lag(now);
+            self.ask_presence(now);
+            self.note_lease(now);
         }
         self.registry_again(now);
         self.connect_due(now);
@@ -374,7 +405,10 @@ impl Engine {
         if now >= self.remove_not_before {
             self.remove_not_before = Duration::ZERO;
         }
+        self.sweep_intent(now);
+        self.change_configured(now);
         self.fill_next(now);
+        self.watch_fill(now);
         self.check_suspended(now);
         self.drained(now);
     }
@@ -409,7 +443,7 @@ impl Engine {
     }
 
     /// A replica that owes answers gives none.
-    fn lost(&mut self, slot: usize, reason: String, now: Now) {
+    pub(super) fn lost(&mut self, slot: usize, reason: String, now: Now) {
         if self.required() & bit(slot) != 0 {
             self.member_failed(slot, reason, now);
         } else {
@@ -443,6 +477,7 @@ impl Engine {
             .chain(stall)
             .chain([self.next_heartbeat])
             .chain(self.start_deadline())
+            .chain(self.fill.next_at())
             .min()
     }
 }

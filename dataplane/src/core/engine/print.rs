@@ -31,6 +31,9 @@ impl Engine {
         self.fill.fingerprint(now, h);
         (self.writes_done - self.writes_flushed).hash(h);
         (now < self.remove_not_before).hash(h);
+        (self.configured, &self.configure, self.forced.new_lineage, self.config.force).hash(h);
+        self.intent.fingerprint(now, h);
+        self.lease_fingerprint(deciding, now, h);
     }
 
     /// See [`ops::Ops::normalise`].
@@ -39,7 +42,7 @@ impl Engine {
     }
 
     /// The operation (and its part) that a frame with this tag still belongs to; none: nobody waits for the answer.
-    pub(crate) fn present(&self, tag: u64) -> Option<(u32, u8)> {
+    pub(crate) fn awaited(&self, tag: u64) -> Option<(u32, u8)> {
         self.ops.present(tag).map(|(slot, part)| (slot, part as u8))
     }
 

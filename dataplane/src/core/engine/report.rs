@@ -1,10 +1,12 @@
 //! What an engine says of itself.
 
 use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
+use holdfast_proto::record::ReplicaSet;
 
 use super::peers::SUSPECT_AFTER;
 use super::view::Phase;
-use super::{Engine, Now, bit};
+use super::{Engine, Now, bit, slots};
+use crate::core::rebuild_budget::Progress;
 use crate::core::start::Decision;
 use crate::units::REGION_BYTES;
 
@@ -30,7 +32,7 @@ pub enum EngineState {
 pub enum ReplicaMode {
     /// In sync.
     Member,
-    /// A member that does not answer.
+    /// A member that does not answer, or answers slowly.
     Suspect,
     /// Getting what it missed.
     CatchingUp,
@@ -55,6 +57,8 @@ pub struct ReplicaReport {
     pub done_bytes: u64,
     /// Of the filling, as far as is known.
     pub total_bytes: u64,
+    /// The filling's rate lately, and how long the rest takes at that rate.
+    pub rate: Progress,
 }
 
 /// The whole.
@@ -66,10 +70,16 @@ pub struct Report {
     pub generation: Generation,
     /// Of the committed view.
     pub epoch: Epoch,
+    /// The configured set of that view.
+    pub configured: ReplicaSet,
     /// Each configured replica.
     pub replicas: Vec<ReplicaReport>,
     /// What a start or suspended I/O waits for; empty: nothing.
     pub waiting_for: String,
+    /// What keeps the configured set from becoming what is wanted; empty: nothing.
+    pub change_waits_for: String,
+    /// This engine was started against the rules: from what, and what may be lost; empty: it was not.
+    pub forced: String,
     /// Still to be compared after an unclean end.
     pub unrepaired_bytes: u64,
     /// Clients' reads answered.
@@ -86,8 +96,11 @@ impl Engine {
             state: self.state(now),
             generation: self.registry.generation,
             epoch: self.view.epoch,
-            replicas: (0..self.peers.len()).map(|slot| self.replica_report(slot, now)).collect(),
+            configured: self.configured,
+            replicas: slots(self.occupied()).map(|slot| self.replica_report(slot, now)).collect(),
             waiting_for: self.waiting_for(now),
+            change_waits_for: self.change_waits_for(),
+            forced: self.forced.note.clone(),
             unrepaired_bytes: self.unrepaired.count() * REGION_BYTES,
             reads: self.reads_done,
             writes: self.writes_done,
@@ -97,7 +110,7 @@ impl Engine {
     fn state(&self, now: Now) -> EngineState {
         match self.phase {
             Phase::New | Phase::Attaching | Phase::Fencing { .. } | Phase::Opening => {
-                if self.peers.iter().all(|peer| peer.absent.is_some()) {
+                if slots(self.occupied()).all(|slot| self.peers[slot].absent.is_some()) {
                     EngineState::Faulted
                 } else {
                     EngineState::Attaching
@@ -105,9 +118,10 @@ impl Engine {
             }
             Phase::Serving if self.blocked(now) => EngineState::Suspended,
             Phase::Serving => {
-                let all = (0..self.peers.len()).fold(0, |mask, slot| mask | bit(slot));
-                let whole =
-                    self.members == all && self.members & !self.live == 0 && self.unrepaired.is_empty();
+                let whole = self.members == self.occupied()
+                    && self.members & !self.live == 0
+                    && self.unrepaired.is_empty()
+                    && self.is_as_wanted();
                 if whole { EngineState::Healthy } else { EngineState::Degraded }
             }
             Phase::Draining => EngineState::Detaching,
@@ -119,10 +133,15 @@ impl Engine {
         let peer = &self.peers[slot];
         let live = self.live & bit(slot) != 0;
         let quiet = peer.owes > 0 && now.saturating_sub(peer.quiet_since) > SUSPECT_AFTER;
+        let slow = self.slowness(slot);
         let mode = if self.members & bit(slot) != 0 {
-            if live && !quiet && peer.failed.is_none() { ReplicaMode::Member } else { ReplicaMode::Suspect }
+            let sound = live && !quiet && slow.is_none() && peer.failed.is_none();
+            if sound { ReplicaMode::Member } else { ReplicaMode::Suspect }
         } else if self.filling() & bit(slot) != 0 && self.serves() {
-            ReplicaMode::Rebuilding
+            match self.fill.progress() {
+                Some((target, false, _, _)) if target == slot => ReplicaMode::CatchingUp,
+                Some(_) | None => ReplicaMode::Rebuilding,
+            }
         } else if peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty()) {
             ReplicaMode::Faulted
         } else if live && self.registry.status.view.members.contains(peer.id) {
@@ -131,31 +150,43 @@ impl Engine {
         } else {
             ReplicaMode::Absent
         };
-        let (done_bytes, total_bytes) = match self.fill.progress() {
-            Some((target, done, total)) if target == slot => (done, total),
-            Some(_) | None => (0, 0),
+        let (done_bytes, total_bytes, rate) = match self.fill.progress() {
+            Some((target, _, done, total)) if target == slot => {
+                (done, total, self.fill.budget.progress(total.saturating_sub(done), now))
+            }
+            Some(_) | None => (0, 0, Progress::default()),
         };
-        let reason = peer.absent.clone().unwrap_or_else(|| peer.reason.clone());
-        ReplicaReport { id: peer.id, mode, reason, done_bytes, total_bytes }
+        let told =
+            peer.absent.clone().or_else(|| Some(peer.reason.clone()).filter(|reason| !reason.is_empty()));
+        let silent = || quiet.then(|| format!("it has not answered for over {} s", SUSPECT_AFTER.as_secs()));
+        let reason = told.or_else(silent).or(slow).unwrap_or_default();
+        ReplicaReport { id: peer.id, mode, reason, done_bytes, total_bytes, rate }
     }
 
     fn waiting_for(&self, now: Now) -> String {
         match self.phase {
             Phase::New | Phase::Attaching => "the registry".to_owned(),
+            Phase::Fencing { .. } if self.force_pending() => self.force_waits_for(),
             Phase::Fencing { .. } => match self.decision() {
                 Decision::Wait { missing, why } if missing.is_empty() => why,
                 Decision::Wait { missing, why } => format!("{missing}: {why}"),
-                Decision::Start { .. } => "the other replicas, for a moment".to_owned(),
+                Decision::Start { newest, .. } => match self.lease_of_predecessor(&newest) {
+                    Some(until) if now < until => {
+                        "the read lease of the engine before, which may still run, to end".to_owned()
+                    }
+                    Some(_) | None => "the other replicas, for a moment".to_owned(),
+                },
             },
             Phase::Opening => "its first view".to_owned(),
-            Phase::Serving if self.blocked(now) => self.blocked_by(),
+            Phase::Serving if self.blocked(now) => self.blocked_by(now),
             Phase::Serving | Phase::Draining | Phase::Ended => String::new(),
         }
     }
 
-    fn blocked_by(&self) -> String {
+    fn blocked_by(&self, now: Now) -> String {
         match &self.proposal {
             Some(_) => "a change of members: the registry has to take it (is the agent running?)".to_owned(),
+            None if !self.any_failed_member() => self.lease_waits_for(now),
             None => {
                 let failed: Vec<_> = self
                     .peers

@@ -28,18 +28,28 @@ pub(super) const SLOTS_MAX: usize = 1 << 20;
 /// A decoded tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tag {
-    Op { op: OpId, attempt: u8, part: Part },
+    Op {
+        op: OpId,
+        attempt: u8,
+        part: Part,
+    },
     Ping,
-    View { epoch: u64 },
+    View {
+        epoch: u64,
+    },
+    /// A view that says of a replica that it lacks everything.
+    Refill,
 }
 
 const PING: u64 = 1 << 63;
 const VIEW: u64 = 1 << 62;
+const REFILL: u64 = VIEW | (1 << 61);
 
 impl Tag {
     pub(super) fn encode(self) -> u64 {
         match self {
             Self::Ping => PING,
+            Self::Refill => REFILL,
             Self::View { epoch } => VIEW | (epoch & (VIEW - 1)),
             Self::Op { op, attempt, part } => {
                 (u64::from(op.serial & SERIAL_MASK) << 38)
@@ -53,6 +63,9 @@ impl Tag {
     pub(super) fn decode(tag: u64) -> Option<Self> {
         if tag & PING != 0 {
             return Some(Self::Ping);
+        }
+        if tag == REFILL {
+            return Some(Self::Refill);
         }
         if tag & VIEW != 0 {
             return Some(Self::View { epoch: tag & (VIEW - 1) });
@@ -79,6 +92,7 @@ mod tests {
         for tag in [
             Tag::Ping,
             Tag::View { epoch: 77 },
+            Tag::Refill,
             Tag::Op { op: OpId { slot: 0xf_ffff, serial: SERIAL_MASK }, attempt: 255, part: Part::Tail },
             Tag::Op { op: OpId { slot: 0, serial: 0 }, attempt: 0, part: Part::Main },
         ] {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_proto::ids::{Epoch, Generation, InstanceUuid};
+use holdfast_proto::ids::{Epoch, Generation, InstanceUuid, Lineage};
 use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
 
 use super::ops::Work;
@@ -13,7 +13,7 @@ use crate::core::region_map::RegionMap;
 use crate::core::rules::{Rule, kept};
 use crate::core::start::{Decision, RegistryState, decide, majority};
 use crate::wire::header::{Header, Kind, Status};
-use crate::wire::payload::ViewUpdate;
+use crate::wire::payload::{Adopt, ViewUpdate};
 
 /// Where the engine is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +41,16 @@ pub(super) struct Registry {
     /// Promised to this engine by the record.
     pub(super) generation: Generation,
     /// The last engine ended cleanly.
-    was_clean: bool,
+    pub(super) was_clean: bool,
     /// The record was ours once: another engine in it has taken the volume over.
     attached: bool,
-    state: RegistryState,
+    pub(super) state: RegistryState,
     next_ask: u64,
     pending: Option<Asked>,
     /// The highest generation that somebody refused with.
     refused_with: Generation,
+    /// When it last stored something.
+    pub(super) heard_at: Now,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +83,11 @@ impl Registry {
             next_ask: 1,
             pending: None,
             refused_with: Generation(0),
+            heard_at: Duration::ZERO,
         }
+    }
+    pub(super) fn was_clean(&self) -> bool {
+        self.was_clean
     }
 }
 
@@ -108,23 +114,45 @@ impl Proposal {
     pub(super) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
         (self.view, self.members, self.reason, self.persisted, self.by_registry).hash(h);
+        (self.configured, self.lineage).hash(h);
     }
 }
 
 /// Why a view is proposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(test, derive(Hash))]
-enum Reason {
+pub(super) enum Reason {
     Start,
     Remove,
-    Add { target: usize },
+    Add {
+        target: usize,
+    },
+    /// The configured set changes; the members stay.
+    Configure,
+}
+
+/// What a replica is told beside a view.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Telling {
+    /// It is being filled.
+    pub(super) syncing: bool,
+    /// From nothing: the members' maps of it begin with this view.
+    pub(super) rebased: bool,
+    /// These lack everything.
+    pub(super) refill: ReplicaSet,
+    /// It remembers for these from now on.
+    pub(super) adopt: Adopt,
 }
 
 /// A view that is on its way to being committed.
 #[derive(Debug, Clone)]
 pub(super) struct Proposal {
-    view: View,
+    pub(super) view: View,
     pub(super) members: Mask,
+    /// The configured set under this view.
+    pub(super) configured: ReplicaSet,
+    /// The history under this view, where it begins a new one.
+    lineage: Option<Lineage>,
     reason: Reason,
     /// Who has it on stable storage.
     persisted: Mask,
@@ -146,6 +174,7 @@ impl Engine {
         let wish = VolumeStatus {
             generation: highest.next(),
             engine_uuid: self.config.engine,
+            engine_instance: self.config.instance,
             clean: false,
             ..self.registry.status.clone()
         };
@@ -174,6 +203,7 @@ impl Engine {
                 self.registry.version = version;
                 self.registry.status = asked.wish;
                 self.registry.state = RegistryState::Attached;
+                self.registry.heard_at = now;
                 self.stored(asked.purpose, now);
             }
             RegistryOutcome::Conflict { version, status } => self.conflict(asked, version, *status, now),
@@ -223,24 +253,30 @@ impl Engine {
             // started from what this one knows nothing of. Only one that attaches now may tell it what is newest.
             return self.end(Ending::Fenced { by: status.generation }, now);
         }
+        if status.view != before.view {
+            // Somebody has served since a person gave it.
+            self.config.force = None;
+        }
         if asked.purpose == Purpose::Attach && !self.registry.attached {
             // Nothing was promised to us yet: whoever came first keeps its number, ours is higher.
             self.registry.was_clean = status.clean;
+            self.lease.record_changed(&status);
             return self.attach(now);
+        }
+        if status == before {
+            // Only an operator's wish is new in it. (It need not be ours: a start without the registry took nothing.)
+            return self.ask(asked.purpose, asked.wish);
         }
         let ours = status.generation == self.registry.generation && status.engine_uuid == self.config.engine;
         if !ours {
             return self.end(Ending::Fenced { by: status.generation }, now);
-        }
-        if status == before {
-            return self.ask(asked.purpose, asked.wish);
         }
         // Ours, and not what we last saw: an answer to an older question came late. The next question is asked anew.
         match asked.purpose {
             Purpose::Attach => self.attach(now),
             Purpose::Commit(_) | Purpose::Follow => self.advance(now),
             Purpose::Clean => {
-                let wish = VolumeStatus { view: self.view, clean: true, ..status };
+                let wish = VolumeStatus { clean: true, ..self.wish(self.view) };
                 self.ask(Purpose::Clean, wish);
             }
         }
@@ -286,7 +322,7 @@ impl Engine {
         let away = self.registry.state == RegistryState::Unreachable && self.registry.pending.is_none();
         if away
             && matches!(self.phase, Phase::Fencing { since } if now > since + self.config.start_patience)
-            && matches!(self.decision(), Decision::Wait { .. })
+            && (self.force_pending() || matches!(self.decision(), Decision::Wait { .. }))
         {
             self.registry.refused_with = self.registry.refused_with.max(self.registry.generation);
             self.forget_promises(now);
@@ -319,37 +355,58 @@ impl Engine {
     /// Starts if the rules allow it, and nobody worth waiting for is missing.
     pub(super) fn try_start(&mut self, now: Now) {
         let Phase::Fencing { since } = self.phase else { return };
-        let expected = self.peers.iter().filter(|p| p.absent.is_none()).count();
+        let expected = self.peers.iter().filter(|p| p.absent.is_none() && !p.vacant).count();
         let here = usize::try_from(self.live.count_ones()).unwrap_or(0);
         if here < expected && now < since + self.config.start_patience {
             return;
         }
-        if let Decision::Start { newest, members, reseed } = self.decision() {
-            if members.len() < self.config.min_in_sync {
-                return;
-            }
-            // A clean end leaves the record at the newest view. A newer one is of an engine that the record does not
-            // know of: it ran without the registry, and nobody knows how it ended.
-            self.registry.was_clean &= newest == self.registry.status.view || !kept(Rule::CleanIsNewest);
-            self.view = newest;
-            self.phase = Phase::Opening;
-            if !self.registry.was_clean && kept(Rule::UncleanCounts) {
-                // The engine before may have left what no flush has covered.
-                self.writes_done += 1;
-            }
-            if members == newest.members && !kept(Rule::OwnView) {
-                return self.serve_at_once(newest, now);
-            }
-            self.propose(members, Reason::Start, reseed, now);
+        if self.force_pending() {
+            return self.try_forced(now);
+        }
+        let (newest, configured, members, reseed) = match self.decision() {
+            Decision::Start { newest, configured, members, reseed } => (newest, configured, members, reseed),
+            Decision::Wait { missing, .. } => return self.look_for(missing, now),
+        };
+        if members.len() < self.config.min_in_sync {
+            return;
+        }
+        if self.lease_of_predecessor(&newest).is_some_and(|until| now < until) {
+            return;
+        }
+        // A clean end leaves the record at the newest view. A newer one is of an engine that the record does not know
+        // of: it ran without the registry, and nobody knows how it ended.
+        self.registry.was_clean &= newest == self.registry.status.view || !kept(Rule::CleanIsNewest);
+        self.view = newest;
+        self.configured = configured;
+        self.begin_opening();
+        if members == newest.members && !kept(Rule::OwnView) {
+            return self.serve_at_once(newest, now);
+        }
+        self.propose(members, Reason::Start, reseed, now);
+    }
+
+    /// The first view is about to be proposed.
+    pub(super) fn begin_opening(&mut self) {
+        self.phase = Phase::Opening;
+        if !self.registry.was_clean && kept(Rule::UncleanCounts) {
+            // The engine before may have left what no flush has covered.
+            self.writes_done += 1;
         }
     }
 
     /// What R3 forbids, for the test that shows why.
     fn serve_at_once(&mut self, newest: View, now: Now) {
         let members = self.mask_of(&newest.members);
-        let (reason, persisted) = (Reason::Start, members);
-        self.proposal =
-            Some(Proposal { view: newest, members, reason, persisted, by_registry: false, since: now });
+        self.proposal = Some(Proposal {
+            view: newest,
+            members,
+            configured: self.configured,
+            lineage: None,
+            reason: Reason::Start,
+            persisted: members,
+            by_registry: false,
+            since: now,
+        });
         self.commit(now);
     }
 
@@ -361,14 +418,26 @@ impl Engine {
     }
 
     /// Proposes a view one epoch above the newest, and asks its members to persist it.
-    fn propose(&mut self, members: ReplicaSet, reason: Reason, by_registry: bool, now: Now) {
+    pub(super) fn propose(&mut self, members: ReplicaSet, reason: Reason, by_registry: bool, now: Now) {
+        // A change of the configured set that was proposed is never taken back either: a replica may know of it.
+        let pending = self.proposal.as_ref().map(|p| (p.configured, p.lineage));
+        let (configured, lineage) = pending.unwrap_or((self.configured, None));
+        self.propose_with(members, (configured, lineage), reason, by_registry, now);
+    }
+
+    /// The same under another configured set, or in a new history. Either counts only once the registry has it, and so
+    /// does the view after it.
+    pub(super) fn propose_with(
+        &mut self,
+        members: ReplicaSet,
+        (configured, lineage): (ReplicaSet, Option<Lineage>),
+        reason: Reason,
+        by_registry: bool,
+        now: Now,
+    ) {
         let last = self.proposal.as_ref().map_or(self.view.epoch, |p| p.view.epoch);
-        let maj = majority(self.registry.status.configured.len());
-        let minority = members.len() < maj && kept(Rule::MinorityAsks);
-        let record_minority = kept(Rule::RecordMinority) && self.registry.status.view.members.len() < maj;
-        let after_flag =
-            kept(Rule::Flag) && self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
-        let needs_registry = minority || record_minority || after_flag;
+        let changes = configured != self.configured || lineage.is_some();
+        let needs_registry = self.needs_registry(members.len(), configured) || changes;
         let view = View {
             generation: self.registry.generation,
             epoch: last.max(self.view.epoch).next(),
@@ -379,15 +448,36 @@ impl Engine {
         self.proposal = Some(Proposal {
             view,
             members: mask,
+            configured,
+            lineage,
             reason,
             persisted: 0,
             by_registry: needs_registry || by_registry,
             since: now,
         });
+        self.renew_lease();
         for slot in slots(mask) {
             self.persist_view_on(slot);
         }
         self.advance(now);
+    }
+
+    /// Whether a view of so many members counts only once the registry has it.
+    pub(super) fn needs_registry(&self, members: usize, configured: ReplicaSet) -> bool {
+        let record = &self.registry.status;
+        let minority = members < majority(configured.len()) && kept(Rule::MinorityAsks);
+        let record_minority = record.view.members.len() < majority(record.configured.len())
+            && kept(Rule::RecordMinority);
+        let after_flag = kept(Rule::Flag) && self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
+        minority || record_minority || after_flag
+    }
+
+    /// Asks the registry for what changes nothing, to find out whether it answers.
+    pub(super) fn probe_registry(&mut self) {
+        if self.registry.pending.is_none() {
+            let wish = self.registry.status.clone();
+            self.ask(Purpose::Follow, wish);
+        }
     }
 
     /// Asks a member of the proposal to persist it, if it has not yet and its turn has come: the one to be added is
@@ -404,21 +494,38 @@ impl Engine {
             return;
         }
         let view = proposal.view;
-        self.send_view(slot, view, false);
+        let adopt = match proposal.reason {
+            Reason::Add { target } if target == slot => self.handed_over(),
+            Reason::Add { .. } | Reason::Start | Reason::Remove | Reason::Configure => Adopt::default(),
+        };
+        let telling = Telling { adopt, ..Telling::default() };
+        self.tell_view(slot, view, Tag::View { epoch: view.epoch.0 }, telling);
     }
 
-    pub(super) fn send_view(&mut self, slot: usize, view: View, syncing: bool) {
+    /// Asks a member to persist a view.
+    pub(super) fn send_view(&mut self, slot: usize, view: View) {
+        self.tell_view(slot, view, Tag::View { epoch: view.epoch.0 }, Telling::default());
+    }
+
+    pub(super) fn tell_view(&mut self, slot: usize, view: View, tag: Tag, telling: Telling) {
+        let Telling { syncing, rebased, refill, adopt } = telling;
+        let (configured, lineage) = self.terms_of(&view);
         let update = ViewUpdate {
             view,
-            configured: self.registry.status.configured,
-            lineage: self.registry.status.lineage,
+            configured,
+            lineage,
+            new_history: lineage != self.registry.status.lineage,
             incarnation: self.registry.status.incarnation,
             revision: self.registry.version,
             syncing,
             repaired: !syncing && self.phase == Phase::Serving && self.unrepaired.is_empty(),
+            // Whoever is to be added is remembered for until it is known to have persisted that it is.
+            keep: configured.difference(&self.set_of(self.members)),
+            refill,
+            rebased,
+            adopt,
         };
-        let epoch = if syncing { 0 } else { view.epoch.0 };
-        let header = Header::request(Kind::PersistView, Tag::View { epoch }.encode(), 0);
+        let header = Header::request(Kind::PersistView, tag.encode(), 0);
         self.send(slot, header, Body::View(Box::new(update)));
     }
 
@@ -458,11 +565,23 @@ impl Engine {
         }
     }
 
+    /// The configured set and the history of a view that is proposed or committed.
+    fn terms_of(&self, view: &View) -> (ReplicaSet, Lineage) {
+        let proposal = self.proposal.as_ref().filter(|proposal| proposal.view == *view);
+        let configured = proposal.map_or(self.configured, |proposal| proposal.configured);
+        let lineage = proposal.and_then(|proposal| proposal.lineage);
+        (configured, lineage.unwrap_or(self.registry.status.lineage))
+    }
+
     fn wish(&self, view: View) -> VolumeStatus {
+        let (configured, lineage) = self.terms_of(&view);
         VolumeStatus {
             view,
+            configured,
+            lineage,
             generation: self.registry.generation,
             engine_uuid: self.config.engine,
+            engine_instance: self.config.instance,
             clean: false,
             ..self.registry.status.clone()
         }
@@ -479,13 +598,23 @@ impl Engine {
         }
     }
 
+    /// Finds out whether a registry that was away is back, where nothing else asks it: it is told what it knows.
+    pub(super) fn try_registry(&mut self) {
+        if self.registry.pending.is_none() {
+            let wish = self.wish(self.view);
+            self.ask(Purpose::Follow, wish);
+        }
+    }
+
     fn commit(&mut self, now: Now) {
         let Some(proposal) = self.proposal.take() else { return };
         self.view = proposal.view;
         self.members = proposal.members;
+        self.renew_lease();
+        self.configured = proposal.configured;
         match proposal.reason {
             Reason::Start => self.opened(now),
-            Reason::Remove => {}
+            Reason::Remove | Reason::Configure => {}
             Reason::Add { target } => self.target_added(target, now),
         }
         for slot in 0..self.peers.len() {
@@ -494,18 +623,22 @@ impl Engine {
                 self.peers[slot].lost = false;
             }
         }
+        self.seat_configured(now);
         self.view_committed(now);
+        self.reads_again(now);
         self.follow();
         self.reconsider(now);
+        self.change_configured(now);
         self.fill_next(now);
     }
 
     /// The first view counts: clients may come.
-    fn opened(&mut self, _now: Now) {
+    fn opened(&mut self, now: Now) {
         self.phase = Phase::Serving;
+        self.leave_old_history(now);
         if !self.registry.was_clean && self.members.count_ones() > 1 {
             self.unrepaired = RegionMap::full(self.config.volume_bytes);
-            self.fill.repair_all();
+            self.fill.repair_unknown = true;
         }
         self.actions.push_back(Action::Serve);
     }
@@ -537,6 +670,14 @@ impl Engine {
             self.proposal = None;
             return self.view_committed(now);
         }
+        if let Some(Proposal { reason: Reason::Add { target }, persisted, .. }) = &self.proposal
+            && remain == bit(*target)
+            && persisted & remain == 0
+        {
+            // It may refuse to be a member (its disk failed while it was filled), and then no view could follow: the
+            // others are waited for, as if its filling had not ended.
+            return;
+        }
         let members = self.set_of(remain);
         let (reason, by_registry) = match &self.proposal {
             Some(Proposal { reason: Reason::Start, by_registry, .. }) => (Reason::Start, *by_registry),
@@ -552,10 +693,15 @@ impl Engine {
         }
     }
 
+    /// Whether a view may be proposed that nothing forces now.
+    pub(super) fn may_propose(&self) -> bool {
+        let idle = self.phase == Phase::Serving && self.proposal.is_none();
+        idle && !self.any_failed_member() && self.members & !self.live == 0
+    }
+
     /// Proposes to add a replica that holds everything. False: not now.
     pub(super) fn propose_add(&mut self, target: usize, now: Now) -> bool {
-        let idle = self.phase == Phase::Serving && self.proposal.is_none();
-        if !idle || self.any_failed_member() || self.members & !self.live != 0 {
+        if !self.may_propose() {
             return false;
         }
         let members = self.set_of(self.members | bit(target));
@@ -605,6 +751,7 @@ impl Engine {
             let why = format!("{left} regions have not been compared since the last unclean end");
             return self.end(Ending::Unclean(why), now);
         }
+        self.settle_all();
         let wish = VolumeStatus { clean: true, ..self.wish(self.view) };
         self.ask(Purpose::Clean, wish);
     }
@@ -644,6 +791,6 @@ impl Engine {
         }
         let slow = self.proposal.as_ref().is_some_and(|p| now.saturating_sub(p.since) > NORMAL);
         let stuck = self.proposal.is_none() && self.any_failed_member();
-        slow || stuck
+        slow || stuck || self.lease_is_lost(now)
     }
 }

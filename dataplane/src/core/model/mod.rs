@@ -19,7 +19,7 @@ mod world;
 use std::time::Instant;
 
 use holdfast_proto::ids::{Generation, Incarnation, InstanceUuid, VolumeId};
-use holdfast_proto::record::View;
+use holdfast_proto::record::{ReplicaSet, View};
 
 use self::explore::{Order, Report, advance, explore};
 use self::node::{Node, boot_id, id_of};
@@ -27,6 +27,7 @@ use self::world::{Budget, Kind, SIZE, Step, World};
 use crate::core::rules::{Rule, without};
 use crate::core::start::tests::{status, view};
 use crate::layout::Meta;
+use crate::layout::meta::DirtyMap;
 
 /// One engine, one write, and nothing fails.
 const ONE: Budget = Budget {
@@ -42,7 +43,7 @@ const ONE: Budget = Budget {
     detaches: 0,
 };
 /// An engine lives on when the next one starts.
-const ALIVE: Kind = Kind { overwrite: false, zombies: true, same_instance: false };
+const ALIVE: Kind = Kind { overwrite: false, zombies: true, same_instance: false, sweeps: false };
 /// It has ended by then, wherever it was.
 const DEAD: Kind = Kind { zombies: false, ..ALIVE };
 
@@ -72,9 +73,17 @@ fn world(kind: Kind, budget: Budget, record: View, views: &[View]) -> World {
             unflushed: false,
             cache_lost: false,
             failed: String::new(),
+            basis: Some(view.order()),
+            dirty: absent(record.configured, *view, views[views.len() - 1]),
         })
     });
     World::new(kind, budget, nodes.collect(), record)
+}
+
+/// The dirty maps of those that have persisted a view without others: as far back as the view with all.
+fn absent(configured: ReplicaSet, view: View, base: View) -> Vec<DirtyMap> {
+    let gone = configured.difference(&view.members);
+    gone.iter().map(|replica| DirtyMap { replica, base: base.order() }).collect()
 }
 
 /// A volume that was created and never attached.

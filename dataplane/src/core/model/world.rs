@@ -65,6 +65,8 @@ pub(super) struct Kind {
     pub(super) zombies: bool,
     /// The next engine is of the same instance: the same UUID in another process.
     pub(super) same_instance: bool,
+    /// With every tick write-intent bits are swept; else only at a clean end.
+    pub(super) sweeps: bool,
 }
 
 /// One thing that happens. Engines are numbered in the order in which they started.
@@ -300,6 +302,9 @@ impl World {
         let uuid = InstanceUuid(uuid::Uuid::from_u128(uuid));
         let mut config = Config::new(SIZE, uuid);
         (config.replica_timeout, config.suspend_timeout, config.heartbeat) = (NEVER, NEVER, NEVER);
+        if !self.kind.sweeps {
+            config.intent_sweep = NEVER;
+        }
         let (version, status) = self.record.clone();
         self.engines.push(Running {
             engine: Engine::new(config, version, status),
@@ -391,7 +396,9 @@ impl World {
     /// Tells an engine something, and does what it wants done.
     fn tell(&mut self, e: u8, event: impl FnOnce(&mut Engine, Now)) -> Result<(), String> {
         let running = &mut self.engines[index(e)];
+        running.engine.keep_lease(running.now);
         event(&mut running.engine, running.now);
+        running.engine.keep_lease(running.now);
         self.actions(e)
     }
 

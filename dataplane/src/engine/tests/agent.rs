@@ -48,6 +48,7 @@ pub(super) fn new_volume(replicas: u32) -> Registry {
         lineage: Lineage::random(),
         generation: Generation(0),
         engine_uuid: InstanceUuid::nil(),
+            engine_instance: InstanceUuid::nil(),
         view: View { generation: Generation(0), epoch: Epoch(0), members: configured, needs_registry: false },
         configured,
         clean: true,
@@ -108,6 +109,7 @@ pub(super) fn replica_config(registry: &Registry, id: u32, data_dir: &Path) -> p
         port_preferred: 0,
         io_mode: "buffered".to_owned(),
         incarnation: record.status.incarnation.to_string(),
+        advertise: String::new(),
     }
 }
 

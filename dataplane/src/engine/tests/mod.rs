@@ -329,7 +329,7 @@ fn a_request_after_the_drain_began_is_refused_and_those_before_are_finished() {
     let mut client = volume.client();
     // A write whose payload has only half arrived was taken; the drain waits for the rest of it.
     let data = [5; 8192];
-    client.send(command::WRITE, 0, 0, data.len(), &data[..4096]);
+    client.begin_write(0, data.len(), &data[..4096]);
     let draining = std::thread::scope(|scope| {
         let drain = scope.spawn(|| volume.engine().drain());
         volume.engine().wait("stopping", |status| status.phase == "stopping");

@@ -42,16 +42,42 @@ impl Client {
 
     /// Sends a request without waiting; returns its name.
     pub(super) fn send(&mut self, command: u16, flags: u16, offset: u64, len: usize, data: &[u8]) -> u64 {
+        self.send_behind(Vec::new(), command, flags, offset, len, data)
+    }
+
+    /// Sends a flush and, in the same breath, a write of which only the first part of the payload follows. Once the flush
+    /// is answered, the server has seen both.
+    pub(super) fn begin_write(&mut self, offset: u64, len: usize, first: &[u8]) {
         self.cookie += 1;
+        let flush = self.request(command::FLUSH, 0, 0, 0);
+        self.send_behind(flush, command::WRITE, 0, offset, len, first);
+        assert_eq!(self.reply().unwrap().1, 0);
+    }
+
+    fn send_behind(
+        &mut self,
+        mut bytes: Vec<u8>,
+        command: u16,
+        flags: u16,
+        offset: u64,
+        len: usize,
+        data: &[u8],
+    ) -> u64 {
+        self.cookie += 1;
+        bytes.extend(self.request(command, flags, offset, len));
+        bytes.extend(data);
+        self.stream.write_all(&bytes).unwrap();
+        self.cookie
+    }
+
+    fn request(&self, command: u16, flags: u16, offset: u64, len: usize) -> Vec<u8> {
         let mut bytes = proto::REQUEST_MAGIC.to_be_bytes().to_vec();
         bytes.extend(flags.to_be_bytes());
         bytes.extend(command.to_be_bytes());
         bytes.extend(self.cookie.to_be_bytes());
         bytes.extend(offset.to_be_bytes());
         bytes.extend(u32::try_from(len).unwrap().to_be_bytes());
-        bytes.extend(data);
-        self.stream.write_all(&bytes).unwrap();
-        self.cookie
+        bytes
     }
 
     /// The next reply: its name and error. `None`: the connection has ended.

@@ -34,7 +34,9 @@ impl Engine {
                 PayloadUse::Fill(op_id)
             }
             (Part::Main, Stage::Digest) if header.length == 32 => PayloadUse::Inline,
-            (Part::Main, Stage::Main) if matches!(op.work, Work::Scan { .. }) => PayloadUse::Inline,
+            (Part::Main, Stage::Main) if matches!(op.work, Work::Scan { .. } | Work::ReadMap { .. }) => {
+                PayloadUse::Inline
+            }
             (Part::Main | Part::Head | Part::Tail, _) => PayloadUse::Discard,
         }
     }
@@ -127,17 +129,19 @@ impl Engine {
             Work::Client(_) => {
                 self.ops.get_mut(id).status = status;
                 self.ops.get_mut(id).failed = bit(slot);
-                self.finish_client(id, Outcome::Failed(failure(status)));
+                self.finish_client(id, Outcome::Failed(failure(status)), now);
                 self.release(id, now);
             }
-            Work::Copy { target } => {
+            Work::Copy { target, .. } => {
                 self.give_up_target(target, format!("the source cannot be read: {status:?}"), now);
                 self.end_own(id, now);
             }
             // The only member cannot be compared with anything.
             Work::Repair
             | Work::Scan { .. }
+            | Work::ReadMap { .. }
             | Work::FlushTarget { .. }
+            | Work::FlushOwn
             | Work::FlushAll
             | Work::Abandoned => self.end_own(id, now),
         }
@@ -155,6 +159,12 @@ impl Engine {
                 Ok(list) if !list.is_empty() => op.extents.push((slot, list)),
                 Ok(_) | Err(_) => status = Status::Io,
             }
+        }
+        if status == Status::Ok
+            && matches!(op.work, Work::ReadMap { .. })
+            && !Self::keep_part(&mut op.parts, slot, header.extent, inline)
+        {
+            status = Status::Io;
         }
         if status == Status::Ok {
             op.ok |= bit(slot);
@@ -177,12 +187,13 @@ impl Engine {
             (Stage::Spread, Work::Repair) => self.repaired(id, now),
             (Stage::Spread, _) => self.copied(id, now),
             (Stage::Main, Work::Scan { .. }) => self.scanned(id, now),
+            (Stage::Main, Work::ReadMap { .. }) => self.map_read(id, now),
             (Stage::Main, Work::FlushTarget { target }) => {
                 let flushed = op.failed == 0 && op.ok & bit(target) != 0;
                 self.end_own(id, now);
                 self.target_flushed(target, flushed, now);
             }
-            (Stage::Main, Work::Client(_) | Work::FlushAll) => self.settle_main(id, now),
+            (Stage::Main, Work::Client(_) | Work::FlushOwn | Work::FlushAll) => self.settle_main(id, now),
             (Stage::Main, Work::Repair | Work::Copy { .. } | Work::Abandoned)
             | (
                 Stage::Waiting
@@ -250,23 +261,28 @@ impl Engine {
                 Work::Client(Request::Write { .. } | Request::Trim | Request::WriteZeroes { .. }) => {
                     self.writes_done += 1;
                 }
-                Work::Client(Request::Flush) | Work::FlushAll => {
+                Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll => {
                     self.writes_flushed = self.writes_flushed.max(covers);
+                    let flush = self.ops.id(id);
+                    self.intent.flush_ended(flush, true);
                 }
                 Work::Client(Request::Read | Request::Extents)
                 | Work::Repair
                 | Work::Copy { .. }
                 | Work::Scan { .. }
+                | Work::ReadMap { .. }
                 | Work::FlushTarget { .. }
                 | Work::Abandoned => {}
             }
         }
-        if work == Work::FlushAll {
+        if matches!(work, Work::FlushAll | Work::FlushOwn) {
             self.end_own(id, now);
-            self.flushed_all(!failed, now);
+            if work == Work::FlushAll {
+                self.flushed_all(!failed, now);
+            }
             return;
         }
-        self.finish_client(id, outcome);
+        self.finish_client(id, outcome, now);
         self.release(id, now);
     }
 
@@ -309,15 +325,10 @@ impl Engine {
                         self.begin_again(id, now);
                     }
                 }
-                (Stage::Source, _) => {
+                (Stage::Source | Stage::Digest, _) => {
                     op.attempt = op.attempt.wrapping_add(1);
                     op.stage = Stage::Waiting;
                     self.ready.push_back(id);
-                }
-                (Stage::Main, Work::Scan { .. }) => {
-                    if op.pending == 0 {
-                        self.scanned(id, now);
-                    }
                 }
                 _ => self.settle(id, now),
             }

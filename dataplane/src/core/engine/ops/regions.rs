@@ -27,7 +27,8 @@ impl Engine {
     pub(super) fn compared(&mut self, id: u32, now: Now) {
         let op = self.ops.get(id);
         if op.failed != 0 {
-            return self.own_failed(id, now);
+            // A copy needs no comparison.
+            return if op.work == Work::Repair { self.own_failed(id, now) } else { self.ask_source(id) };
         }
         let asked = op.ok;
         let equal = op.digests.as_ref().is_some_and(|digests| {
@@ -35,7 +36,26 @@ impl Engine {
             let first = seen.next();
             seen.all(|digest| Some(digest) == first)
         });
-        if equal { self.repaired(id, now) } else { self.ask_source(id) }
+        match (equal, op.work) {
+            (false, _) => self.ask_source(id),
+            (true, Work::Copy { target, .. }) => {
+                self.fill.copied(target, self.ops.get(id).offset / REGION_BYTES);
+                self.end_own(id, now);
+            }
+            (true, _) => self.repaired(id, now),
+        }
+    }
+
+    /// The target and its source are asked for their checksums of the region.
+    pub(super) fn compare(&mut self, id: u32, target: usize) {
+        match self.source() {
+            Some(source) if self.targets & bit(target) != 0 => {
+                self.ops.get_mut(id).digests = Some(Box::new([None; 8]));
+                self.spread_out(id, Stage::Digest, bit(source) | bit(target));
+            }
+            // Whoever has gone is not copied to; whoever is away for a moment is waited for.
+            Some(_) | None => self.ask_source(id),
+        }
     }
 
     /// Reads the region from the source, into a buffer of the operation's own.
@@ -67,7 +87,7 @@ impl Engine {
         op.attempt = op.attempt.wrapping_add(1);
         let (work, source) = (op.work, op.source);
         let to = match work {
-            Work::Copy { target } => bit(target) & self.targets,
+            Work::Copy { target, .. } => bit(target) & self.targets,
             _ => self.required() & !bit(source),
         };
         if to == 0 {
@@ -80,9 +100,19 @@ impl Engine {
         if self.ops.get(id).failed != 0 {
             return self.own_failed(id, now);
         }
+        if self.members & !self.required() != 0 && kept(Rule::RepairWaits) {
+            // A view without a member is on its way. Until it counts, another engine may begin with that member, which
+            // may differ: what would be read here could go back. It is compared again when the view has committed.
+            let op = self.ops.get_mut(id);
+            op.attempt = op.attempt.wrapping_add(1);
+            op.stage = Stage::Held;
+            self.ops.held.push_back(id);
+            return;
+        }
         if self.ops.get(id).stage == Stage::Spread && kept(Rule::RepairCounts) {
             // What was given to them is in their caches only: until a flush they can lose it with their node.
             self.writes_done += 1;
+            self.fill.moved(self.ops.get(id).len);
         }
         self.mark_repaired(self.ops.get(id).offset / REGION_BYTES);
         self.end_own(id, now);
@@ -91,10 +121,11 @@ impl Engine {
     pub(super) fn copied(&mut self, id: u32, now: Now) {
         let op = self.ops.get(id);
         let (region, status) = (op.offset / REGION_BYTES, op.status);
-        if let Work::Copy { target } = op.work {
+        if let Work::Copy { target, .. } = op.work {
             if op.failed != 0 {
                 self.give_up_target(target, format!("a copy could not be written: {status:?}"), now);
             } else if op.ok & bit(target) != 0 {
+                self.fill.moved(op.len);
                 self.fill.copied(target, region);
             }
         }
@@ -119,15 +150,5 @@ impl Engine {
             self.ops.get_mut(id).stage = Stage::Held;
             self.ops.held.push_back(id);
         }
-    }
-
-    /// Members may differ in this range: it is made equal before it is read, and copied again to whoever is being
-    /// filled.
-    pub(super) fn differ(&mut self, offset: u64, len: u64) {
-        if self.required().count_ones() > 1 {
-            self.unrepaired.insert_bytes(offset, len);
-            self.fill.repair_again();
-        }
-        self.fill.copy_again(offset, len);
     }
 }

@@ -35,12 +35,13 @@ impl Running {
     /// A frame of a former attempt is one whose answer nobody waits for.
     fn frame(&self, frame: &Frame, h: &mut impl Hasher) {
         let header = &frame.header;
-        (header.kind, header.flags, header.offset, header.extent, frame.data).hash(h);
+        (header.kind, header.flags, header.offset, header.extent, frame.data, &frame.bytes).hash(h);
         match &frame.update {
             Some(u) => {
                 (u.view, u.configured, u.incarnation, u.revision, u.syncing, u.repaired, header.tag).hash(h);
+                (u.lineage, u.keep, u.refill, u.rebased, u.adopt, u.new_history).hash(h);
             }
-            None => self.engine.present(header.tag).hash(h),
+            None => self.engine.awaited(header.tag).hash(h),
         }
     }
 
@@ -58,10 +59,11 @@ impl World {
         body: Body,
     ) -> Result<(), String> {
         let running = &mut self.engines[e];
-        let mut frame = Frame { header, data: [0; BLOCKS], update: None };
+        let mut frame = Frame { header, data: [0; BLOCKS], update: None, bytes: Vec::new() };
         match body {
             Body::None => {}
             Body::View(update) => frame.update = Some(update),
+            Body::Bytes(bytes) => frame.bytes = bytes,
             Body::Buffer { op, .. } => {
                 frame.data = *running.buffers.get(&op.slot).ok_or("a frame without a buffer")?;
             }
@@ -106,6 +108,7 @@ impl World {
     /// What holds in every state.
     pub(in crate::core::model) fn check(&self) -> Result<(), String> {
         self.every_start_is_sound()?;
+        self.maps_cover_differences()?;
         self.settled_members_are_equal()
     }
 
@@ -147,6 +150,35 @@ impl World {
             if self.truth.may_be(block, lost) & one(*value) == 0 {
                 let expected = self.truth.expected(block);
                 return Err(format!("{} has {value} in block {block}; {expected}", id_of(r)));
+            }
+        }
+        Ok(())
+    }
+
+    /// I9, over the one region of the model's volume. Where two members of the newest view differ, one of them says so in
+    /// its write-intent map; where a member and a replica that is none do, the member's map of it or its own write-intent
+    /// map says so, if the map reaches back to when it was a member. What lost its cache is compared with nobody.
+    fn maps_cover_differences(&self) -> Result<(), String> {
+        let newest = self.nodes.iter().map(|node| node.core.meta().view).max_by_key(|view| view.order());
+        let Some(newest) = newest else { return Ok(()) };
+        for member in &self.nodes {
+            let meta = member.core.meta();
+            let counts = meta.view == newest && newest.members.contains(meta.replica);
+            if !counts || meta.syncing || meta.cache_lost {
+                continue;
+            }
+            for other in self.nodes.iter().filter(|other| other.data != member.data) {
+                let theirs = other.core.meta();
+                let told = match member.lacks(other) {
+                    Some(map) => map,
+                    None if newest.members.contains(theirs.replica) && !theirs.syncing && !theirs.cache_lost => {
+                        member.intent() | other.intent()
+                    }
+                    None => continue,
+                };
+                if told == 0 {
+                    return Err(format!("{} and {} differ, and no map says so", meta.replica, theirs.replica));
+                }
             }
         }
         Ok(())

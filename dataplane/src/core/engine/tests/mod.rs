@@ -4,19 +4,29 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use holdfast_proto::ids::{BootId, Generation, Incarnation, InstanceUuid, Lineage, ReplicaId};
-use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
+use holdfast_proto::ids::{Generation, InstanceUuid, ReplicaId};
+use holdfast_proto::record::VolumeStatus;
 
 use super::*;
 use crate::core::start::tests::{set, status, view};
-use crate::units::{BLOCK_BYTES, REGION_BYTES, to_usize};
-use crate::wire::handshake::Welcome;
-use crate::wire::header::{FLAG_FUA, FLAG_HOLE, FLAG_SPARSE, Kind, Status};
-use crate::wire::payload::encode_extents;
+use crate::units::{BLOCK_BYTES, GROUP_REGIONS, REGION_BYTES, to_usize};
+use crate::wire::header::Kind;
 
-const REGIONS: u64 = 3;
+mod replica;
+use self::replica::{Disk, Reply};
+
+const REGIONS: u64 = 2 * GROUP_REGIONS + 2;
 const SIZE: u64 = REGIONS * REGION_BYTES;
-const BLOCKS: u64 = SIZE / BLOCK_BYTES;
+/// The blocks that are used, numbered: the first of some regions of every group of regions.
+const USED_REGIONS: [u64; 5] = [0, 1, GROUP_REGIONS, GROUP_REGIONS + 9, 2 * GROUP_REGIONS + 1];
+const BLOCKS_PER_REGION: u64 = 12;
+const BLOCKS: u64 = USED_REGIONS.len() as u64 * BLOCKS_PER_REGION;
+
+/// Where a numbered block is in the volume.
+fn place(block: u64) -> u64 {
+    let region = USED_REGIONS[to_usize(block / BLOCKS_PER_REGION)];
+    region * (REGION_BYTES / BLOCK_BYTES) + block % BLOCKS_PER_REGION
+}
 
 struct Random(u64);
 impl Random {
@@ -40,32 +50,21 @@ fn slot_of(replica: ReplicaId) -> usize {
     usize::try_from(replica.0).unwrap() - 1
 }
 
-/// A replica: its disk by block, and what it persisted.
-#[derive(Clone)]
-struct Disk {
-    data: BTreeMap<u64, u64>,
-    /// As the last flush left it.
-    stable: BTreeMap<u64, u64>,
-    boot: u128,
-    cache_lost: bool,
-    promised: (Generation, InstanceUuid),
-    view: View,
-    syncing: bool,
-    failed: String,
-    revision: u64,
-    up: bool,
-    session: u64,
-}
-
 struct Frame {
     header: Header,
     payload: Vec<u64>,
     update: Option<ViewUpdate>,
+    bytes: Vec<u8>,
 }
-struct Reply {
-    header: Header,
-    payload: Vec<u64>,
-    inline: Vec<u8>,
+
+impl Frame {
+    /// The bytes that it changes.
+    fn len(&self) -> u64 {
+        match self.header.kind {
+            Kind::Write => self.payload.len() as u64 * BLOCK_BYTES,
+            _ => self.header.extent,
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -82,7 +81,7 @@ struct World {
     disks: Vec<Disk>,
     to: Vec<VecDeque<Frame>>,
     from: Vec<VecDeque<Reply>>,
-    connects: VecDeque<(usize, Generation)>,
+    connects: VecDeque<(usize, Generation, Lineage)>,
     record: (u64, VolumeStatus),
     asks: VecDeque<(u64, u64, VolumeStatus)>,
     engine: Engine,
@@ -96,6 +95,9 @@ struct World {
     /// What was asked for since a flush that is on its way, per flush.
     since: BTreeMap<(u32, u32), Vec<BTreeSet<u64>>>,
     reboots: bool,
+    /// Operators change their minds about the replicas.
+    changes: bool,
+    wanted: Vec<Wanted>,
     next_stamp: u64,
     next_session: u64,
     serving: bool,
@@ -112,6 +114,7 @@ struct World {
 fn engine_of(number: u128, record: &(u64, VolumeStatus)) -> Engine {
     let mut config = Config::new(SIZE, InstanceUuid(uuid::Uuid::from_u128(number)));
     config.suspend_timeout = Duration::from_secs(20);
+    config.intent_sweep = Duration::from_secs(1);
     Engine::new(config, record.0, record.1.clone())
 }
 
@@ -121,24 +124,13 @@ impl World {
         let first = view(0, 0, &ids, false);
         let mut record = (1, status(&ids, first));
         record.1.clean = true;
-        let disk = Disk {
-            data: BTreeMap::new(),
-            stable: BTreeMap::new(),
-            boot: 1,
-            cache_lost: false,
-            promised: (Generation(0), InstanceUuid::nil()),
-            view: first,
-            syncing: false,
-            failed: String::new(),
-            revision: 0,
-            up: true,
-            session: 0,
-        };
+        let disks: Vec<_> =
+            ids.iter().map(|id| Disk::new(ReplicaId(*id), record.1.configured, first)).collect();
         let count = ids.len();
         let mut world = Self {
             random: Random(seed),
             now: Duration::from_secs(1),
-            disks: vec![disk; count],
+            disks,
             to: (0..count).map(|_| VecDeque::new()).collect(),
             from: (0..count).map(|_| VecDeque::new()).collect(),
             connects: VecDeque::new(),
@@ -153,6 +145,8 @@ impl World {
             durable: (0..BLOCKS).map(|_| BTreeSet::from([0])).collect(),
             since: BTreeMap::new(),
             reboots: false,
+            changes: false,
+            wanted: Vec::new(),
             next_stamp: 1,
             next_session: 1,
             serving: false,
@@ -170,8 +164,9 @@ impl World {
 
     fn begin(&mut self) {
         let now = self.now;
+        self.engine.want(self.wanted.clone(), now);
         self.engine.start(now);
-        for slot in 0..self.disks.len() {
+        for slot in (0..self.disks.len()).filter(|slot| self.is_placed(*slot)).collect::<Vec<_>>() {
             let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
             self.engine.locate(id, true, true, None, now);
         }
@@ -203,9 +198,7 @@ impl World {
         }
         self.asks.clear();
         // The same instance, another process; sometimes another instance.
-        if self.random.one_in(2) {
-            self.engines += 1;
-        }
+        self.engines += 1;
         self.engine = engine_of(self.engines, &self.record);
         self.begin();
     }
@@ -250,8 +243,8 @@ impl World {
                 eprintln!("{:?} {action:?}", self.now);
             }
             match action {
-                Action::Connect { replica, generation, .. } => {
-                    self.connects.push_back((slot_of(replica), generation));
+                Action::Connect { replica, generation, lineage, .. } => {
+                    self.connects.push_back((slot_of(replica), generation, lineage));
                 }
                 Action::Disconnect { replica, session } => {
                     let slot = slot_of(replica);
@@ -287,16 +280,18 @@ impl World {
         if self.disks[slot].session != session {
             return;
         }
-        let (payload, update) = match body {
-            Body::None => (Vec::new(), None),
-            Body::View(update) => (Vec::new(), Some(*update)),
+        let mut frame = Frame { header, payload: Vec::new(), update: None, bytes: Vec::new() };
+        match body {
+            Body::None => {}
+            Body::View(update) => frame.update = Some(*update),
+            Body::Bytes(bytes) => frame.bytes = bytes,
             Body::Buffer { op, from, len } => {
                 let buffer = &self.buffers[&op.slot];
                 let from = to_usize(from / BLOCK_BYTES);
-                (buffer[from..from + to_usize(len / BLOCK_BYTES)].to_vec(), None)
+                frame.payload = buffer[from..from + to_usize(len / BLOCK_BYTES)].to_vec();
             }
-        };
-        self.to[slot].push_back(Frame { header, payload, update });
+        }
+        self.to[slot].push_back(frame);
     }
 
     fn completed(&mut self, op: OpId, outcome: Outcome) {
@@ -340,8 +335,8 @@ impl World {
 
     /// Where every member of the first view lost its cache, what was not flushed may be gone.
     fn opened(&mut self) {
-        let members = self.engine.members;
-        if slots(members).all(|slot| self.disks[slot].cache_lost) {
+        let members = self.engine.set_of(self.engine.members);
+        if members.iter().all(|id| self.disks[slot_of(id)].meta().cache_lost) {
             for (possible, durable) in self.possible.iter_mut().zip(&self.durable) {
                 possible.extend(durable);
             }
@@ -362,19 +357,7 @@ impl World {
             eprintln!("{:?} REBOOT {}", self.now, slot + 1);
         }
         self.reset(slot);
-        let random = &mut self.random;
-        let disk = &mut self.disks[slot];
-        for block in 0..BLOCKS {
-            if random.one_in(2) {
-                match disk.stable.get(&block) {
-                    Some(value) => disk.data.insert(block, *value),
-                    None => disk.data.remove(&block),
-                };
-            }
-        }
-        disk.stable = disk.data.clone();
-        disk.boot += 1;
-        disk.cache_lost = true;
+        self.disks[slot].reboot(&mut self.random);
     }
 
     fn unknown(&mut self, op: &ClientOp) {
@@ -393,7 +376,7 @@ impl World {
             return;
         }
         let blocks = 1 + self.random.below(3);
-        let offset = self.random.below(BLOCKS - blocks);
+        let offset = self.random.below(BLOCKS - blocks + 1);
         let request = match self.random.below(10) {
             0..=3 => Request::Write { fua: self.random.one_in(4) },
             4..=6 => Request::Read,
@@ -401,16 +384,14 @@ impl World {
             8 => Request::WriteZeroes { may_punch: true, fua: false },
             _ => Request::Flush,
         };
-        let one_region =
-            offset * BLOCK_BYTES / REGION_BYTES == ((offset + blocks) * BLOCK_BYTES - 1) / REGION_BYTES;
+        let one_region = offset / BLOCKS_PER_REGION == (offset + blocks - 1) / BLOCKS_PER_REGION;
         let range = offset..offset + blocks;
         if !one_region || range.clone().any(|block| self.busy.contains(&block)) {
             return;
         }
         let (offset, blocks) = if request == Request::Flush { (0, 0) } else { (offset, blocks) };
-        let Ok(op) = self.engine.submit(request, offset * BLOCK_BYTES, blocks * BLOCK_BYTES, self.now) else {
-            return;
-        };
+        let at = place(offset) * BLOCK_BYTES;
+        let Ok(op) = self.engine.submit(request, at, blocks * BLOCK_BYTES, self.now) else { return };
         self.next_stamp += 1;
         let stamp = self.next_stamp;
         let client = ClientOp { request, offset, blocks, stamp };
@@ -444,88 +425,17 @@ impl World {
     /// A replica does what a frame says, and queues the reply.
     fn carry_out(&mut self, slot: usize, frame: Frame) {
         let bad = self.bad_disks && self.faults && self.random.one_in(400);
-        let disk = &mut self.disks[slot];
-        let h = frame.header;
-        let (first, count) = (h.offset / BLOCK_BYTES, h.extent / BLOCK_BYTES);
-        let blocks = first..first + count;
-        let mut reply = Reply { header: h.answer(Status::Ok), payload: Vec::new(), inline: Vec::new() };
-        if Generation(h.generation) != disk.promised.0 {
-            reply.header.status = Status::Fenced;
-            self.from[slot].push_back(reply);
-            return;
+        let reply = self.disks[slot].carry_out(frame, bad);
+        self.from[slot].extend(reply);
+    }
+
+    /// The disk below a replica's maps goes on.
+    fn disk_turn(&mut self, slot: usize) {
+        let fails = self.bad_disks && self.faults && self.random.one_in(10);
+        let replies = self.disks[slot].disk_turn(fails);
+        if self.disks[slot].session != 0 {
+            self.from[slot].extend(replies);
         }
-        match h.kind {
-            Kind::Write | Kind::Trim | Kind::WriteZeroes => {
-                for (i, block) in blocks.enumerate() {
-                    let fua = h.flags & FLAG_FUA != 0;
-                    match frame.payload.get(i) {
-                        Some(value) => {
-                            disk.data.insert(block, *value);
-                            if fua {
-                                disk.stable.insert(block, *value);
-                            }
-                        }
-                        None => {
-                            disk.data.remove(&block);
-                        }
-                    }
-                }
-                if bad {
-                    reply.header.status = Status::NoSpace;
-                }
-            }
-            Kind::Read => {
-                let all_hole = blocks.clone().all(|block| !disk.data.contains_key(&block));
-                if h.flags & FLAG_SPARSE != 0 && all_hole {
-                    reply.header.flags = FLAG_HOLE;
-                } else {
-                    reply.payload = blocks.map(|b| disk.data.get(&b).copied().unwrap_or(0)).collect();
-                    reply.header.length = u32::try_from(h.extent).unwrap();
-                }
-            }
-            Kind::Flush => {
-                if !disk.failed.is_empty() {
-                    reply.header.status = Status::Failed;
-                } else if bad {
-                    disk.failed = "fsync".to_owned();
-                    reply.header.status = Status::Failed;
-                } else {
-                    disk.stable = disk.data.clone();
-                }
-            }
-            Kind::Ping => {}
-            Kind::PersistView => {
-                let update = frame.update.unwrap();
-                assert!(update.view.order() >= disk.view.order(), "I4: a view goes back");
-                assert!(update.view.generation == disk.promised.0);
-                disk.view = update.view;
-                disk.revision = disk.revision.max(update.revision);
-                // What it is filled with is written anew, so that a flush covers it.
-                if update.syncing {
-                    disk.failed = String::new();
-                }
-                if update.repaired || update.syncing {
-                    disk.cache_lost = false;
-                }
-                disk.syncing = update.syncing;
-            }
-            Kind::Extents => {
-                let runs: Vec<_> = blocks
-                    .map(|block| Extent { len: BLOCK_BYTES, allocated: disk.data.contains_key(&block) })
-                    .collect();
-                reply.inline = encode_extents(&runs);
-                reply.header.length = u32::try_from(reply.inline.len()).unwrap();
-            }
-            Kind::Digest => {
-                let mut sum = 1u64;
-                for block in blocks {
-                    sum = sum.wrapping_mul(31).wrapping_add(disk.data.get(&block).copied().unwrap_or(0));
-                }
-                reply.inline = sum.to_le_bytes().repeat(4);
-                reply.header.length = 32;
-            }
-        }
-        self.from[slot].push_back(reply);
     }
 
     fn receive(&mut self, slot: usize) {
@@ -544,42 +454,39 @@ impl World {
     }
 
     fn connect(&mut self) {
-        let Some((slot, generation)) = self.connects.pop_front() else { return };
+        let Some((slot, generation, lineage)) = self.connects.pop_front() else { return };
         let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
         let uuid = InstanceUuid(uuid::Uuid::from_u128(self.engines));
         let failure = if !self.disks[slot].up {
             Some(ConnectFailure::Gone("refused".to_owned()))
         } else if self.faults && self.random.one_in(12) {
             Some(ConnectFailure::Unreachable("timed out".to_owned()))
+        } else if lineage != self.disks[slot].meta().lineage {
+            Some(ConnectFailure::Refused("another lineage".to_owned()))
         } else {
-            let (promised, to) = self.disks[slot].promised;
-            let foreign = promised == generation && to != uuid && generation != Generation(0);
-            (generation < promised || foreign)
-                .then_some(ConnectFailure::Fenced { generation: promised, engine: to })
+            None
         };
         if let Some(failure) = failure {
             self.engine.connect_failed(id, failure, self.now);
             return self.actions();
         }
-        self.cut(slot);
+        let meta = self.disks[slot].meta();
+        if generation > meta.promised || (generation == meta.promised && uuid == meta.promised_to) {
+            // The older connection ends before the promise is made.
+            self.cut(slot);
+        }
+        let welcome = match self.disks[slot].fence(generation, uuid) {
+            Ok(welcome) => welcome,
+            Err(refused) => {
+                let (generation, engine) = (refused.generation, refused.engine);
+                self.engine.connect_failed(id, ConnectFailure::Fenced { generation, engine }, self.now);
+                return self.actions();
+            }
+        };
         let session = self.next_session;
         self.next_session += 1;
-        let disk = &mut self.disks[slot];
-        disk.promised = (generation, uuid);
-        disk.session = session;
-        let welcome = Welcome {
-            size_bytes: SIZE,
-            lineage: Lineage::nil(),
-            view: disk.view,
-            configured: ReplicaSet::new(),
-            incarnation: Incarnation::nil(),
-            revision: disk.revision,
-            syncing: disk.syncing,
-            cache_lost: disk.cache_lost,
-            failed: disk.failed.clone(),
-            flush_sequence: 0,
-        };
-        let boot = BootId(uuid::Uuid::from_u128(disk.boot));
+        self.disks[slot].session = session;
+        let boot = self.disks[slot].boot();
         self.engine.connected(id, session, generation, welcome, boot, self.now);
         self.actions();
     }
@@ -621,6 +528,7 @@ impl World {
                 self.actions();
             }
             94..=96 if self.faults => self.fault(slot),
+            97..=99 => self.disk_turn(slot),
             _ => {}
         }
     }
@@ -638,6 +546,7 @@ impl World {
             14 => self.registry_up = false,
             15..=18 => self.registry_up = true,
             19..=20 if self.reboots => self.reboot(slot),
+            23..=24 if self.changes => self.change_wanted(),
             _ => {}
         }
         if let Some(ending) = &self.ended {
@@ -665,8 +574,52 @@ impl World {
         }
     }
 
+    /// Whether the agent runs this replica: it is wanted, or still configured.
+    fn is_placed(&self, slot: usize) -> bool {
+        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
+        let wanted = self.wanted.is_empty() || self.wanted.iter().any(|w| w.replica == id);
+        wanted || self.record.1.configured.contains(id)
+    }
+
+    /// An operator adds, removes or replaces a replica.
+    fn change_wanted(&mut self) {
+        if self.wanted.is_empty() {
+            let all = self.record.1.configured.iter();
+            self.wanted = all.map(|replica| Wanted { replica, replaces: ReplicaSet::new() }).collect();
+        }
+        let at = to_usize(self.random.below(u64::try_from(self.wanted.len()).unwrap()));
+        let (add, remove) = (self.random.one_in(2), self.random.one_in(2));
+        let placed = (0..self.disks.len()).filter(|slot| self.is_placed(*slot)).count();
+        let room = self.disks.len() < 12 && placed < ReplicaSet::CAPACITY && self.wanted.len() < 5;
+        let mut replaces = ReplicaSet::new();
+        if remove && (self.wanted.len() > 1 || (add && room)) {
+            let old = self.wanted.remove(at);
+            let configured = self.record.1.configured;
+            replaces =
+                old.replaces.iter().chain([old.replica]).filter(|id| configured.contains(*id)).collect();
+        }
+        if add && room {
+            let id = ReplicaId(u32::try_from(self.disks.len()).unwrap() + 1);
+            self.wanted.push(Wanted { replica: id, replaces });
+            let record = &self.record.1;
+            self.disks.push(Disk::new(id, record.configured, record.view));
+            self.to.push(VecDeque::new());
+            self.from.push(VecDeque::new());
+            self.engine.want(self.wanted.clone(), self.now);
+            self.engine.locate(id, true, true, None, self.now);
+        } else {
+            self.engine.want(self.wanted.clone(), self.now);
+        }
+        self.actions();
+    }
+
     fn return_from_away(&mut self, slot: usize) {
-        self.disks[slot].up = true;
+        if !self.is_placed(slot) {
+            return;
+        }
+        if !std::mem::replace(&mut self.disks[slot].up, true) {
+            self.disks[slot].restart(&mut self.random);
+        }
         let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
         self.engine.locate(id, true, true, None, self.now);
         self.actions();
@@ -684,7 +637,9 @@ impl World {
             if self.ended.is_some() {
                 self.restart_engine();
             }
-            let idle = self.clients.is_empty() && self.to.iter().all(VecDeque::is_empty);
+            let idle = self.clients.is_empty()
+                && self.to.iter().all(VecDeque::is_empty)
+                && self.disks.iter().all(Disk::is_idle);
             if step > 2000 && idle && self.engine.report(self.now).state == EngineState::Healthy {
                 break;
             }
@@ -695,18 +650,22 @@ impl World {
                 self.engine
             );
         }
-        let first = self.disks[0].data.clone();
-        for disk in &self.disks[1..] {
+        let configured = self.record.1.configured;
+        let wanted: ReplicaSet = self.wanted.iter().map(|w| w.replica).collect();
+        assert!(self.wanted.is_empty() || wanted == configured, "wanted {wanted}, configured {configured}");
+        let copies: Vec<_> = configured.iter().map(|id| &self.disks[slot_of(id)]).collect();
+        let first = copies[0].data.clone();
+        for disk in &copies[1..] {
             for block in 0..BLOCKS {
                 assert_eq!(
-                    disk.data.get(&block).copied().unwrap_or(0),
-                    first.get(&block).copied().unwrap_or(0),
+                    disk.data.get(&place(block)).copied().unwrap_or(0),
+                    first.get(&place(block)).copied().unwrap_or(0),
                     "seed {seed}: copies differ in block {block}"
                 );
             }
         }
         for block in 0..BLOCKS {
-            let value = first.get(&block).copied().unwrap_or(0);
+            let value = first.get(&place(block)).copied().unwrap_or(0);
             let possible = &self.possible[to_usize(block)];
             assert!(
                 possible.contains(&value),
@@ -724,11 +683,14 @@ enum Faults {
     BadDisks,
     /// Nodes that restart and lose what was not flushed.
     Reboots,
+    /// Replicas that are added, removed and replaced.
+    Changes,
 }
 
 fn run(seed: u64, replicas: u32, faults: Faults) -> u64 {
     let mut world = World::new(seed, replicas, faults == Faults::BadDisks);
     world.reboots = faults == Faults::Reboots;
+    world.changes = faults == Faults::Changes;
     for _ in 0..8_000 {
         world.step();
     }
@@ -799,6 +761,16 @@ fn three_replicas_with_reboots() {
     runs(3, Faults::Reboots, 120);
 }
 
+#[test]
+fn one_replica_that_gets_and_loses_others() {
+    runs(1, Faults::Changes, 80);
+}
+
+#[test]
+fn three_replicas_that_are_replaced() {
+    runs(3, Faults::Changes, 120);
+}
+
 /// Without further faults: the registry answers, connections are made, frames are carried, and time passes.
 fn until(world: &mut World, within: Duration, wanted: impl Fn(&World) -> bool) -> bool {
     let end = world.now + within;
@@ -806,6 +778,10 @@ fn until(world: &mut World, within: Duration, wanted: impl Fn(&World) -> bool) -
         for slot in 0..world.disks.len() {
             while let Some(frame) = world.to[slot].pop_front() {
                 world.carry_out(slot, frame);
+            }
+            world.disk_turn(slot);
+            while !world.disks[slot].is_idle() {
+                world.disk_turn(slot);
             }
             while !world.from[slot].is_empty() {
                 world.receive(slot);

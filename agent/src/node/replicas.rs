@@ -1,0 +1,282 @@
+//! Which replicas a volume is to have: adding, removing and replacing them. What is wanted is written into the record;
+//! the volume's engine carries it out, one replica at a time, now or when the volume is next attached.
+
+use std::sync::Arc;
+
+use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId, VolumeName};
+use holdfast_proto::pb::agent as pb;
+use holdfast_proto::record::{Intent, REPLICAS_MAX, ReplicaSet, ReplicaSpec, VolumeRecord};
+
+use super::roles;
+use super::shared::{Shared, blocking};
+use super::volumes::{change, info, name_of, read};
+use crate::core::instance::{InstanceName, Kind};
+use crate::error::Error;
+use crate::registry::Read;
+use crate::store::replica_dirs;
+
+const ADD: &str = "add a replica to";
+const REMOVE: &str = "remove a replica of";
+const REPLACE: &str = "replace a replica of";
+
+/// Wants one more replica.
+pub(super) async fn add(
+    shared: &Arc<Shared>,
+    request: &pb::AddReplicaRequest,
+) -> Result<pb::VolumeInfo, Error> {
+    let name = name_of(ADD, &request.volume)?;
+    let here = &shared.config.node;
+    if !request.node.is_empty() && request.node != here.as_str() {
+        return Err(Error::invalid(format!(
+            "{ADD} volume {name}: node {}: expected {here}, the only node that this agent places replicas on",
+            request.node
+        )));
+    }
+    let turn = shared.begin(name.as_str(), ADD).await?;
+    shared.reconcile().await?;
+    let record = read(shared, ADD, &name).await?;
+    check_room(ADD, &record)?;
+    if record.spec.replicas.len() >= REPLICAS_MAX {
+        return Err(Error::refused(format!(
+            "{ADD} volume {name}: it has {REPLICAS_MAX} replicas, the most that a volume can have"
+        )));
+    }
+    make_and_want(shared, ADD, &record, None).await?;
+    shared.reconcile().await?;
+    drop(turn);
+    info(ADD, &name, shared.volume(name.as_str()))
+}
+
+/// Wants a new replica in the place of one, which serves until the new one does.
+pub(super) async fn replace(
+    shared: &Arc<Shared>,
+    request: &pb::ReplaceReplicaRequest,
+) -> Result<pb::VolumeInfo, Error> {
+    let name = name_of(REPLACE, &request.volume)?;
+    let turn = shared.begin(name.as_str(), REPLACE).await?;
+    shared.reconcile().await?;
+    let record = read(shared, REPLACE, &name).await?;
+    let old = find(REPLACE, &record, &request.replica)?;
+    check_room(REPLACE, &record)?;
+    if old.node != shared.config.node {
+        return Err(Error::invalid(format!(
+            "{REPLACE} volume {name}: {} is on node {}: ask the agent there",
+            old.id, old.node
+        )));
+    }
+    if members(shared, &name).is_empty() {
+        return Err(Error::refused(format!(
+            "{REPLACE} volume {name}: no replica is known to hold the data now, so there is nothing to fill a new one \
+             from; where the others are lost for good: `holdfast volume attach {name} --force-from rN`"
+        )));
+    }
+    make_and_want(shared, REPLACE, &record, Some(old.id)).await?;
+    shared.reconcile().await?;
+    drop(turn);
+    info(REPLACE, &name, shared.volume(name.as_str()))
+}
+
+/// Wants a replica no more. Its data stays where it is.
+pub(super) async fn remove(
+    shared: &Arc<Shared>,
+    request: &pb::RemoveReplicaRequest,
+) -> Result<pb::VolumeInfo, Error> {
+    let name = name_of(REMOVE, &request.volume)?;
+    let turn = shared.begin(name.as_str(), REMOVE).await?;
+    shared.reconcile().await?;
+    let members = members(shared, &name);
+    change(shared, REMOVE, &name, |record| {
+        let id = find(REMOVE, record, &request.replica)?.id;
+        let refused = |why: String| Error::refused(format!("{REMOVE} volume {name}: {why}"));
+        if record.spec.replicas.len() == 1 {
+            return Err(refused(format!("{id} is the only one")));
+        }
+        let mut others = record.spec.replicas.iter().filter(|spec| spec.id != id);
+        if !others.any(|spec| members.contains(spec.id)) {
+            return Err(refused(format!(
+                "{id} may be the last healthy copy: no other replica is known to hold the data now"
+            )));
+        }
+        record.spec.next_replica_id = record.fresh_replica_id().0;
+        forget_left(record);
+        unwant(record, id);
+        Ok(true)
+    })
+    .await?;
+    tracing::info!(volume = %name, replica = request.replica, "not wanted any more");
+    shared.reconcile().await?;
+    drop(turn);
+    info(REMOVE, &name, shared.volume(name.as_str()))
+}
+
+/// The replicas that hold the data, as far as is known: what the engine says, or at rest the newest view.
+fn members(shared: &Shared, name: &VolumeName) -> ReplicaSet {
+    let volume = shared.volume(name.as_str());
+    let replicas = volume.iter().flat_map(|volume| &volume.replicas);
+    replicas
+        .filter(|replica| replica.mode == "member")
+        .filter_map(|replica| replica.id.parse().ok())
+        .collect()
+}
+
+/// A wanted replica, by the name that a person gave.
+fn find<'a>(operation: &str, record: &'a VolumeRecord, replica: &str) -> Result<&'a ReplicaSpec, Error> {
+    let told = |why: String| format!("{operation} volume {}: {why}", record.name);
+    let id: ReplicaId = replica.parse().map_err(|e| Error::invalid(told(format!("{e}"))))?;
+    if record.spec.intent != Intent::Keep {
+        return Err(Error::conflict(told("it is being deleted".to_owned())));
+    }
+    if let Some(spec) = record.spec.replicas.iter().find(|spec| spec.id == id) {
+        return Ok(spec);
+    }
+    if record.placed().any(|spec| spec.id == id) {
+        return Err(Error::conflict(told(format!("{id} is being removed already"))));
+    }
+    let there: ReplicaSet = record.spec.replicas.iter().map(|spec| spec.id).collect();
+    Err(Error::not_found(told(format!("there is no {id}, only {there}"))))
+}
+
+fn check_room(operation: &str, record: &VolumeRecord) -> Result<(), Error> {
+    let name = &record.name;
+    if record.spec.intent != Intent::Keep {
+        return Err(Error::conflict(format!("{operation} volume {name}: it is being deleted")));
+    }
+    let placed = record.placed().count();
+    if placed >= ReplicaSet::CAPACITY {
+        return Err(Error::conflict(format!(
+            "{operation} volume {name}: {placed} replicas are in use until those that are being removed have gone; \
+             try again then"
+        )));
+    }
+    Ok(())
+}
+
+/// Makes the directory of a new replica, and then wants it: an engine never hears of one that has none.
+async fn make_and_want(
+    shared: &Arc<Shared>,
+    operation: &str,
+    record: &VolumeRecord,
+    replaces: Option<ReplicaId>,
+) -> Result<(), Error> {
+    let id = make_directory(shared, record).await?;
+    let name = record.name.clone();
+    let wanted = change(shared, operation, &name, |record| {
+        forget_left(record);
+        want(record, id, &shared.config.node, replaces);
+        Ok(true)
+    });
+    if let Err(error) = wanted.await {
+        // Only when it is certain that no record names it; otherwise it stays, listed as unclaimed.
+        let known = match shared.registry.get(&name).await {
+            Ok(Read::Found(record)) => record.placed().any(|spec| spec.id == id),
+            Ok(Read::Absent) => false,
+            Ok(Read::Unreadable(_)) | Err(_) => true,
+        };
+        if !known {
+            let path = roles::data_dir(shared, record, id);
+            let undo = blocking(move || {
+                replica_dirs::undo_create(&[path]);
+                Ok(())
+            });
+            let _ = undo.await;
+        }
+        return Err(error);
+    }
+    tracing::info!(volume = %name, replica = %id, ?replaces, "wanted");
+    Ok(())
+}
+
+/// The directory of a replica that nobody was yet.
+async fn make_directory(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<ReplicaId, Error> {
+    let (shared, record) = (Arc::clone(shared), record.clone());
+    blocking(move || {
+        let mut id = record.fresh_replica_id();
+        // One that an attempt left which did not get as far as the record is passed over: it is nobody's.
+        while roles::data_dir(&shared, &record, id).exists() {
+            id = ReplicaId(id.0 + 1);
+        }
+        let path = roles::data_dir(&shared, &record, id);
+        replica_dirs::create_to_be_filled(&path, &shared.config.node, id, &record)?;
+        Ok(id)
+    })
+    .await
+}
+
+fn want(record: &mut VolumeRecord, id: ReplicaId, node: &NodeName, replaces: Option<ReplicaId>) {
+    let mut spec = ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() };
+    if let Some(old) = replaces {
+        let former = record.spec.replicas.iter().find(|spec| spec.id == old).map(|spec| spec.replaces);
+        let configured = record.status.configured;
+        let all = former.unwrap_or_default().without(old).iter().chain([old]).collect::<Vec<_>>();
+        spec.replaces = all.into_iter().filter(|id| configured.contains(*id)).collect();
+        unwant(record, old);
+    }
+    record.spec.replicas.push(spec);
+    record.spec.next_replica_id = record.fresh_replica_id().0;
+    let instance = InstanceName::replica(&record.name, id).to_string();
+    record.status.instance_uuids.insert(instance, InstanceUuid::random());
+}
+
+fn unwant(record: &mut VolumeRecord, id: ReplicaId) {
+    let (gone, stay) = std::mem::take(&mut record.spec.replicas).into_iter().partition(|spec| spec.id == id);
+    record.spec.replicas = stay;
+    let gone: Vec<ReplicaSpec> = gone;
+    record.spec.leaving.extend(gone);
+}
+
+/// What was removed and has gone needs no mention any more.
+fn forget_left(record: &mut VolumeRecord) {
+    let configured = record.status.configured;
+    record.spec.leaving.retain(|spec| configured.contains(spec.id));
+    let placed: ReplicaSet = record.placed().map(|spec| spec.id).collect();
+    record.status.instance_uuids.retain(|name, _| {
+        match name.parse::<InstanceName>().map(|name| name.kind()) {
+            Ok(Kind::Replica(id)) => placed.contains(id),
+            Ok(Kind::Engine) | Err(_) => true,
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::attached;
+
+    fn ids(specs: &[ReplicaSpec]) -> Vec<u32> {
+        specs.iter().map(|spec| spec.id.0).collect()
+    }
+
+    #[test]
+    fn a_successor_keeps_what_its_predecessor_was_to_replace() {
+        let node: NodeName = "node-a".parse().unwrap();
+        let mut record = attached("demo", "node-a", 3);
+        want(&mut record, ReplicaId(4), &node, Some(ReplicaId(2)));
+        assert_eq!((ids(&record.spec.replicas), ids(&record.spec.leaving)), (vec![1, 3, 4], vec![2]));
+        assert_eq!(record.spec.next_replica_id, 5);
+        assert!(record.status.instance_uuids.contains_key("demo.r4"));
+        // r4 never got as far as the configured set.
+        want(&mut record, ReplicaId(5), &node, Some(ReplicaId(4)));
+        assert_eq!(ids(&record.spec.replicas), [1, 3, 5]);
+        assert_eq!(record.spec.replicas[2].replaces.iter().collect::<Vec<_>>(), [ReplicaId(2)]);
+        forget_left(&mut record);
+        assert_eq!(ids(&record.spec.leaving), [2], "it is configured still");
+        assert!(!record.status.instance_uuids.contains_key("demo.r4"));
+        assert!(record.status.instance_uuids.contains_key("demo.engine"));
+        assert!(record.was_removed(ReplicaId(4)));
+    }
+
+    #[test]
+    fn who_is_meant_is_told_exactly() {
+        let mut record = attached("demo", "node-a", 2);
+        let kind =
+            |record: &VolumeRecord, name| find(REMOVE, record, name).map(|s| s.id).map_err(|e| e.kind());
+        use holdfast_proto::status::ErrorKind::{Conflict, Invalid, NotFound};
+        assert_eq!(kind(&record, "r2"), Ok(ReplicaId(2)));
+        assert_eq!(kind(&record, "r3").unwrap_err(), NotFound);
+        assert_eq!(kind(&record, "two").unwrap_err(), Invalid);
+        unwant(&mut record, ReplicaId(2));
+        assert_eq!(kind(&record, "r2").unwrap_err(), Conflict, "it is on its way out");
+        record.spec.intent = Intent::Delete;
+        assert_eq!(kind(&record, "r1").unwrap_err(), Conflict);
+    }
+}

@@ -1,0 +1,166 @@
+//! When the members' write-intent bits may be cleared: the engine alone knows what all of them have on stable storage.
+//!
+//! A group of regions is `hot` from a write on; a flush that begins later covers it, unless something is still in flight
+//! there; once every member (and the replica that is being filled) has answered that flush, it is `cold`; and if it
+//! stays so from one sweep to the one after the next, it is settled. A working set keeps its bits, so that writing to it
+//! costs the replicas nothing.
+
+use std::time::Duration;
+
+use super::tag::OpId;
+use super::view::Phase;
+use super::{Engine, Now, slots};
+use crate::core::region_map::{RegionMap, regions_of};
+use crate::core::rules::{Rule, kept};
+use crate::units::{GROUP_BYTES, GROUP_REGIONS};
+use crate::wire::map::MapEdit;
+
+/// Groups that may be set before the engine flushes by itself so that some can be cleared: 64 GiB, compared in about a
+/// minute after a crash.
+const GROUPS_MAX: u64 = 16 * 1024;
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub(super) struct IntentClock {
+    hot: RegionMap,
+    /// Covered by the flush that is in flight.
+    covering: RegionMap,
+    cold: RegionMap,
+    /// Cold since the sweep before.
+    settled: RegionMap,
+    /// That flush.
+    cover: Option<OpId>,
+    /// Flushes before then cover nothing: a load that flushes often need not be looked at each time.
+    next_cover: Now,
+    next_sweep: Now,
+    /// Something was written since the last sweep.
+    busy: bool,
+}
+
+impl IntentClock {
+    pub(super) fn new(volume_bytes: u64) -> Self {
+        let none = RegionMap::of(volume_bytes.div_ceil(GROUP_BYTES));
+        Self {
+            hot: none.clone(),
+            covering: none.clone(),
+            cold: none.clone(),
+            settled: none,
+            cover: None,
+            next_cover: Duration::ZERO,
+            next_sweep: Duration::ZERO,
+            busy: false,
+        }
+    }
+    /// What the model checker tells states apart by: of times only whether they have come.
+    #[cfg(test)]
+    pub(super) fn fingerprint(&self, now: Now, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        (&self.hot, &self.covering, &self.cold, &self.settled, self.busy).hash(h);
+        (self.cover.map(|cover| cover.slot), now >= self.next_cover, now >= self.next_sweep).hash(h);
+    }
+    /// Bits may be set there, on some member.
+    pub(super) fn wrote(&mut self, offset: u64, len: u64) {
+        self.busy = true;
+        let regions = regions_of(offset, len);
+        for group in regions.start / GROUP_REGIONS..regions.end.div_ceil(GROUP_REGIONS) {
+            self.hot.insert(group);
+            self.cold.remove(group);
+            self.settled.remove(group);
+        }
+    }
+    /// Whether a flush that begins now should cover what is hot: one at a time is enough.
+    fn wants_cover(&self, now: Now) -> bool {
+        self.cover.is_none() && !self.hot.is_empty() && now >= self.next_cover
+    }
+    fn begin_cover(&mut self, flush: OpId) {
+        let none = RegionMap::of(self.hot.len());
+        self.covering = std::mem::replace(&mut self.hot, none);
+        self.cover = Some(flush);
+        if !kept(Rule::FlushedBeforeCleared) {
+            self.flush_ended(flush, true);
+        }
+    }
+    /// That flush has ended; others are passed over.
+    pub(super) fn flush_ended(&mut self, flush: OpId, ok: bool) {
+        if self.cover.take_if(|cover| *cover == flush).is_none() {
+            return;
+        }
+        let mut covered = std::mem::replace(&mut self.covering, RegionMap::of(self.hot.len()));
+        if ok {
+            covered.remove_map(&self.hot);
+            self.cold.insert_map(&covered);
+        } else {
+            self.hot.insert_map(&covered);
+        }
+    }
+    fn count(&self) -> u64 {
+        self.hot.count() + self.covering.count() + self.cold.count() + self.settled.count()
+    }
+}
+
+impl Engine {
+    /// There is nobody to differ from.
+    fn remembers(&self) -> bool {
+        self.registry.status.configured.len() > 1
+    }
+
+    pub(super) fn wrote(&mut self, offset: u64, len: u64) {
+        if self.remembers() {
+            self.intent.wrote(offset, len);
+        }
+    }
+
+    /// A flush is being sent: it covers all that was answered before.
+    pub(super) fn cover_by(&mut self, flush: OpId, now: Now) {
+        if !self.intent.wants_cover(now) {
+            return;
+        }
+        self.intent.begin_cover(flush);
+        self.intent.next_cover = now + self.config.intent_sweep / 10;
+        for (offset, len) in self.ops.changing() {
+            self.intent.wrote(offset, len);
+        }
+    }
+
+    /// Clears what has been cold for long, and flushes where nobody else does.
+    pub(super) fn sweep_intent(&mut self, now: Now) {
+        let calm = self.phase == Phase::Serving && self.proposal.is_none() && !self.any_failed_member();
+        if now < self.intent.next_sweep || !calm || !self.remembers() || self.fill.hands_over() {
+            return;
+        }
+        self.intent.next_sweep = now + self.config.intent_sweep;
+        let none = RegionMap::of(self.intent.hot.len());
+        let cold = std::mem::replace(&mut self.intent.cold, none);
+        let settled = std::mem::replace(&mut self.intent.settled, cold);
+        self.settle_groups(settled);
+        let busy = std::mem::replace(&mut self.intent.busy, false);
+        if self.intent.wants_cover(now) && (!busy || self.intent.count() > GROUPS_MAX) {
+            self.admit(super::ops::Work::FlushOwn, 0, 0, now);
+            self.run_ready(now);
+        }
+    }
+
+    /// All is on stable storage on every member, and nothing is under way.
+    pub(super) fn settle_all(&mut self) {
+        let clock = &mut self.intent;
+        let mut all = std::mem::replace(&mut clock.settled, RegionMap::of(clock.hot.len()));
+        for map in [&mut clock.hot, &mut clock.covering, &mut clock.cold] {
+            all.insert_map(map);
+            map.clear();
+        }
+        self.settle_groups(all);
+    }
+
+    fn settle_groups(&mut self, mut groups: RegionMap) {
+        let differing: Vec<_> = self.unrepaired.iter().map(|region| region / GROUP_REGIONS).collect();
+        for group in differing {
+            if groups.contains(group) {
+                groups.remove(group);
+                self.intent.hot.insert(group);
+            }
+        }
+        for slot in slots((self.members | self.targets) & self.live) {
+            self.edit_map(slot, &groups, GROUP_BYTES, |words| MapEdit::Settled { words });
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What goes wrong, and when it stops.
+
+use super::engine::now_of;
+use super::plan::Fault;
+use super::queue::{MS, SEC};
+use super::world::{Event, Mending, World};
+
+impl World {
+    pub(super) fn fault_due(&mut self) {
+        if !self.faults {
+            return;
+        }
+        let total: u64 = self.plan.faults.iter().map(|(_, weight)| weight).sum();
+        let mut pick = self.random.below(total);
+        let chosen = self.plan.faults.iter().find(|(_, weight)| {
+            let mine = pick < *weight;
+            pick = pick.saturating_sub(*weight);
+            mine
+        });
+        if let Some((fault, _)) = chosen {
+            self.fault(*fault);
+        }
+        let next = self.random.below(2 * self.plan.fault_every);
+        self.queue.after(next, Event::Fault);
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        trace!(self, "FAULT {fault:?}");
+        let replica = self.random.index(self.replicas.len());
+        let node = self.random.index(self.nodes.len());
+        // Usually short, now and then longer than any timeout.
+        let longest = if self.random.one_in(3) { 15 * SEC } else { 2 * SEC };
+        let lasts = self.random.between(50 * MS, longest);
+        match fault {
+            Fault::Reset => {
+                let open: Vec<_> = (0..self.conns.len()).filter(|c| self.conns[*c].engine_open).collect();
+                if !open.is_empty() {
+                    let conn = open[self.random.index(open.len())];
+                    self.reset(conn);
+                }
+            }
+            Fault::KillReplica => {
+                self.kill_replica(replica, false);
+                self.queue.after(lasts, Event::StartReplica { replica });
+            }
+            Fault::KillEngine => {
+                if let Some(engine) = self.wanted.engine.filter(|e| self.engines[*e].alive) {
+                    self.kill_engine(engine, false);
+                    self.engine_lost();
+                }
+            }
+            Fault::Drain => {
+                if let Some(engine) = self.wanted.engine.filter(|e| self.engines[*e].alive) {
+                    self.engines[engine].draining = true;
+                    let now = now_of(self.queue.now());
+                    self.engines[engine].core.drain(now);
+                    self.act_engine(engine);
+                }
+            }
+            Fault::Move => self.move_engine(lasts),
+            Fault::CutOneWay => {
+                let to = self.random.index(self.nodes.len());
+                self.cut(node, to, lasts);
+            }
+            Fault::Isolate => {
+                for other in 0..self.nodes.len() {
+                    self.cut(node, other, lasts);
+                    self.cut(other, node, lasts);
+                }
+                if self.random.coin() {
+                    self.nodes[node].registry_cut = true;
+                    self.queue.after(lasts, Event::Mends(Mending::RegistryFor { node }));
+                }
+            }
+            Fault::RegistryDown => {
+                self.registry.up = false;
+                self.queue.after(lasts, Event::Mends(Mending::Registry));
+            }
+            Fault::Backup => {
+                self.registry.backup = Some((self.registry.version, self.registry.status.clone()));
+            }
+            Fault::Restore => self.restore_registry(),
+            Fault::AgentDown => {
+                self.nodes[node].agent_up = false;
+                self.queue.after(lasts, Event::Mends(Mending::Agent { node }));
+            }
+            Fault::Reboot => self.reboot(node, lasts),
+            Fault::PowerLoss => {
+                for node in 0..self.nodes.len() {
+                    self.reboot(node, lasts);
+                }
+            }
+            Fault::BadDisk => {
+                self.replicas[replica].bad_one_in = self.random.between(2, 60);
+                self.queue.after(lasts, Event::Mends(Mending::Disk { replica }));
+            }
+            Fault::DiskStalls => {
+                self.replicas[replica].stalled_until = self.queue.now() + lasts;
+            }
+            Fault::FlipMeta => {
+                self.kill_replica(replica, false);
+                let (spare, bit) = (self.random.one_in(3), self.random.index(4096 * 8));
+                self.replicas[replica].meta.flip(spare, bit);
+                self.queue.after(lasts / 2, Event::StartReplica { replica });
+                self.queue.after(lasts, Event::Mends(Mending::Meta { replica }));
+            }
+        }
+    }
+
+    fn cut(&mut self, from: usize, to: usize, lasts: u64) {
+        if from != to {
+            self.block(from, to, true);
+            self.queue.after(lasts, Event::Mends(Mending::Way { from, to }));
+        }
+    }
+
+    /// The volume is wanted elsewhere: the old engine is killed, drained, or left to find out by itself.
+    fn move_engine(&mut self, lasts: u64) {
+        let old = self.wanted.engine.filter(|engine| self.engines[*engine].alive);
+        match (old, self.random.below(3)) {
+            (Some(old), 0) => self.kill_engine(old, false),
+            (Some(old), 1) => {
+                self.engines[old].draining = true;
+                let now = now_of(self.queue.now());
+                self.engines[old].core.drain(now);
+                self.act_engine(old);
+                // Whether it has drained by then or not.
+                self.queue.after(lasts, Event::KillEngine { engine: old });
+            }
+            (Some(old), _) => self.queue.after(lasts + 20 * SEC, Event::KillEngine { engine: old }),
+            (None, _) => {}
+        }
+        let after = self.random.below(2 * SEC);
+        self.attach_anew(after);
+    }
+
+    fn reboot(&mut self, node: usize, lasts: u64) {
+        if !self.nodes[node].up {
+            return;
+        }
+        for engine in 0..self.engines.len() {
+            if self.engines[engine].node == node && self.engines[engine].alive {
+                self.kill_engine(engine, true);
+                if self.wanted.engine == Some(engine) {
+                    self.engine_lost();
+                }
+            }
+        }
+        for slot in 0..self.replicas.len() {
+            if self.replicas[slot].node != node {
+                continue;
+            }
+            self.kill_replica(slot, true);
+            let host = &mut self.replicas[slot];
+            host.meta.restarted(&mut self.random);
+            let marked = host.meta.load().map_or(true, |meta| meta.unflushed || meta.cache_lost);
+            let gone = host.image.restarted(&mut self.random);
+            host.lost |= marked;
+            if gone && !marked {
+                self.fail(format!(
+                    "r{}: something is gone, and its meta says that all was flushed",
+                    slot + 1
+                ));
+            }
+            trace!(self, "r{} lost {}", slot + 1, self.replicas[slot].lost);
+            self.queue.after(lasts + self.random.below(SEC), Event::StartReplica { replica: slot });
+        }
+        self.nodes[node].up = false;
+        self.nodes[node].boot += 1;
+        self.queue.after(lasts, Event::NodeUp { node });
+    }
+
+    pub(super) fn node_up(&mut self, node: usize) {
+        self.nodes[node].up = true;
+    }
+
+    pub(super) fn mends(&mut self, mending: Mending) {
+        match mending {
+            Mending::Way { from, to } => self.block(from, to, false),
+            Mending::Registry => self.registry.up = true,
+            Mending::RegistryFor { node } => self.nodes[node].registry_cut = false,
+            Mending::Agent { node } => self.nodes[node].agent_up = true,
+            Mending::Disk { replica } => self.replicas[replica].bad_one_in = 0,
+            Mending::Meta { replica } => self.replicas[replica].meta.mend(),
+        }
+    }
+
+    /// From here on nothing goes wrong any more.
+    pub(super) fn faults_stop(&mut self) {
+        trace!(self, "FAULTS STOP");
+        self.faults = false;
+        self.net.damage_one_in = 0;
+        self.net.slow_one_in = 0;
+        self.registry.lose_one_in = 0;
+        self.open_all_ways();
+        self.mends(Mending::Registry);
+        for node in 0..self.nodes.len() {
+            self.node_up(node);
+            self.mends(Mending::Agent { node });
+            self.mends(Mending::RegistryFor { node });
+        }
+        for replica in 0..self.replicas.len() {
+            self.mends(Mending::Disk { replica });
+            self.mends(Mending::Meta { replica });
+            self.replicas[replica].stalled_until = 0;
+            self.queue.after(100 * MS, Event::StartReplica { replica });
+        }
+        // Engines that nobody wants any more are ended by their agents.
+        for engine in 0..self.engines.len() {
+            if self.wanted.engine != Some(engine) {
+                self.queue.after(SEC, Event::KillEngine { engine });
+            }
+        }
+        if self.wanted.engine.is_none_or(|engine| !self.engines[engine].alive) {
+            self.want_engine(SEC);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Which world a seed makes.
+
+use super::queue::{MS, SEC, Time};
+use super::random::Random;
+
+/// Something that goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A connection breaks, within a frame perhaps.
+    Reset,
+    /// `kill -9`, and a start later.
+    KillReplica,
+    /// The same.
+    KillEngine,
+    /// The engine is asked to end, and the volume is attached again.
+    Drain,
+    /// The volume is wanted elsewhere; the old engine may live on.
+    Move,
+    /// Nothing gets from one node to another.
+    CutOneWay,
+    /// Nothing gets from a node, or to it.
+    Isolate,
+    /// The registry answers nobody.
+    RegistryDown,
+    /// Somebody keeps a copy of the record.
+    Backup,
+    /// And puts it back.
+    Restore,
+    /// A node's agent is away: nobody asks the registry, nothing is started.
+    AgentDown,
+    /// A node restarts: its processes are gone, and what was not synced.
+    Reboot,
+    /// All nodes restart.
+    PowerLoss,
+    /// A disk refuses reads, writes and fsyncs now and then.
+    BadDisk,
+    /// A disk takes its time.
+    DiskStalls,
+    /// A bit turns in a replica's meta or its spare.
+    FlipMeta,
+}
+
+/// A kind of world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Latency, and nothing else.
+    Calm,
+    /// Resets, killed processes, drains.
+    Processes,
+    /// Ways that are cut, engines that live on elsewhere, damaged frames.
+    Network,
+    /// Refusing, stalling disks, damaged metas.
+    Disks,
+    /// Nodes that restart.
+    Reboots,
+    /// The registry and agents come and go; old copies of the record.
+    Registry,
+    /// All of it.
+    All,
+}
+
+impl Kind {
+    /// Each.
+    pub const ALL: [Self; 7] =
+        [Self::Calm, Self::Processes, Self::Network, Self::Disks, Self::Reboots, Self::Registry, Self::All];
+}
+
+/// A world as its seed makes it.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Its kind.
+    pub kind: Kind,
+    /// How many replicas.
+    pub replicas: usize,
+    /// How many nodes.
+    pub nodes: usize,
+    /// Everything but engines elsewhere is on one of them.
+    pub one_node: bool,
+    /// The volume's regions, the last of which lacks `short_blocks`.
+    pub regions: u64,
+    /// See `regions`.
+    pub short_blocks: u64,
+    /// Clients' operations in flight.
+    pub depth: usize,
+    /// Operations at once.
+    pub burst: u64,
+    /// Between two bursts, in the mean.
+    pub client_every: Time,
+    /// See the engine's configuration.
+    pub replica_timeout_ms: u64,
+    /// See the engine's configuration.
+    pub suspend_timeout_s: u64,
+    /// The longest usual way.
+    pub latency_us: Time,
+    /// One in so many messages is slow.
+    pub slow_one_in: u64,
+    /// One in so many messages is damaged.
+    pub damage_one_in: u64,
+    /// One in so many of the registry's answers is lost.
+    pub lose_answers_one_in: u64,
+    /// Until the faults stop.
+    pub busy_for: Time,
+    /// From then on, until the volume must be healthy.
+    pub healthy_within: Time,
+    /// Between two faults, in the mean.
+    pub fault_every: Time,
+    /// Which, and how often.
+    pub faults: Vec<(Fault, u64)>,
+    /// Whether nodes restart.
+    pub reboots: bool,
+}
+
+fn mix(kind: Kind) -> Vec<(Fault, u64)> {
+    use Fault::{
+        AgentDown, Backup, BadDisk, CutOneWay, DiskStalls, Drain, FlipMeta, Isolate, KillEngine, KillReplica,
+        Move, PowerLoss, Reboot, RegistryDown, Reset, Restore,
+    };
+    match kind {
+        Kind::Calm => vec![(Drain, 1), (Reset, 1)],
+        Kind::Processes => vec![(Reset, 6), (KillReplica, 6), (KillEngine, 4), (Drain, 1), (DiskStalls, 1)],
+        Kind::Network => {
+            vec![(Reset, 4), (CutOneWay, 5), (Isolate, 4), (Move, 4), (KillReplica, 1), (RegistryDown, 1)]
+        }
+        Kind::Disks => {
+            vec![(BadDisk, 5), (DiskStalls, 4), (FlipMeta, 1), (KillReplica, 2), (KillEngine, 2), (Reset, 1)]
+        }
+        Kind::Reboots => {
+            vec![(Reboot, 6), (PowerLoss, 1), (Reset, 2), (KillReplica, 2), (KillEngine, 2), (Drain, 1)]
+        }
+        Kind::Registry => vec![
+            (RegistryDown, 5),
+            (AgentDown, 3),
+            (KillReplica, 4),
+            (KillEngine, 3),
+            (Move, 2),
+            (Backup, 2),
+            (Restore, 1),
+            (Isolate, 1),
+        ],
+        Kind::All => vec![
+            (Reset, 3),
+            (KillReplica, 3),
+            (KillEngine, 2),
+            (Drain, 1),
+            (Move, 2),
+            (CutOneWay, 2),
+            (Isolate, 2),
+            (RegistryDown, 2),
+            (Backup, 1),
+            (Restore, 1),
+            (AgentDown, 1),
+            (Reboot, 2),
+            (PowerLoss, 1),
+            (BadDisk, 2),
+            (DiskStalls, 2),
+            (FlipMeta, 1),
+        ],
+    }
+}
+
+impl Plan {
+    /// The world of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let kind = match random.below(16) {
+            0 => Kind::Calm,
+            1..=3 => Kind::Processes,
+            4..=6 => Kind::Network,
+            7..=8 => Kind::Disks,
+            9..=11 => Kind::Reboots,
+            12..=13 => Kind::Registry,
+            _ => Kind::All,
+        };
+        let replicas = [1, 2, 2, 2, 3, 3, 3, 3, 4, 5][random.index(10)];
+        let nodes = replicas + random.index(2);
+        let networked = matches!(kind, Kind::Network | Kind::All);
+        Self {
+            seed,
+            kind,
+            replicas,
+            nodes,
+            one_node: random.one_in(4),
+            // A few seeds have more than one group of regions in the write-intent map.
+            regions: if random.one_in(5) { random.between(17, 36) } else { random.between(1, 4) },
+            short_blocks: [0, 1, 50][random.index(3)],
+            depth: [1, 4, 16][random.index(3)],
+            burst: random.between(1, 8),
+            client_every: random.between(20, 120) * MS,
+            replica_timeout_ms: [1500, 3000, 8000][random.index(3)],
+            suspend_timeout_s: [5, 20, 300][random.index(3)],
+            latency_us: [100, 2000, 20_000][random.index(3)],
+            slow_one_in: [0, 50, 500][random.index(3)],
+            damage_one_in: if networked { [0, 100, 1000][random.index(3)] } else { 0 },
+            lose_answers_one_in: [0, 3, 10][random.index(3)],
+            busy_for: random.between(5, 30) * SEC,
+            healthy_within: 150 * SEC,
+            fault_every: random.between(100, 1500) * MS,
+            reboots: matches!(kind, Kind::Reboots | Kind::All),
+            faults: mix(kind),
+        }
+    }
+}

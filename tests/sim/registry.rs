@@ -1,0 +1,114 @@
+//! The registry: one record behind compare-and-swap, which engines reach through the agent of their node.
+
+use holdfast_dataplane::core::engine::RegistryOutcome;
+use holdfast_proto::ids::{Generation, Incarnation};
+use holdfast_proto::record::VolumeStatus;
+use uuid::Uuid;
+
+use super::engine::now_of;
+use super::queue::{MS, SEC};
+use super::world::{Event, World};
+
+/// How long an agent tries before it says that the registry cannot be reached.
+const REGISTRY_WITHIN: u64 = 5 * SEC;
+
+/// The record, and how the registry is at present.
+#[derive(Debug)]
+pub(super) struct Registry {
+    pub(super) version: u64,
+    pub(super) status: VolumeStatus,
+    pub(super) incarnation: u128,
+    pub(super) up: bool,
+    /// One in so many answers is lost.
+    pub(super) lose_one_in: u64,
+    /// Taken earlier, to be restored.
+    pub(super) backup: Option<(u64, VolumeStatus)>,
+}
+
+impl Registry {
+    /// The status as engines are told it.
+    pub(super) fn for_engine(&self) -> VolumeStatus {
+        VolumeStatus { incarnation: Incarnation(Uuid::from_u128(self.incarnation)), ..self.status.clone() }
+    }
+
+    /// What `engine_cas::execute` does.
+    fn execute(&mut self, expected: u64, wish: &VolumeStatus) -> RegistryOutcome {
+        let goes_back = wish.generation < self.status.generation
+            || wish.view.order() < self.status.view.order()
+            || wish.generation == Generation(0);
+        if goes_back || wish.incarnation != Incarnation(Uuid::from_u128(self.incarnation)) {
+            return self.conflict();
+        }
+        if self.version != expected {
+            let done = self.version > expected && self.status == *wish;
+            return if done { RegistryOutcome::Stored { version: self.version } } else { self.conflict() };
+        }
+        self.version += 1;
+        self.status = wish.clone();
+        RegistryOutcome::Stored { version: self.version }
+    }
+
+    fn conflict(&self) -> RegistryOutcome {
+        RegistryOutcome::Conflict { version: self.version, status: Box::new(self.for_engine()) }
+    }
+}
+
+impl World {
+    /// An engine asks its agent.
+    pub(super) fn ask(&mut self, engine: usize, ask: u64, expected: u64, status: VolumeStatus) {
+        let now = self.queue.now();
+        self.engines[engine].asks.insert(ask, (expected, status, now));
+        let delay = self.random.between(200, 20 * MS);
+        self.queue.after(delay, Event::Ask { engine, ask });
+    }
+
+    /// The agent executes it, now or later.
+    pub(super) fn executes(&mut self, engine: usize, ask: u64) {
+        let host = &self.engines[engine];
+        let Some((expected, wish, since)) = host.asks.get(&ask).cloned() else { return };
+        let node = host.node;
+        if !host.alive && self.random.coin() {
+            self.engines[engine].asks.remove(&ask);
+            return;
+        }
+        if !self.agent_is_up(node) {
+            self.queue.after(500 * MS, Event::Ask { engine, ask });
+            return;
+        }
+        let outcome = if self.registry_answers(node) {
+            let outcome = self.registry.execute(expected, &wish);
+            if self.random.one_in(self.registry.lose_one_in) {
+                self.queue.after(SEC, Event::Ask { engine, ask });
+                return;
+            }
+            outcome
+        } else if self.queue.now() - since < REGISTRY_WITHIN {
+            self.queue.after(SEC, Event::Ask { engine, ask });
+            return;
+        } else {
+            RegistryOutcome::Unreachable
+        };
+        trace!(self, "registry: e{engine} ask {ask} version {expected}: {outcome:?}");
+        self.engines[engine].asks.remove(&ask);
+        let delay = self.random.between(100, 5 * MS);
+        self.queue.after(delay, Event::Answer { engine, ask, outcome: Box::new(outcome) });
+    }
+
+    pub(super) fn answer_ask(&mut self, engine: usize, ask: u64, outcome: RegistryOutcome) {
+        if self.engines[engine].alive {
+            let now = now_of(self.queue.now());
+            self.engines[engine].core.registry_result(ask, outcome, now);
+            self.act_engine(engine);
+        }
+    }
+
+    /// An old backup is put in the place of the record: a new life of the registry.
+    pub(super) fn restore_registry(&mut self) {
+        if let Some((version, status)) = self.registry.backup.take() {
+            trace!(self, "registry restored to version {version}: {status:?}");
+            self.registry.version = version;
+            self.registry.status = status;
+            self.registry.incarnation += 1;
+        }
+    }
+}

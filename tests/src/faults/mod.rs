@@ -1,0 +1,11 @@
+//! Faults on demand: of the network, of disks, of processes; and schedules of them by a seed.
+
+pub mod disk;
+mod fs;
+pub mod plan;
+pub mod proxy;
+mod undo;
+
+pub use disk::{FaultyDisk, Trouble};
+pub use plan::{Fault, Planned, schedule};
+pub use proxy::{Network, Weather};
