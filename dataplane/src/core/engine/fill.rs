@@ -157,14 +157,28 @@ impl Fill {
             target.walk.cursor = 0;
         }
     }
-    /// The target has what the members have there.
-    pub(super) fn copied(&mut self, slot: usize, region: u64) {
-        if let Some(target) = self.target.as_mut().filter(|target| target.slot == slot) {
-            target.copied += u64::from(target.todo.contains(region));
-            target.todo.remove(region);
-            target.compare.remove(region);
-            target.done.insert(region);
-        }
+    /// Where the target may still have what no member knows of.
+    pub(super) fn uncompared(&self) -> Vec<u64> {
+        self.target.as_ref().map_or(Vec::new(), |target| target.compare.iter().collect())
+    }
+    /// The target's own write-intent map has been read.
+    pub(super) fn knows_target(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| match target.stage {
+            Stage::Asking | Stage::Refilling { .. } | Stage::Marking | Stage::Learning => false,
+            Stage::Copying | Stage::Flushing | Stage::HandingOver { .. } | Stage::Adding => true,
+        })
+    }
+    /// The target has what the members have there. Whether that was compared: then it may have written it, and nothing
+    /// but its own write-intent bit says so until a flush that begins now.
+    #[must_use]
+    pub(super) fn copied(&mut self, slot: usize, region: u64) -> bool {
+        let Some(target) = self.target.as_mut().filter(|target| target.slot == slot) else { return false };
+        let compared = target.compare.contains(region);
+        target.copied += u64::from(target.todo.contains(region));
+        target.todo.remove(region);
+        target.compare.remove(region);
+        target.done.insert(region);
+        compared
     }
     /// So many bytes of the copy or repair that is ending were sent.
     pub(super) fn moved(&mut self, bytes: u64) {

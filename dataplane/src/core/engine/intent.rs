@@ -32,7 +32,7 @@ pub(super) struct IntentClock {
     cover: Option<OpId>,
     /// Flushes before then cover nothing: a load that flushes often need not be looked at each time.
     next_cover: Now,
-    next_sweep: Now,
+    pub(super) next_sweep: Now,
     /// Something was written since the last sweep.
     busy: bool,
 }
@@ -55,6 +55,12 @@ impl IntentClock {
     #[cfg(test)]
     pub(super) fn fingerprint(&self, now: Now, h: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
+        if self.next_sweep == Now::MAX {
+            // Only a clean end clears anything, and does not tell them apart.
+            let mut all = self.hot.clone();
+            [&self.covering, &self.cold, &self.settled].iter().for_each(|map| all.insert_map(map));
+            return all.hash(h);
+        }
         (&self.hot, &self.covering, &self.cold, &self.settled, self.busy).hash(h);
         (self.cover.map(|cover| cover.slot), now >= self.next_cover, now >= self.next_sweep).hash(h);
     }
@@ -159,7 +165,18 @@ impl Engine {
                 self.intent.hot.insert(group);
             }
         }
-        for slot in slots((self.members | self.targets) & self.live) {
+        // What the one that is being filled may have written and no member has: until it was compared, only its own bits
+        // say so, and until they are read all of them are needed.
+        for region in self.fill.uncompared() {
+            let group = region / GROUP_REGIONS;
+            if groups.contains(group) && kept(Rule::ComparedBeforeCleared) {
+                groups.remove(group);
+                self.intent.hot.insert(group);
+            }
+        }
+        let knows = self.fill.knows_target() || !kept(Rule::ComparedBeforeCleared);
+        let targets = if knows { self.targets } else { 0 };
+        for slot in slots((self.members | targets) & self.live) {
             self.edit_map(slot, &groups, GROUP_BYTES, |words| MapEdit::Settled { words });
         }
     }

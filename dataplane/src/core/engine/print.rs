@@ -50,6 +50,10 @@ impl Engine {
     pub(crate) fn never_ping(&mut self) {
         self.next_heartbeat = Now::MAX;
     }
+    /// Write-intent bits are cleared by a clean end alone.
+    pub(crate) fn never_sweep(&mut self) {
+        self.intent.next_sweep = Now::MAX;
+    }
     pub(crate) fn is_serving(&self) -> bool {
         self.phase == Phase::Serving
     }

@@ -28,6 +28,15 @@ fn after(mut world: World, steps: &[Step]) -> World {
     world
 }
 
+/// As [`left_behind`], but the second engine begins without the first replica, which has the write.
+fn late() -> Vec<Step> {
+    let mut steps = serving(2);
+    steps.extend([Write(0), Deliver(0, 0), Start, Answer(1), Fence(1, 1), Tick(1), Fence(1, 0)]);
+    steps
+}
+
+/// Write-intent bits are swept.
+const SWEEPS: Kind = Kind { sweeps: true, ..DEAD };
 const TWO: Budget = Budget { engines: 2, ..ONE };
 
 macro_rules! hold {
@@ -46,6 +55,9 @@ hold! {
     two_engines_with_a_fault: fresh(2, DEAD, Budget { faults: 1, ..TWO });
     two_engines_with_a_kill: fresh(2, DEAD, Budget { kills: 1, ..TWO });
     two_engines_with_a_reboot: fresh(2, DEAD, Budget { reboots: 1, ..TWO });
+    intent_cleared_while_a_member_is_away: after(
+        fresh(2, SWEEPS, Budget { faults: 1, flushes: 1, ..ONE }), &serving(2));
+    intent_cleared_while_a_target_is_filled: after(fresh(2, SWEEPS, TWO), &late());
     two_engines_and_the_registry_away: fresh(2, DEAD, Budget { away: 1, ..TWO });
     two_engines_and_the_registry_restored: fresh(2, DEAD, Budget { restores: 1, ..TWO });
     a_clean_end_between: fresh(2, DEAD, Budget { detaches: 1, reads: 1, ..TWO });
@@ -107,6 +119,15 @@ need! {
     no_answer_while_a_view_is_on_its_way: AckCommitted, fresh(2, ALIVE, Budget { faults: 1, ..ONE });
     every_member_has_what_is_answered: AckByAll, fresh(2, ALIVE, ONE);
     a_minority_asks_the_registry: MinorityAsks, fresh(2, ALIVE, Budget { faults: 1, ..ONE });
+    intent_before_the_write: IntentFirst, fresh(2, DEAD, Budget { kills: 1, ..TWO });
+    dirty_before_intent_is_cleared: DirtyBeforeCleared,
+        after(fresh(2, SWEEPS, Budget { faults: 1, ..ONE }), &serving(2));
+    flushed_before_intent_is_cleared: FlushedBeforeCleared,
+        after(fresh(2, SWEEPS, Budget { reboots: 1, ..ONE }), &serving(2));
+    a_target_is_compared: TargetCompared, after(fresh(2, DEAD, TWO), &late());
+    compared_before_intent_is_cleared: ComparedBeforeCleared,
+        after(fresh(2, DEAD, Budget { detaches: 1, ..TWO }), &late());
+    dirty_maps_reach_back: BasisReaches, uncommitted_add(ALIVE, Budget { faults: 1, ..ONE });
     filled_before_it_is_added: FilledFirst, fresh(2, ALIVE, Budget { faults: 1, ..ONE });
 }
 

@@ -302,9 +302,6 @@ impl World {
         let uuid = InstanceUuid(uuid::Uuid::from_u128(uuid));
         let mut config = Config::new(SIZE, uuid);
         (config.replica_timeout, config.suspend_timeout, config.heartbeat) = (NEVER, NEVER, NEVER);
-        if !self.kind.sweeps {
-            config.intent_sweep = NEVER;
-        }
         let (version, status) = self.record.clone();
         self.engines.push(Running {
             engine: Engine::new(config, version, status),
@@ -317,8 +314,12 @@ impl World {
             ended: false,
         });
         let replicas = self.nodes.len();
+        let sweeps = self.kind.sweeps;
         self.tell(small(number), |engine, now| {
             engine.never_ping();
+            if !sweeps {
+                engine.never_sweep();
+            }
             engine.start(now);
             (0..replicas).for_each(|slot| engine.locate(id_of(slot), true, false, None, now));
         })?;

@@ -39,10 +39,17 @@ impl Engine {
         match (equal, op.work) {
             (false, _) => self.ask_source(id),
             (true, Work::Copy { target, .. }) => {
-                self.fill.copied(target, self.ops.get(id).offset / REGION_BYTES);
+                self.target_copied(target, self.ops.get(id).offset);
                 self.end_own(id, now);
             }
             (true, _) => self.repaired(id, now),
+        }
+    }
+
+    /// The target has what the members have in the region that begins here.
+    fn target_copied(&mut self, target: usize, offset: u64) {
+        if self.fill.copied(target, offset / REGION_BYTES) {
+            self.wrote(offset, 1);
         }
     }
 
@@ -126,7 +133,7 @@ impl Engine {
                 self.give_up_target(target, format!("a copy could not be written: {status:?}"), now);
             } else if op.ok & bit(target) != 0 {
                 self.fill.moved(op.len);
-                self.fill.copied(target, region);
+                self.target_copied(target, region * REGION_BYTES);
             }
         }
         self.end_own(id, now);
