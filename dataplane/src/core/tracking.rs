@@ -200,7 +200,10 @@ impl Tracking {
             let failed = std::mem::take(&mut dirty.paged.failed);
             dirty.paged.unwritten.extend(failed);
             for region in groups.iter().flat_map(|group| group * GROUP_REGIONS..(group + 1) * GROUP_REGIONS) {
-                if self.fresh.contains(region) && !dirty.paged.map.contains(region) && kept(Rule::DirtyBeforeCleared) {
+                if self.fresh.contains(region)
+                    && !dirty.paged.map.contains(region)
+                    && kept(Rule::DirtyBeforeCleared)
+                {
                     dirty.paged.map.insert(region);
                     dirty.paged.changed(region);
                 }

@@ -141,7 +141,8 @@ impl Fill {
     #[cfg(test)]
     pub(super) fn fingerprint(&self, now: Now, h: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
-        (self.repair_unknown, self.repair_cursor, self.repairs, self.copies, self.beginning, self.more).hash(h);
+        (self.repair_unknown, self.repair_cursor, self.repairs, self.copies, self.beginning, self.more)
+            .hash(h);
         self.budget.clone().may_start(now).hash(h);
         self.learn.hash(h);
         if let Some(t) = &self.target {

@@ -150,7 +150,11 @@ impl Engine {
     pub(super) fn reaching(&self, learn: &Learn, target: usize) -> Mask {
         let basis = self.peers[target].welcome.as_ref().and_then(|welcome| welcome.basis);
         slots(learn.mask)
-            .filter(|slot| learn.bases[*slot].zip(basis).is_some_and(|(base, basis)| base <= basis || !kept(Rule::BasisReaches)))
+            .filter(|slot| {
+                learn.bases[*slot]
+                    .zip(basis)
+                    .is_some_and(|(base, basis)| base <= basis || !kept(Rule::BasisReaches))
+            })
             .fold(0, |mask, slot| mask | bit(slot))
     }
 }

@@ -25,6 +25,7 @@ mod configure_tests;
 #[cfg(test)]
 mod directed_tests;
 mod fill;
+mod force;
 mod handover;
 mod intent;
 mod lag;
@@ -32,7 +33,6 @@ mod lease;
 #[cfg(test)]
 mod lease_tests;
 mod maps;
-mod force;
 mod ops;
 mod peers;
 #[cfg(test)]
@@ -57,9 +57,9 @@ pub use self::tag::OpId;
 use self::{
     configure::Configure,
     fill::Fill,
+    force::Forced,
     intent::IntentClock,
     lease::Lease,
-    force::Forced,
     ops::Ops,
     peers::Peer,
     view::{Phase, Proposal, Registry},

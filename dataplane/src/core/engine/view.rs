@@ -466,9 +466,10 @@ impl Engine {
     pub(super) fn needs_registry(&self, members: usize, configured: ReplicaSet) -> bool {
         let record = &self.registry.status;
         let minority = members < majority(configured.len()) && kept(Rule::MinorityAsks);
-        let record_minority = record.view.members.len() < majority(record.configured.len())
-            && kept(Rule::RecordMinority);
-        let after_flag = kept(Rule::Flag) && self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
+        let record_minority =
+            record.view.members.len() < majority(record.configured.len()) && kept(Rule::RecordMinority);
+        let after_flag =
+            kept(Rule::Flag) && self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
         minority || record_minority || after_flag
     }
 

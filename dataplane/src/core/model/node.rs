@@ -37,7 +37,12 @@ impl Frame {
     /// Whether a replica is another one after it.
     pub(super) fn changes(&self) -> bool {
         match self.header.kind {
-            Kind::Write | Kind::Trim | Kind::WriteZeroes | Kind::Flush | Kind::PersistView | Kind::EditMap => true,
+            Kind::Write
+            | Kind::Trim
+            | Kind::WriteZeroes
+            | Kind::Flush
+            | Kind::PersistView
+            | Kind::EditMap => true,
             Kind::Read | Kind::Ping | Kind::Extents | Kind::Digest | Kind::ReadMap => false,
         }
     }

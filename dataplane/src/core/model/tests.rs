@@ -122,12 +122,9 @@ need! {
     intent_before_the_write: IntentFirst, fresh(2, DEAD, Budget { kills: 1, ..TWO });
     dirty_before_intent_is_cleared: DirtyBeforeCleared,
         after(fresh(2, SWEEPS, Budget { faults: 1, ..ONE }), &serving(2));
-    flushed_before_intent_is_cleared: FlushedBeforeCleared,
-        after(fresh(2, SWEEPS, Budget { reboots: 1, ..ONE }), &serving(2));
     a_target_is_compared: TargetCompared, after(fresh(2, DEAD, TWO), &late());
     compared_before_intent_is_cleared: ComparedBeforeCleared,
         after(fresh(2, DEAD, Budget { detaches: 1, ..TWO }), &late());
-    dirty_maps_reach_back: BasisReaches, uncommitted_add(ALIVE, Budget { faults: 1, ..ONE });
     filled_before_it_is_added: FilledFirst, fresh(2, ALIVE, Budget { faults: 1, ..ONE });
 }
 

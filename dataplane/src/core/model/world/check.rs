@@ -171,13 +171,19 @@ impl World {
                 let theirs = other.core.meta();
                 let told = match member.lacks(other) {
                     Some(map) => map,
-                    None if newest.members.contains(theirs.replica) && !theirs.syncing && !theirs.cache_lost => {
+                    None if newest.members.contains(theirs.replica)
+                        && !theirs.syncing
+                        && !theirs.cache_lost =>
+                    {
                         member.intent() | other.intent()
                     }
                     None => continue,
                 };
                 if told == 0 {
-                    return Err(format!("{} and {} differ, and no map says so", meta.replica, theirs.replica));
+                    return Err(format!(
+                        "{} and {} differ, and no map says so",
+                        meta.replica, theirs.replica
+                    ));
                 }
             }
         }
