@@ -100,7 +100,8 @@ impl World {
         status: VolumeStatus,
     ) -> usize {
         // Promises are made to the process, not to the instance.
-        let process = InstanceUuid(Uuid::from_u128((1 << 64) + u128::try_from(self.engines.len()).unwrap_or(0)));
+        let process =
+            InstanceUuid(Uuid::from_u128((1 << 64) + u128::try_from(self.engines.len()).unwrap_or(0)));
         let mut config = Config::new(self.size, process);
         config.instance = uuid;
         config.replica_timeout = Duration::from_millis(self.plan.replica_timeout_ms);

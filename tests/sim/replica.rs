@@ -191,6 +191,7 @@ impl World {
             self.fail(format!("r{}: a damaged meta was opened", slot + 1));
             return;
         }
+        host.meta.sync_directory();
         let meta = match reopened(&meta, boot) {
             Some(next) => {
                 host.meta.replace(&next, Reached::Done);
@@ -258,7 +259,7 @@ impl World {
         self.tell_engines_where(slot);
     }
 
-    pub(super) fn to_control(&mut self, slot: usize, message: ToControl) {
+    pub(super) fn tell_control(&mut self, slot: usize, message: ToControl) {
         let delay = 5 + self.random.below(100);
         let host = &mut self.replicas[slot];
         let run = host.run;
@@ -268,7 +269,7 @@ impl World {
         }
     }
 
-    fn to_data(&mut self, slot: usize, message: ToData) {
+    fn tell_data(&mut self, slot: usize, message: ToData) {
         let delay = 5 + self.random.below(50);
         let host = &mut self.replicas[slot];
         let run = host.run;
@@ -316,21 +317,21 @@ impl World {
             }
             let Some(action) = open.core.poll_action() else { return };
             match action {
-                Action::DropSession => self.to_data(slot, ToData::Drop),
+                Action::DropSession => self.tell_data(slot, ToData::Drop),
                 Action::Persist { meta, begin } => {
                     open.persisting = Some((meta, begin));
                     let takes = 100 + self.random.below(5 * MS);
                     let at = (self.queue.now() + takes).max(self.replicas[slot].stalled_until);
                     self.queue.at(at, Event::Persisted { replica: slot, run });
                 }
-                Action::Track(tracked) => self.to_data(slot, ToData::Track(tracked)),
+                Action::Track(tracked) => self.tell_data(slot, ToData::Track(tracked)),
                 Action::AnswerView { ticket, status, reopen } => {
                     if reopen {
                         host.image.forget_clean();
                     }
                     if let Some(at) = open.views.iter().position(|(t, ..)| *t == ticket) {
                         let (_, conn, header) = open.views.swap_remove(at);
-                        self.to_data(slot, ToData::AnswerView { conn, header, status, reopen });
+                        self.tell_data(slot, ToData::AnswerView { conn, header, status, reopen });
                     }
                 }
                 Action::Refuse { ticket, refused } => {
@@ -348,7 +349,7 @@ impl World {
                     trace!(self, "r{} welcomes conn {conn}: {session:?}", slot + 1);
                     let boot = self.boot(self.replicas[slot].node);
                     self.send_to_engine(conn, Message::Welcome(welcome, boot));
-                    self.to_data(slot, ToData::Attach { conn, session });
+                    self.tell_data(slot, ToData::Attach { conn, session });
                 }
             }
         }
@@ -456,7 +457,7 @@ impl World {
                 }
                 self.conns[conn].replica_open = true;
                 if self.replicas[slot].open.is_some() {
-                    self.to_control(slot, ToControl::Engine { conn, hello });
+                    self.tell_control(slot, ToControl::Engine { conn, hello });
                 } else {
                     self.refuse(conn, absent(Generation(0), "its directory cannot be opened"));
                 }
@@ -505,7 +506,7 @@ impl World {
             self.queue.at(at, Event::Synced { replica: slot, run });
         }
         for message in said {
-            self.to_control(slot, message);
+            self.tell_control(slot, message);
         }
         self.write_pages(slot);
     }

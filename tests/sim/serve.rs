@@ -72,7 +72,7 @@ impl World {
             (Kind::Ping, _) => self.reply(slot, conn, header, Status::Ok),
             (Kind::PersistView, Payload::Bytes(bytes)) => match ViewUpdate::decode(&bytes) {
                 Ok(update) => {
-                    self.to_control(
+                    self.tell_control(
                         slot,
                         ToControl::View { conn, header: *header, update: Box::new(update) },
                     );
@@ -280,7 +280,7 @@ impl World {
         }
         if !ok {
             trace!(self, "r{} fsync failed", slot + 1);
-            self.to_control(slot, ToControl::SyncFailed);
+            self.tell_control(slot, ToControl::SyncFailed);
         }
         self.settle_replica(slot);
     }

@@ -134,7 +134,7 @@ enum Then {
 /// See the module's documentation.
 #[derive(Debug, Clone)]
 pub struct Replica {
-    /// As on stable storage, but for `failed`, which holds as soon as it is known.
+    /// As on stable storage, but for `failed`, which holds as soon as it is known, and where that is `doubtful`.
     meta: Meta,
     boot: BootId,
     session: u64,
@@ -143,6 +143,8 @@ pub struct Replica {
     /// Whether all data was on stable storage when the last session's I/O had ended.
     clean: bool,
     failed_while_syncing: bool,
+    /// The last write of `meta` failed: what is on stable storage may be that, or the one before.
+    doubtful: bool,
     work: VecDeque<Work>,
     state: State,
     actions: VecDeque<Action>,
@@ -165,13 +167,16 @@ impl Replica {
     #[must_use]
     pub fn new(meta: Meta, boot: BootId) -> Self {
         let clean = !meta.unflushed;
+        // A process before this one may have failed a flush since it was last told to begin anew: nothing says when.
+        let failed_while_syncing = meta.syncing && !meta.failed.is_empty();
         Self {
             meta,
             boot,
             session: 0,
             flush_sequence: 0,
             clean,
-            failed_while_syncing: false,
+            failed_while_syncing,
+            doubtful: false,
             work: VecDeque::new(),
             state: State::Idle,
             actions: VecDeque::new(),
@@ -195,7 +200,7 @@ impl Replica {
         (self.meta.promised, self.meta.promised_to, self.meta.view, self.meta.configured).hash(h);
         (self.meta.incarnation, self.meta.revision, self.meta.syncing, self.meta.boot).hash(h);
         (self.meta.unflushed, self.meta.cache_lost, self.meta.failed.is_empty()).hash(h);
-        (self.boot, self.clean, self.failed_while_syncing).hash(h);
+        (self.boot, self.clean, self.failed_while_syncing, self.doubtful).hash(h);
         (self.meta.basis, &self.meta.dirty).hash(h);
     }
 
@@ -265,6 +270,7 @@ impl Replica {
         let State::Persisting { next, begun, then } = std::mem::replace(&mut self.state, State::Idle) else {
             unreachable!("persisted without being asked to")
         };
+        self.doubtful = result.is_err();
         match result {
             Ok(()) => {
                 let before = std::mem::replace(&mut self.meta, *next);
@@ -388,7 +394,7 @@ impl Replica {
         if !kept(Rule::PromisePersists) {
             self.meta = next;
             self.welcome(ticket);
-        } else if next == self.meta {
+        } else if next == self.meta && !self.doubtful {
             self.welcome(ticket);
         } else {
             self.persist(next, Then::Welcome { ticket });
@@ -427,8 +433,9 @@ impl Replica {
     fn begin_view(&mut self, ticket: u64, generation: Generation, update: &ViewUpdate) {
         match self.check_view(generation, update) {
             Ok((next, begin)) => {
-                let reopen = next.syncing && !next.failed.is_empty();
-                if next == self.meta && begin.is_empty() {
+                // Everything it lacks is written anew, or a person wants it as it is.
+                let reopen = !self.meta.failed.is_empty() && (next.syncing || update.new_history);
+                if next == self.meta && begin.is_empty() && !self.doubtful {
                     self.answer_view(ticket, Status::Ok, reopen);
                 } else {
                     self.persist_maps(next, begin, Then::AnswerView { ticket, reopen });
@@ -450,7 +457,7 @@ impl Replica {
         if !same_history || (member && update.syncing) || !follows(&update.view, &meta.view) {
             return Err(Status::Invalid);
         }
-        if member && meta.syncing && self.failed_while_syncing {
+        if member && meta.syncing && self.failed_while_syncing && !update.new_history {
             return Err(Status::Failed);
         }
         // Only what has been filled and made a member is as good as the others again; neither a removal nor a view

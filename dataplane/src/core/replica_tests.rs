@@ -297,6 +297,26 @@ fn a_sync_whose_fsync_failed_does_not_end_in_membership() {
 }
 
 #[test]
+fn a_sync_that_another_process_began_after_a_failed_fsync_does_not_end_in_membership() {
+    // Its flushes fail from the beginning, and would go on to after the failure was forgotten.
+    let failed = Meta { syncing: true, failed: "EIO".to_owned(), view: view(4, 6, &[1]), ..meta() };
+    let mut replica = Replica::new(failed.clone(), BOOT);
+    assert_eq!(propose(&mut replica, 4, update(view(4, 7, &[1, 2]), false)), (Status::Failed, false));
+    assert_eq!(replica.meta().failed, "EIO");
+    assert_eq!(propose(&mut replica, 4, update(view(4, 8, &[1]), true)), (Status::Ok, true));
+    assert_eq!(propose(&mut replica, 4, update(view(4, 9, &[1, 2]), false)), (Status::Ok, false));
+    assert!(replica.meta().failed.is_empty() && !replica.meta().syncing);
+    // A person's word counts as before.
+    let mut forced = Replica::new(failed, BOOT);
+    let alone = ViewUpdate {
+        lineage: Lineage(Uuid::from_u128(4)),
+        new_history: true,
+        ..update(view(4, 7, &[2]), false)
+    };
+    assert_eq!(propose(&mut forced, 4, alone), (Status::Ok, true));
+}
+
+#[test]
 fn unflushed_is_set_once_per_session_and_cleared_when_clean() {
     let mut replica = Replica::new(meta(), BOOT);
     let (_, first) = take(&mut replica, hello(5, 6)).unwrap();
@@ -316,6 +336,23 @@ fn unflushed_is_set_once_per_session_and_cleared_when_clean() {
         panic!("expected the clean mark")
     };
     assert!(!next.unflushed);
+}
+
+#[test]
+fn after_a_write_of_meta_that_failed_nothing_counts_as_written_already() {
+    let mut replica = Replica::new(meta(), BOOT);
+    let (_, session) = take(&mut replica, hello(5, 6)).unwrap();
+    replica.handle_session_ended(session.number, true);
+    assert!(matches!(replica.poll_action(), Some(Action::Persist { .. })));
+    replica.handle_persisted(Err((Status::Io, "EIO".to_owned())));
+    // The clean mark may be there all the same: a restart of the node would then hide what the next session loses.
+    replica.handle_fence(2, hello(5, 6));
+    assert_eq!(replica.poll_action(), Some(Action::DropSession));
+    replica.handle_dropped(0, true);
+    let Some(Action::Persist { meta: next, .. }) = replica.poll_action() else { panic!("expected the mark") };
+    assert!(next.unflushed);
+    replica.handle_persisted(Ok(()));
+    assert!(matches!(replica.poll_action(), Some(Action::Welcome { .. })));
 }
 
 #[test]

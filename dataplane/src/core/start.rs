@@ -135,14 +135,17 @@ fn wait(missing: ReplicaSet, why: String) -> Decision {
 
 /// Members that may serve. In this order of preference: those that hold all they acknowledged; those whose node lost
 /// its cache with writes that no flush covered (where all did, that is a power loss: one is as good as another); those
-/// whose disk failed a flush or that are still being filled (consumers were told). A member that is left out is filled
-/// again: a flush must not be acknowledged by one that lacks what was written before it.
+/// whose disk failed a flush (consumers were told), again first those whose node kept its cache: what was acknowledged
+/// since is nowhere else; last, those that are still being filled. A member that is left out is filled again: a flush
+/// must not be acknowledged by one that lacks what was written before it.
 fn usable(present: ReplicaSet, fenced: &[(ReplicaId, &Welcome)]) -> ReplicaSet {
     let pick = |wanted: &dyn Fn(&Welcome) -> bool| -> ReplicaSet {
         fenced.iter().filter(|(id, w)| present.contains(*id) && wanted(w)).map(|(id, _)| *id).collect()
     };
     let sound = |w: &Welcome| w.failed.is_empty() && !w.syncing;
-    [pick(&|w| sound(w) && (!w.cache_lost || !kept(Rule::LostLeftOut))), pick(&sound)]
+    let filled = |w: &Welcome| !w.syncing;
+    let first = |w: &Welcome| sound(w) && (!w.cache_lost || !kept(Rule::LostLeftOut));
+    [pick(&first), pick(&sound), pick(&|w| filled(w) && !w.cache_lost), pick(&filled)]
         .into_iter()
         .find(|set| !set.is_empty())
         .unwrap_or(present)
@@ -304,6 +307,26 @@ pub(crate) mod tests {
         let lost = Welcome { cache_lost: true, ..welcome(v) };
         assert_eq!(members(&run(&record, Attached, &[(1, lost.clone()), (2, welcome(v))])), Some(set(&[2])));
         assert_eq!(members(&run(&record, Attached, &[(1, lost.clone()), (2, lost)])), Some(set(&[1, 2])));
+    }
+
+    #[test]
+    fn where_all_failed_a_flush_one_whose_node_lost_its_cache_is_left_out() {
+        // What both acknowledged since is in the other's cache only; a repair could take either for its source.
+        let v = view(1, 3, &[1, 2], true);
+        let record = status(&[1, 2], v);
+        let bad = Welcome { failed: "fsync".to_owned(), ..welcome(v) };
+        let lost = Welcome { cache_lost: true, ..bad.clone() };
+        assert_eq!(members(&run(&record, Attached, &[(1, lost.clone()), (2, bad)])), Some(set(&[2])));
+        assert_eq!(members(&run(&record, Attached, &[(1, lost.clone()), (2, lost)])), Some(set(&[1, 2])));
+    }
+
+    #[test]
+    fn one_that_is_being_filled_is_left_out_also_where_the_other_failed_a_flush() {
+        let v = view(1, 2, &[1, 2], false);
+        let record = status(&[1, 2], v);
+        let bad = Welcome { failed: "fsync".to_owned(), ..welcome(v) };
+        let filled = Welcome { syncing: true, ..welcome(view(1, 1, &[1], true)) };
+        assert_eq!(members(&run(&record, Attached, &[(1, bad), (2, filled)])), Some(set(&[1])));
     }
 
     #[test]

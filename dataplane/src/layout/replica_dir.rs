@@ -148,7 +148,7 @@ impl ReplicaDir {
     /// Opens and locks it.
     ///
     /// # Errors
-    /// When it is missing, damaged, foreign or held by another process.
+    /// When it is missing, damaged, foreign or held by another process, or cannot be synced.
     pub fn open(dir: &Path) -> Result<Self, ReplicaDirError> {
         let meta = read_meta(dir)?;
         let path = dir.join("lock");
@@ -174,6 +174,9 @@ impl ReplicaDir {
         }
         let this = Self { dir: dir.to_owned(), meta, _lock: lock };
         this.reserve_spare()?;
+        // An owner that ended in the middle may have exchanged the names and not synced that: what was read here counts
+        // as stored from now on, so a restart of the node must not bring back the one before.
+        sync_dir(dir)?;
         Ok(this)
     }
 

@@ -230,6 +230,63 @@ fn a_write_that_failed_while_a_member_has_it_is_not_passed_by_the_next() {
 }
 
 #[test]
+fn a_write_that_failed_is_not_read_from_those_left_before_their_view_counts() {
+    let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+    rig.engine.config.read_lease = Duration::from_secs(3600);
+    rig.disconnect(2);
+    rig.gone(2);
+    rig.answer_all(&[1]);
+    // The one that is left has it, and another engine may begin with the one that has it not.
+    let write = rig.write(0);
+    for _ in 0..302 {
+        rig.answer_all(&[1]);
+        rig.after(1);
+    }
+    assert_eq!(rig.completed, [(write, Outcome::Failed(Failure::Unavailable))]);
+    rig.answer_all(&[1]);
+    rig.engine.submit(Request::Read, 0, 4096, rig.now).unwrap();
+    rig.collect();
+    assert_eq!(rig.sent(1, Kind::Read), 0, "what it would see might go back");
+    rig.store();
+    assert_eq!((rig.engine.members, rig.sent(1, Kind::Read)), (0b01, 1));
+}
+
+#[test]
+fn one_that_was_to_be_added_and_left_again_counts_until_a_later_view_does() {
+    let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+    rig.disconnect(2);
+    rig.gone(2);
+    rig.answer_all(&[1]);
+    rig.store();
+    rig.connect(2);
+    for _ in 0..30 {
+        rig.answer_all(&[1, 2]);
+        if rig.engine.required() == 0b11 {
+            break;
+        }
+        rig.after(1);
+    }
+    assert_eq!((rig.engine.members, rig.engine.required(), rig.asks.len()), (0b01, 0b11, 1));
+    // Both have persisted that it is a member; the registry is away, and so is now that one.
+    rig.disconnect(2);
+    rig.gone(2);
+    for _ in 0..7 {
+        rig.answer_all(&[1]);
+        rig.after(1);
+    }
+    assert_eq!((rig.engine.required(), rig.engine.possible()), (0b01, 0b11));
+    assert!(!rig.engine.may_read(rig.now), "an engine that began with it may serve by now");
+    rig.engine.differ(0, 4096);
+    assert!(rig.engine.unrepaired.contains(0), "it may have less than the one that is left");
+    // The record has the view with it, and then the one without.
+    rig.store();
+    rig.store();
+    rig.answer_all(&[1]);
+    assert_eq!((rig.engine.members, rig.engine.possible()), (0b01, 0b01));
+    assert!(rig.engine.may_read(rig.now));
+}
+
+#[test]
 fn what_is_left_to_compare_ends_with_the_second_to_last_member() {
     let mut rig = Rig::serving(2, 400_000 * REGION_BYTES, false);
     assert_eq!(rig.engine.unrepaired.count(), 400_000);
@@ -245,26 +302,6 @@ fn what_is_left_to_compare_ends_with_the_second_to_last_member() {
     rig.after(1);
     rig.answer_all(&[1]);
     assert!(rig.engine.unrepaired.is_empty());
-}
-
-#[test]
-fn what_was_not_compared_is_not_read_from_those_left_before_their_view_counts() {
-    // More regions than are compared at a time: the last one's turn has not come.
-    let mut rig = Rig::serving(2, 8 * REGION_BYTES, false);
-    for id in [1, 2] {
-        rig.answer(id, Kind::Extents, Status::Ok);
-    }
-    rig.disconnect(2);
-    rig.gone(2);
-    rig.answer(1, Kind::PersistView, Status::Ok);
-    assert_eq!(rig.asks.len(), 1, "one of two needs the registry, which has not answered");
-    rig.engine.submit(Request::Read, 7 * REGION_BYTES, 4096, rig.now).unwrap();
-    rig.collect();
-    rig.answer_all(&[1]);
-    assert!(rig.completed.is_empty(), "r2 may differ, and the next engine may begin with it");
-    rig.store();
-    rig.answer_all(&[1]);
-    assert_eq!(rig.completed.len(), 1);
 }
 
 #[test]
@@ -450,4 +487,104 @@ fn suspended_io_fails_after_its_time_while_the_engine_lives_and_goes_on_when_mem
     rig.answer_all(&[1, 2]);
     assert!(matches!(rig.completed[..], [(_, Outcome::Done)]), "{:?}", rig.completed);
     assert_ne!(rig.engine.report(rig.now).state, EngineState::Suspended);
+}
+
+impl Rig {
+    fn flush(&mut self) -> OpId {
+        let op = self.engine.submit(Request::Flush, 0, 0, self.now).unwrap();
+        self.collect();
+        op
+    }
+
+    /// It is back, and its node has restarted.
+    fn connect_rebooted(&mut self, replica: u32) {
+        self.session += 1;
+        let welcome = start_tests::welcome(self.engine.registry.status.view);
+        let welcome = Welcome { size_bytes: self.size, cache_lost: true, ..welcome };
+        let (generation, boot) = (self.engine.generation(), BootId(uuid::Uuid::from_u128(2)));
+        self.engine.connected(ReplicaId(replica), self.session, generation, welcome, boot, self.now);
+        self.collect();
+    }
+
+    /// The first replica alone is a member; the second one was filled, and a view with it is proposed.
+    fn adding_the_second() -> Self {
+        let mut rig = Self::serving(2, REGION_BYTES, true);
+        rig.disconnect(2);
+        rig.gone(2);
+        rig.answer_all(&[1]);
+        rig.store();
+        assert_eq!(rig.engine.members, 0b01);
+        rig.write(0);
+        rig.answer_all(&[1]);
+        rig.connect(2);
+        for _ in 0..200 {
+            if rig.engine.proposal.is_some() {
+                return rig;
+            }
+            match rig.frames.first().copied() {
+                Some((id, _, header)) => rig.answer(id, header.kind, Status::Ok),
+                None => rig.after(1),
+            }
+        }
+        panic!("it is never proposed to be added: {:?}", rig.frames);
+    }
+}
+
+#[test]
+fn the_last_member_that_lost_its_cache_ends_the_engine_also_while_another_is_being_added() {
+    let mut rig = Rig::adding_the_second();
+    rig.disconnect(1);
+    rig.connect_rebooted(1);
+    assert_eq!(rig.engine.phase, view::Phase::Ended, "{:?}", rig.engine.peers);
+}
+
+#[test]
+fn a_flush_that_only_the_one_being_added_has_waits_for_its_view() {
+    for becomes_a_member in [true, false] {
+        let mut rig = Rig::adding_the_second();
+        let flush = rig.flush();
+        rig.answer(2, Kind::Flush, Status::Ok);
+        rig.answer(1, Kind::Flush, Status::Failed);
+        assert!(rig.engine.peers[0].failed.is_none(), "{:?}", rig.engine.peers[0]);
+        rig.answer(1, Kind::PersistView, Status::Ok);
+        assert!(!rig.completed.iter().any(|(op, _)| *op == flush), "nothing counts yet");
+        if becomes_a_member {
+            rig.answer(2, Kind::PersistView, Status::Ok);
+            rig.store();
+            assert_eq!(rig.engine.members, 0b11);
+            assert!(!rig.completed.iter().any(|(op, _)| *op == flush), "the first has not left yet");
+            rig.answer_all(&[2]);
+            rig.store();
+            assert_eq!(rig.engine.members, 0b10);
+            assert!(rig.completed.contains(&(flush, Outcome::Done)), "{:?}", rig.completed);
+        } else {
+            rig.answer(2, Kind::PersistView, Status::Failed);
+            rig.answer_all(&[1]);
+            rig.store();
+            assert_eq!(rig.engine.members, 0b01);
+            let failed = (flush, Outcome::Failed(Failure::Io));
+            assert!(rig.completed.contains(&failed), "{:?}", rig.completed);
+        }
+    }
+}
+
+#[test]
+fn what_a_lost_cache_acknowledged_does_not_make_the_other_member_leave() {
+    let mut rig = Rig::serving(2, REGION_BYTES, true);
+    rig.write(0);
+    rig.answer_all(&[1, 2]);
+    let flush = rig.flush();
+    rig.answer(2, Kind::Flush, Status::Ok);
+    rig.disconnect(2);
+    rig.disconnect(1);
+    rig.gone(2);
+    rig.gone(1);
+    rig.connect_rebooted(2);
+    rig.connect(1);
+    rig.answer(1, Kind::Flush, Status::Failed);
+    assert!(rig.completed.contains(&(flush, Outcome::Failed(Failure::Io))), "{:?}", rig.completed);
+    rig.after(2);
+    rig.answer_all(&[1]);
+    rig.store();
+    assert_eq!(rig.engine.members, 0b01);
 }

@@ -115,9 +115,9 @@ impl Engine {
 }
 
 impl Engine {
-    /// Whose answers the lease needs: those of the committed view, and those of the one that may follow it.
+    /// Whose answers the lease needs: those of the committed view, and those of any that may follow it.
     fn lease_from(&self) -> Mask {
-        self.members | self.required()
+        self.possible()
     }
 
     /// Whether a read may be sent now.

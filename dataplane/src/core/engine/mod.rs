@@ -486,4 +486,10 @@ impl Engine {
     fn required(&self) -> Mask {
         self.proposal.as_ref().map_or(self.members, |proposal| proposal.members)
     }
+
+    /// With whom the next engine may begin, should this one end now: the members of the committed view, and of every view
+    /// that was proposed since. One that was to be added and left again knows of a view with it, until a later one counts.
+    fn possible(&self) -> Mask {
+        self.members | self.proposal.as_ref().map_or(0, |proposal| proposal.named)
+    }
 }

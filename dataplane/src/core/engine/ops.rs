@@ -636,7 +636,8 @@ impl Engine {
         for id in clients {
             let op = self.ops.get(id);
             let (mutates, stage, in_flight) = (op.mutates(), op.stage, op.pending & self.live);
-            if mutates && stage == Stage::Main {
+            // Also where all that are asked have it, and only the view is missing: whoever that leaves out has it not.
+            if mutates && matches!(stage, Stage::Main | Stage::Acknowledged) {
                 let (offset, len) = op.cover();
                 self.differ(offset, len);
             }

@@ -241,14 +241,16 @@ impl Engine {
         let rebooted = (peer.lost && kept(Rule::LostStays))
             || (peer.boot != former_boot && unflushed && kept(Rule::BootId));
         let broken = peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty());
-        let others = self.required() & !bit(slot);
+        let others = self.required() & !bit(slot) & !self.unsure_target();
         let alone = slots(others).all(|other| self.peers[other].failed.is_some());
         // The last member stays although a flush failed on it: consumers were told, and no copy is better.
         if rebooted || (broken && !alone) {
             let reason = if rebooted { "its node restarted before a flush" } else { "a flush failed on it" };
             self.peers[slot].lost = rebooted;
-            if slots(self.required()).all(|member| self.peers[member].lost) {
-                // Consumers believe in writes that are in no cache any more.
+            let sure = self.required() & !self.unsure_target();
+            if slots(sure).all(|member| self.peers[member].lost) {
+                // Consumers believe in writes that are in no cache any more. (What one has that is not known to be a
+                // member does not count: no view follows with it alone.)
                 self.end(Ending::CacheLost, now);
                 return;
             }

@@ -32,7 +32,7 @@ impl Engine {
     /// filled.
     pub(super) fn differ(&mut self, offset: u64, len: u64) {
         // Whoever is about to leave has not left, and may be in the next engine's first view.
-        if (self.members | self.required()).count_ones() > 1 {
+        if self.possible().count_ones() > 1 {
             self.unrepaired.insert_bytes(offset, len);
             self.fill.repair_cursor = 0;
             // The map that is being read may have been answered before.

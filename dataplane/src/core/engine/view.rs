@@ -114,7 +114,7 @@ impl Proposal {
     pub(super) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
         (self.view, self.members, self.reason, self.persisted, self.by_registry).hash(h);
-        (self.configured, self.lineage).hash(h);
+        (self.configured, self.lineage, self.named).hash(h);
     }
 }
 
@@ -149,6 +149,8 @@ pub(super) struct Telling {
 pub(super) struct Proposal {
     pub(super) view: View,
     pub(super) members: Mask,
+    /// Its members, and those of the proposals before it that never counted.
+    pub(super) named: Mask,
     /// The configured set under this view.
     pub(super) configured: ReplicaSet,
     /// The history under this view, where it begins a new one.
@@ -400,6 +402,7 @@ impl Engine {
         self.proposal = Some(Proposal {
             view: newest,
             members,
+            named: members,
             configured: self.configured,
             lineage: None,
             reason: Reason::Start,
@@ -445,9 +448,11 @@ impl Engine {
             needs_registry,
         };
         let mask = self.mask_of(&members);
+        let named = self.proposal.as_ref().map_or(0, |before| before.named) | mask;
         self.proposal = Some(Proposal {
             view,
             members: mask,
+            named,
             configured,
             lineage,
             reason,
@@ -671,12 +676,8 @@ impl Engine {
             self.proposal = None;
             return self.view_committed(now);
         }
-        if let Some(Proposal { reason: Reason::Add { target }, persisted, .. }) = &self.proposal
-            && remain == bit(*target)
-            && persisted & remain == 0
-        {
-            // It may refuse to be a member (its disk failed while it was filled), and then no view could follow: the
-            // others are waited for, as if its filling had not ended.
+        if remain == self.unsure_target() {
+            // The others are waited for, as if its filling had not ended.
             return;
         }
         let members = self.set_of(remain);
@@ -685,6 +686,15 @@ impl Engine {
             Some(_) | None => (Reason::Remove, false),
         };
         self.propose(members, reason, by_registry, now);
+    }
+
+    /// Whoever is being added and has not said yet that it is a member: it may refuse to be (its disk failed while it was
+    /// filled), and where it were alone, no view could follow.
+    pub(super) fn unsure_target(&self) -> Mask {
+        match &self.proposal {
+            Some(Proposal { reason: Reason::Add { target }, persisted, .. }) => bit(*target) & !persisted,
+            Some(_) | None => 0,
+        }
     }
 
     /// What the registry could not take is asked again.

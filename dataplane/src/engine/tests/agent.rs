@@ -48,7 +48,7 @@ pub(super) fn new_volume(replicas: u32) -> Registry {
         lineage: Lineage::random(),
         generation: Generation(0),
         engine_uuid: InstanceUuid::nil(),
-            engine_instance: InstanceUuid::nil(),
+        engine_instance: InstanceUuid::nil(),
         view: View { generation: Generation(0), epoch: Epoch(0), members: configured, needs_registry: false },
         configured,
         clean: true,

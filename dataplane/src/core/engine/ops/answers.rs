@@ -217,8 +217,16 @@ impl Engine {
             self.give_up_target(slot, format!("a write or flush failed: {status:?}"), now);
         }
         let required = self.required();
+        let lost = slots(required).filter(|slot| self.peers[*slot].lost);
+        let lost = lost.fold(0, |mask, slot| mask | bit(slot));
+        // What was acknowledged from a cache that is gone is nobody's word any more.
+        self.ops.get_mut(id).ok &= !lost;
         let op = self.ops.get(id);
         let (failed, ok, status) = (op.failed & required, op.ok & required, op.status);
+        if failed != 0 && ok != 0 && ok & !self.unsure_target() == 0 {
+            // Only one has it that may yet refuse to be a member: who leaves is known once its view counts, or another.
+            return self.acknowledge(id, now);
+        }
         if failed != 0 && ok != 0 {
             // Their answer is owed again, until a view without them is committed.
             self.ops.get_mut(id).pending = failed;
@@ -289,7 +297,14 @@ impl Engine {
     /// A view was committed: what is no longer needed is dropped, what waited for it is answered.
     pub(in crate::core::engine) fn view_committed(&mut self, now: Now) {
         for id in std::mem::take(&mut self.ops.acknowledged) {
-            self.acknowledge(id, now);
+            let op = self.ops.get_mut(id);
+            if op.failed & self.members != 0 && op.ok & self.members != 0 {
+                // Whoever has it has become a member: those that failed leave before the answer.
+                op.stage = Stage::Main;
+                self.settle_main(id, now);
+            } else {
+                self.acknowledge(id, now);
+            }
         }
         let keep = self.members | self.targets;
         self.drop_pending(!keep, now);

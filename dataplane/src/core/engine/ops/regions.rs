@@ -9,7 +9,7 @@ impl Engine {
     pub(super) fn repair(&mut self, id: u32, now: Now) {
         // With the one that is about to be added: from its proposal on it must hold whatever the others do.
         let members = self.required();
-        if self.members & !members != 0 && kept(Rule::RepairWaits) {
+        if self.possible() & !members != 0 && kept(Rule::RepairWaits) {
             // Whoever is about to leave has not left: should that view never count, the next engine may start with it,
             // and what was read from the others meanwhile would not be read again. `view_committed` goes on.
             self.ops.get_mut(id).stage = Stage::Held;
@@ -107,7 +107,7 @@ impl Engine {
         if self.ops.get(id).failed != 0 {
             return self.own_failed(id, now);
         }
-        if self.members & !self.required() != 0 && kept(Rule::RepairWaits) {
+        if self.possible() & !self.required() != 0 && kept(Rule::RepairWaits) {
             // A view without a member is on its way. Until it counts, another engine may begin with that member, which
             // may differ: what would be read here could go back. It is compared again when the view has committed.
             let op = self.ops.get_mut(id);
