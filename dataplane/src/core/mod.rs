@@ -3,9 +3,12 @@
 
 pub mod engine;
 pub mod flush;
+#[cfg(test)]
+mod model;
 pub mod range_lock;
 pub mod rebuild_budget;
 pub mod region_map;
 pub mod replica;
+mod rules;
 pub mod start;
 pub mod tracking;

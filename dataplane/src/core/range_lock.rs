@@ -24,7 +24,7 @@ impl Entry {
 }
 
 /// The table.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct RangeLock {
     entries: Vec<Entry>,
 }
@@ -34,6 +34,18 @@ impl RangeLock {
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Self { entries: Vec::with_capacity(capacity) }
+    }
+
+    /// What the model checker tells states apart by.
+    #[cfg(test)]
+    pub(crate) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by_key(|e| e.op);
+        for e in entries {
+            h.write_u32(e.op);
+            h.write_u64(e.start << 32 | e.end << 16 | u64::from(e.blockers) << 1 | u64::from(e.exclusive));
+        }
+        h.write_u8(0);
     }
 
     /// Queues `op` behind all that conflict with it. True: it runs now.

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use holdfast_proto::ids::{BootId, Generation, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View};
 
+use super::rules::{Rule, kept};
 use crate::layout::Meta;
 use crate::layout::meta::DirtyMap;
 use crate::wire::Status;
@@ -98,7 +99,7 @@ pub struct Session {
     pub generation: Generation,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Work {
     Fence { ticket: u64, hello: Box<Hello> },
     View { ticket: u64, generation: Generation, update: Box<ViewUpdate> },
@@ -106,7 +107,7 @@ enum Work {
     Clean { session: u64 },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum State {
     Idle,
     /// Waits for the end of the older connection's I/O.
@@ -122,7 +123,7 @@ enum State {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Then {
     Welcome { ticket: u64 },
     AnswerView { ticket: u64, reopen: bool },
@@ -131,7 +132,7 @@ enum Then {
 }
 
 /// See the module's documentation.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Replica {
     /// As on stable storage, but for `failed`, which holds as soon as it is known, and where that is `doubtful`.
     meta: Meta,
@@ -186,6 +187,21 @@ impl Replica {
     #[must_use]
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// What the model checker tells states apart by, between two events: there is no work then. Session numbers and
+    /// flush sequences are left out: only equality with the present one is ever asked.
+    #[cfg(test)]
+    pub(crate) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        assert!(self.is_idle());
+        let Meta { node: _, volume: _, volume_name: _, replica: _, size_bytes: _, lineage: _, .. } =
+            &self.meta;
+        (self.meta.promised, self.meta.promised_to, self.meta.view, self.meta.configured).hash(h);
+        (self.meta.incarnation, self.meta.revision, self.meta.syncing, self.meta.boot).hash(h);
+        (self.meta.unflushed, self.meta.cache_lost, self.meta.failed.is_empty()).hash(h);
+        (self.boot, self.clean, self.failed_while_syncing, self.doubtful).hash(h);
+        (self.meta.basis, &self.meta.dirty).hash(h);
     }
 
     /// Whether there is nothing to do.
@@ -348,7 +364,7 @@ impl Replica {
             return identity(format!("this data is of lineage {}, not {}", meta.lineage, hello.lineage));
         }
         let foreign = hello.generation == meta.promised && hello.engine != meta.promised_to;
-        if hello.generation < meta.promised || foreign {
+        if (hello.generation < meta.promised || foreign) && kept(Rule::Refuse) {
             let reason = format!(
                 "promised to generation {} of engine {}, not to generation {} of engine {}",
                 meta.promised, meta.promised_to, hello.generation, hello.engine
@@ -375,7 +391,10 @@ impl Replica {
             boot: self.boot,
             ..self.meta.clone()
         };
-        if next == self.meta && !self.doubtful {
+        if !kept(Rule::PromisePersists) {
+            self.meta = next;
+            self.welcome(ticket);
+        } else if next == self.meta && !self.doubtful {
             self.welcome(ticket);
         } else {
             self.persist(next, Then::Welcome { ticket });

@@ -1,9 +1,10 @@
 //! May an engine start, and with which members? Pure, from what it fenced and what the registry says.
 //! The rules and why each is needed: `docs/replication.md`.
 
-use holdfast_proto::ids::ReplicaId;
+use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
 
+use super::rules::{Rule, kept};
 use crate::wire::handshake::Welcome;
 
 /// More than half of `configured` replicas.
@@ -60,7 +61,8 @@ pub fn decide(
 ) -> Decision {
     let here: ReplicaSet = fenced.iter().map(|(id, _)| *id).collect();
     let (newest, its_configured) = newest(record, fenced.iter().map(|(_, welcome)| *welcome));
-    let gone_back = fenced.iter().any(|(_, w)| w.incarnation != record.incarnation || w.revision > version);
+    let heard_more = |w: &Welcome| w.incarnation != record.incarnation || w.revision > version;
+    let gone_back = kept(Rule::WentBackNeedsAll) && fenced.iter().any(|(_, w)| heard_more(w));
     let record_counts = registry == RegistryState::Attached && !gone_back;
     let configured = if record_counts { record.configured } else { its_configured };
     let (count, maj) = (configured.len(), majority(configured.len()));
@@ -75,10 +77,10 @@ pub fn decide(
     let all_here = away.is_empty();
     let allowed = match registry {
         RegistryState::Unreachable => {
-            if !all_here {
+            if !all_here && kept(Rule::AwayNeedsAll) {
                 return wait(away, "the registry cannot be reached, so every replica is needed".to_owned());
             }
-            if newest.needs_registry {
+            if newest.needs_registry && kept(Rule::Flag) {
                 return wait(
                     ReplicaSet::new(),
                     format!("view {newest} can only be followed with the registry"),
@@ -99,7 +101,7 @@ pub fn decide(
         RegistryState::Attached => {
             let minority =
                 record.view.members.len() < maj && !record.view.members.intersection(&here).is_empty();
-            configured.intersection(&here).len() > count - maj || minority
+            configured.intersection(&here).len() > count - maj || minority || !kept(Rule::StartQuorum)
         }
     };
     if !allowed {
@@ -118,8 +120,13 @@ pub(crate) fn newest<'a>(
 ) -> (View, ReplicaSet) {
     // Of equal views the record's: a replica that was made later was told the same.
     fenced.fold((record.view, record.configured), |best, welcome| {
-        if welcome.view.order() > best.0.order() { (welcome.view, welcome.configured) } else { best }
+        if order(&welcome.view) > order(&best.0) { (welcome.view, welcome.configured) } else { best }
     })
+}
+
+/// What tells which of two views is the newer one.
+fn order(view: &View) -> (Generation, Epoch) {
+    if kept(Rule::GenerationOrders) { view.order() } else { (Generation(0), view.epoch) }
 }
 
 fn wait(missing: ReplicaSet, why: String) -> Decision {
@@ -137,7 +144,8 @@ fn usable(present: ReplicaSet, fenced: &[(ReplicaId, &Welcome)]) -> ReplicaSet {
     };
     let sound = |w: &Welcome| w.failed.is_empty() && !w.syncing;
     let filled = |w: &Welcome| !w.syncing;
-    [pick(&|w| sound(w) && !w.cache_lost), pick(&sound), pick(&|w| filled(w) && !w.cache_lost), pick(&filled)]
+    let first = |w: &Welcome| sound(w) && (!w.cache_lost || !kept(Rule::LostLeftOut));
+    [pick(&first), pick(&sound), pick(&|w| filled(w) && !w.cache_lost), pick(&filled)]
         .into_iter()
         .find(|set| !set.is_empty())
         .unwrap_or(present)
@@ -146,7 +154,7 @@ fn usable(present: ReplicaSet, fenced: &[(ReplicaId, &Welcome)]) -> ReplicaSet {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use holdfast_proto::ids::{Epoch, Generation, Incarnation, InstanceUuid, Lineage};
+    use holdfast_proto::ids::{Incarnation, InstanceUuid, Lineage};
 
     pub(crate) fn set(ids: &[u32]) -> ReplicaSet {
         ids.iter().map(|id| ReplicaId(*id)).collect()

@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
 
 use super::region_map::{RegionMap, regions_of};
+use super::rules::{Rule, kept};
 use crate::layout::bitmap::{PAGE_BITS, PAGE_WORDS, page_of};
 use crate::units::{GROUP_BYTES, GROUP_REGIONS, REGION_BYTES, to_usize};
 
@@ -199,13 +200,26 @@ impl Tracking {
             let failed = std::mem::take(&mut dirty.paged.failed);
             dirty.paged.unwritten.extend(failed);
             for region in groups.iter().flat_map(|group| group * GROUP_REGIONS..(group + 1) * GROUP_REGIONS) {
-                if self.fresh.contains(region) && !dirty.paged.map.contains(region) {
+                if self.fresh.contains(region)
+                    && !dirty.paged.map.contains(region)
+                    && kept(Rule::DirtyBeforeCleared)
+                {
                     dirty.paged.map.insert(region);
                     dirty.paged.changed(region);
                 }
             }
         }
         self.finish_clearing();
+    }
+
+    /// Forgets what pages had that have been written: for the model checker, so that equal states are.
+    #[cfg(test)]
+    pub(crate) fn normalise(&mut self) {
+        for paged in self.dirty.iter_mut().map(|dirty| &mut dirty.paged).chain([&mut self.intent]) {
+            if paged.in_flight.is_none() {
+                paged.snapshot = Vec::new();
+            }
+        }
     }
 
     fn finish_clearing(&mut self) {

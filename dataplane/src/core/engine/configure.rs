@@ -18,6 +18,7 @@ const PLACES_MAX: usize = 2 * ReplicaSet::CAPACITY;
 
 /// A replica that the volume is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Wanted {
     /// Which.
     pub replica: ReplicaId,
@@ -25,7 +26,8 @@ pub struct Wanted {
     pub replaces: ReplicaSet,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(Hash))]
 struct Place {
     replica: ReplicaId,
     known: bool,
@@ -34,7 +36,8 @@ struct Place {
 }
 
 /// What is wanted, and what is known of replicas that are not configured yet.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) struct Configure {
     /// Empty: nobody said, and all stays as it is.
     wanted: Vec<Wanted>,

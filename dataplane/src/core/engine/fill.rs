@@ -18,6 +18,7 @@ use super::view::Phase;
 use super::{Config, Engine, Mask, Now, bit, slots};
 use crate::core::rebuild_budget::{Limits, RebuildBudget};
 use crate::core::region_map::{RegionMap, region_bytes};
+use crate::core::rules::{Rule, kept};
 use crate::core::tracking::Order;
 use crate::units::REGION_BYTES;
 use crate::wire::header::Status;
@@ -33,6 +34,7 @@ const PROGRESS_REGIONS: u64 = 1024;
 
 /// A walk over the volume that finds out where there is data.
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(test, derive(Hash))]
 struct Walk {
     /// Up to here it is known.
     known_to: u64,
@@ -44,6 +46,7 @@ struct Walk {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Stage {
     /// The members are asked how far back their maps of it go.
     Asking,
@@ -63,7 +66,7 @@ enum Stage {
     Adding,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Target {
     slot: usize,
     stage: Stage,
@@ -85,7 +88,8 @@ struct Target {
 
 /// What a new member is told of an absent replica: its maps begin with every region, and lose those that the members
 /// know it to have as soon as the view counts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) struct HandedOver {
     pub(super) slot: usize,
     pub(super) base: Order,
@@ -102,7 +106,7 @@ pub(super) struct Moved {
 }
 
 /// What is going on in the background.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Fill {
     volume_bytes: u64,
     /// Where members may differ is not known yet.
@@ -146,6 +150,21 @@ impl Fill {
             more: false,
         }
     }
+    /// What the model checker tells states apart by: without what is only reported, and of times only whether they
+    /// have come. Of the budget only whether it lets another copy begin; how quick clients are is not in the model.
+    #[cfg(test)]
+    pub(super) fn fingerprint(&self, now: Now, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        (self.repair_unknown, self.repair_cursor, self.repairs, self.copies, self.beginning, self.more)
+            .hash(h);
+        self.budget.clone().may_start(now).hash(h);
+        self.learn.hash(h);
+        if let Some(t) = &self.target {
+            (t.slot, t.stage, t.full, t.reaching, &t.todo, &t.compare, t.walk).hash(h);
+            (&t.done, &t.flushing, &t.others).hash(h);
+        }
+        self.retry_at.iter().for_each(|at| (*at > now).hash(h));
+    }
     /// What the target has of this range may not be what the members have.
     pub(super) fn copy_again(&mut self, offset: u64, len: u64) {
         if let Some(target) = &mut self.target {
@@ -153,14 +172,28 @@ impl Fill {
             target.walk.cursor = 0;
         }
     }
-    /// The target has what the members have there.
-    pub(super) fn copied(&mut self, slot: usize, region: u64) {
-        if let Some(target) = self.target.as_mut().filter(|target| target.slot == slot) {
-            target.copied += u64::from(target.todo.contains(region));
-            target.todo.remove(region);
-            target.compare.remove(region);
-            target.done.insert(region);
-        }
+    /// Where the target may still have what no member knows of.
+    pub(super) fn uncompared(&self) -> Vec<u64> {
+        self.target.as_ref().map_or(Vec::new(), |target| target.compare.iter().collect())
+    }
+    /// The target's own write-intent map has been read.
+    pub(super) fn knows_target(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| match target.stage {
+            Stage::Asking | Stage::Refilling { .. } | Stage::Marking | Stage::Learning => false,
+            Stage::Copying | Stage::Flushing | Stage::HandingOver { .. } | Stage::Adding => true,
+        })
+    }
+    /// The target has what the members have there. Whether that was compared: then it may have written it, and nothing
+    /// but its own write-intent bit says so until a flush that begins now.
+    #[must_use]
+    pub(super) fn copied(&mut self, slot: usize, region: u64) -> bool {
+        let Some(target) = self.target.as_mut().filter(|target| target.slot == slot) else { return false };
+        let compared = target.compare.contains(region);
+        target.copied += u64::from(target.todo.contains(region));
+        target.todo.remove(region);
+        target.compare.remove(region);
+        target.done.insert(region);
+        compared
     }
     /// So many bytes of the copy or repair that is ending were sent.
     pub(super) fn sent(&mut self, bytes: u64) {
@@ -343,13 +376,15 @@ impl Engine {
                     return self.give_up_target(slot, "the members' maps of it began anew".to_owned(), now);
                 }
                 if let Some(target) = &mut self.fill.target {
-                    target.todo = learn.map;
+                    target.todo = if kept(Rule::FilledFirst) { learn.map } else { target.todo.clone() };
                 }
                 self.learn(Purpose::Extra, MapName::Intent, bit(slot), now);
             }
             (Purpose::Extra, Some(_)) => {
                 if let Some(target) = &mut self.fill.target {
-                    target.compare = learn.map;
+                    if kept(Rule::TargetCompared) {
+                        target.compare = learn.map;
+                    }
                     target.compare.remove_map(&target.todo);
                     target.stage = Stage::Copying;
                     // Where little is to be copied, asking what is a hole costs more than it saves.

@@ -15,6 +15,7 @@ use crate::wire::handshake::Welcome;
 
 /// What a person decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Force {
     /// Whose data the volume is to have from now on.
     pub replica: ReplicaId,
@@ -25,10 +26,10 @@ pub struct Force {
 }
 
 /// How a start against the rules goes.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Forced {
     /// The replica refused the old history: it has been told of the new one by a start that did not get further.
-    new_lineage: bool,
+    pub(super) new_lineage: bool,
     /// From what it was, and what may be lost; empty: the rules of a start were kept.
     pub(super) note: String,
 }

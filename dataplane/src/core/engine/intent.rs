@@ -11,6 +11,7 @@ use super::tag::OpId;
 use super::view::Phase;
 use super::{Engine, Now, slots};
 use crate::core::region_map::{RegionMap, regions_of};
+use crate::core::rules::{Rule, kept};
 use crate::units::{GROUP_BYTES, GROUP_REGIONS};
 use crate::wire::map::MapEdit;
 
@@ -19,7 +20,7 @@ use crate::wire::map::MapEdit;
 const GROUPS_MAX: u64 = 16 * 1024;
 
 /// See the module's documentation.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct IntentClock {
     hot: RegionMap,
     /// Covered by the flush that is in flight.
@@ -31,7 +32,7 @@ pub(super) struct IntentClock {
     cover: Option<OpId>,
     /// Flushes before then cover nothing: a load that flushes often need not be looked at each time.
     next_cover: Now,
-    next_sweep: Now,
+    pub(super) next_sweep: Now,
     /// Something was written since the last sweep.
     busy: bool,
 }
@@ -49,6 +50,19 @@ impl IntentClock {
             next_sweep: Duration::ZERO,
             busy: false,
         }
+    }
+    /// What the model checker tells states apart by: of times only whether they have come.
+    #[cfg(test)]
+    pub(super) fn fingerprint(&self, now: Now, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        if self.next_sweep == Now::MAX {
+            // Only a clean end clears anything, and does not tell them apart.
+            let mut all = self.hot.clone();
+            [&self.covering, &self.cold, &self.settled].iter().for_each(|map| all.insert_map(map));
+            return all.hash(h);
+        }
+        (&self.hot, &self.covering, &self.cold, &self.settled, self.busy).hash(h);
+        (self.cover.map(|cover| cover.slot), now >= self.next_cover, now >= self.next_sweep).hash(h);
     }
     /// Bits may be set there, on some member.
     pub(super) fn wrote(&mut self, offset: u64, len: u64) {
@@ -68,6 +82,9 @@ impl IntentClock {
         let none = RegionMap::of(self.hot.len());
         self.covering = std::mem::replace(&mut self.hot, none);
         self.cover = Some(flush);
+        if !kept(Rule::FlushedBeforeCleared) {
+            self.flush_ended(flush, true);
+        }
     }
     /// That flush has ended; others are passed over.
     pub(super) fn flush_ended(&mut self, flush: OpId, ok: bool) {
@@ -148,7 +165,18 @@ impl Engine {
                 self.intent.hot.insert(group);
             }
         }
-        for slot in slots((self.members | self.targets) & self.live) {
+        // What the one that is being filled may have written and no member has: until it was compared, only its own bits
+        // say so, and until they are read all of them are needed.
+        for region in self.fill.uncompared() {
+            let group = region / GROUP_REGIONS;
+            if groups.contains(group) && kept(Rule::ComparedBeforeCleared) {
+                groups.remove(group);
+                self.intent.hot.insert(group);
+            }
+        }
+        let knows = self.fill.knows_target() || !kept(Rule::ComparedBeforeCleared);
+        let targets = if knows { self.targets } else { 0 };
+        for slot in slots((self.members | targets) & self.live) {
             self.edit_map(slot, &groups, GROUP_BYTES, |words| MapEdit::Settled { words });
         }
     }

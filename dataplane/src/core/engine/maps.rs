@@ -5,6 +5,7 @@ use super::ops::Work;
 use super::tag::Tag;
 use super::{Body, Engine, Mask, Now, bit, slots};
 use crate::core::region_map::RegionMap;
+use crate::core::rules::{Rule, kept};
 use crate::core::tracking::Order;
 use crate::units::{REGION_BYTES, to_u64, to_usize};
 use crate::wire::header::{Header, Kind};
@@ -12,6 +13,7 @@ use crate::wire::map::{MAP_WORDS_MAX, MapEdit, MapName, MapPart, REGIONS_WINDOW_
 
 /// What a map is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Purpose {
     /// Which regions are to be compared after an unclean end.
     Repair,
@@ -29,7 +31,8 @@ pub(super) enum Purpose {
 }
 
 /// A map that is being read from several replicas, window by window.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) struct Learn {
     pub(super) purpose: Purpose,
     name: MapName,
@@ -147,7 +150,11 @@ impl Engine {
     pub(super) fn reaching(&self, learn: &Learn, target: usize) -> Mask {
         let basis = self.peers[target].welcome.as_ref().and_then(|welcome| welcome.basis);
         slots(learn.mask)
-            .filter(|slot| learn.bases[*slot].zip(basis).is_some_and(|(base, basis)| base <= basis))
+            .filter(|slot| {
+                learn.bases[*slot]
+                    .zip(basis)
+                    .is_some_and(|(base, basis)| base <= basis || !kept(Rule::BasisReaches))
+            })
             .fold(0, |mask, slot| mask | bit(slot))
     }
 }

@@ -35,6 +35,8 @@ mod lease_tests;
 mod maps;
 mod ops;
 mod peers;
+#[cfg(test)]
+mod print;
 mod repair;
 mod report;
 mod tag;
@@ -139,6 +141,7 @@ impl Config {
 
 /// What a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub enum Request {
     /// At most one region; the shell's buffer for the operation receives the covering blocks.
     Read,
@@ -365,7 +368,7 @@ fn slots(mask: Mask) -> impl Iterator<Item = usize> {
 }
 
 /// The state machine. See the module's documentation for the calling order.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Engine {
     config: Config,
     peers: Vec<Peer>,

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use super::tag::{Part, SERIAL_MASK, SLOTS_MAX, Tag};
 use super::{Action, Body, Engine, Failure, Mask, Now, OpId, Outcome, Request, bit, slots};
 use crate::core::region_map::region_bytes;
+use crate::core::rules::{Rule, kept};
 use crate::units::{BLOCK_BYTES, REGION_BYTES, block_cover, is_block_aligned};
 use crate::wire::header::{FLAG_FILL, FLAG_FUA, FLAG_PUNCH, FLAG_SPARSE, Header, Kind, Status};
 use crate::wire::map::{MapName, MapPart};
@@ -23,6 +24,7 @@ use crate::wire::payload::Extent;
 
 /// What an operation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Work {
     /// A client's.
     Client(Request),
@@ -46,6 +48,7 @@ pub(super) enum Work {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Stage {
     /// For its turn, or for something that goes first.
     Waiting,
@@ -70,7 +73,7 @@ pub(super) enum Stage {
 }
 
 /// One operation.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Op {
     serial: u32,
     attempt: u8,
@@ -162,7 +165,7 @@ const EDGE_HEAD: u8 = 1;
 const EDGE_TAIL: u8 = 2;
 
 /// The table of operations.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Ops {
     table: Vec<Op>,
     free: Vec<u32>,
@@ -213,7 +216,7 @@ impl Ops {
     }
     /// Whether this replica has answered a write whose client has no answer yet: the answer counts on it.
     pub(super) fn answered_by(&self, slot: usize) -> bool {
-        self.any(|op| op.mutates() && op.ok & bit(slot) != 0)
+        kept(Rule::AnswersCount) && self.any(|op| op.mutates() && op.ok & bit(slot) != 0)
     }
     /// The ranges of operations that may be changing the members' data now.
     pub(super) fn changing(&self) -> Vec<(u64, u64)> {
@@ -235,6 +238,44 @@ impl Ops {
     }
     pub(super) fn any(&self, wanted: impl Fn(&Op) -> bool) -> bool {
         self.table.iter().any(|op| op.live && wanted(op))
+    }
+}
+
+#[cfg(test)]
+impl Ops {
+    /// What the model checker tells states apart by. Serials and attempts are left out (the model says of each frame
+    /// whether it is of the present attempt), and of the order of dispatch only the order is kept.
+    pub(super) fn fingerprint(&self, writes_done: u64, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        let mut orders: Vec<u64> = self.live().map(|id| self.get(id).order).collect();
+        orders.sort_unstable();
+        for id in self.live() {
+            let op = self.get(id);
+            let rank = orders.iter().position(|order| *order == op.order);
+            (id, op.work, op.stage, op.offset, op.len, rank).hash(h);
+            (op.pending, op.ok, op.failed, op.status, op.source, op.edges, op.hole, op.buffered).hash(h);
+            op.digests.hash(h);
+            for (slot, list) in &op.extents {
+                slot.hash(h);
+                list.iter().for_each(|e| (e.len, e.allocated).hash(h));
+            }
+            op.parts.iter().for_each(|(slot, part)| (slot, part.base, &part.words).hash(h));
+            if matches!(op.work, Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll) {
+                (writes_done - op.covers.min(writes_done)).hash(h);
+            }
+        }
+        (&self.held, &self.acknowledged, self.clients, self.buffers, &self.buffer_queue).hash(h);
+    }
+
+    /// Which place an operation gets next is of no consequence: one order for all histories.
+    pub(super) fn normalise(&mut self) {
+        self.free.sort_unstable_by(|a, b| b.cmp(a));
+    }
+
+    /// The place of the operation that a frame belongs to, if it is of its present attempt.
+    pub(super) fn present(&self, tag: u64) -> Option<(u32, Part)> {
+        let Some(Tag::Op { op, attempt, part }) = Tag::decode(tag) else { return None };
+        self.find(op).filter(|found| found.attempt == attempt).map(|_| (op.slot, part))
     }
 }
 
@@ -273,6 +314,10 @@ impl Engine {
             | Work::FlushTarget { .. }
             | Work::FlushOwn
             | Work::FlushAll => {
+                self.ready.push_back(id);
+                return self.ops.id(id);
+            }
+            Work::Client(Request::Read) if !kept(Rule::ReadWaits) => {
                 self.ready.push_back(id);
                 return self.ops.id(id);
             }
@@ -345,7 +390,7 @@ impl Engine {
             | Work::FlushAll
             | Work::Abandoned => false,
         };
-        if reads && self.unrepaired.touches(op.offset, op.len) {
+        if reads && self.unrepaired.touches(op.offset, op.len) && kept(Rule::RepairFirst) {
             self.repair_first(id, now);
             return;
         }

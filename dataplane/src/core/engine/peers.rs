@@ -9,6 +9,7 @@ use super::lease::Presence;
 use super::tag::Tag;
 use super::view::Phase;
 use super::{Action, Body, ConnectFailure, Ending, Engine, Now, bit, slots};
+use crate::core::rules::{Rule, kept};
 use crate::wire::handshake::Welcome;
 use crate::wire::header::{Header, Status};
 
@@ -32,7 +33,7 @@ pub(super) enum Link {
 }
 
 /// One configured replica.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Peer {
     pub(super) id: ReplicaId,
     /// Nobody has this place: who had it is not configured any more.
@@ -81,6 +82,26 @@ impl Peer {
             failed: None,
             lost: false,
             reason: String::new(),
+        }
+    }
+    /// What the model checker tells states apart by: numbers that only grow are left out, and of times only whether
+    /// they have come. `deciding`: what it said of itself still matters as a whole.
+    #[cfg(test)]
+    pub(super) fn fingerprint(&self, deciding: bool, now: Now, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        match self.link {
+            Link::Down { retry_at } => (retry_at > now).hash(h),
+            Link::Connecting => h.write_u8(2),
+            Link::Up { .. } => h.write_u8(3),
+        }
+        (self.id, self.vacant).hash(h);
+        (self.known, self.local, self.absent.is_some(), self.boot, self.owes).hash(h);
+        (self.failed.is_some(), self.lost, self.welcome.is_some()).hash(h);
+        if let Some(w) = &self.welcome {
+            (w.syncing, w.cache_lost, w.failed.is_empty(), w.basis).hash(h);
+            if deciding {
+                (w.view, w.configured, w.incarnation, w.revision).hash(h);
+            }
         }
     }
     fn backoff(&mut self) -> Duration {
@@ -217,7 +238,8 @@ impl Engine {
     fn member_returned(&mut self, slot: usize, former_boot: BootId, now: Now) {
         let peer = &self.peers[slot];
         let unflushed = self.writes_done != self.writes_flushed || self.ops.answered_by(slot);
-        let rebooted = peer.lost || (peer.boot != former_boot && unflushed);
+        let rebooted = (peer.lost && kept(Rule::LostStays))
+            || (peer.boot != former_boot && unflushed && kept(Rule::BootId));
         let broken = peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty());
         let others = self.required() & !bit(slot) & !self.unsure_target();
         let alone = slots(others).all(|other| self.peers[other].failed.is_some());

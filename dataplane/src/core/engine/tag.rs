@@ -11,6 +11,7 @@ pub struct OpId {
 
 /// Which part of an operation a frame does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 #[repr(u8)]
 pub(super) enum Part {
     Main = 0,

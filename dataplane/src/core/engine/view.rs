@@ -10,6 +10,7 @@ use super::peers::Link;
 use super::tag::Tag;
 use super::{Action, Body, Ending, Engine, Mask, Now, RegistryOutcome, bit, slots};
 use crate::core::region_map::RegionMap;
+use crate::core::rules::{Rule, kept};
 use crate::core::start::{Decision, RegistryState, decide, majority};
 use crate::wire::header::{Header, Kind, Status};
 use crate::wire::payload::{Adopt, ViewUpdate};
@@ -33,7 +34,7 @@ pub(super) enum Phase {
 }
 
 /// The record as last read, and what is being asked of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Registry {
     pub(super) version: u64,
     pub(super) status: VolumeStatus,
@@ -60,6 +61,7 @@ struct Asked {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Purpose {
     Attach,
     /// The proposal of this epoch counts once this is stored.
@@ -89,8 +91,36 @@ impl Registry {
     }
 }
 
+#[cfg(test)]
+impl Registry {
+    /// What the model checker tells states apart by. The number of a question is left out: only the last one counts.
+    pub(super) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        let status = crate::core::model::print::status;
+        status(&self.status, h);
+        (self.version, self.generation, self.was_clean, self.attached, self.refused_with).hash(h);
+        (self.state == RegistryState::Attached).hash(h);
+        let pending = self.pending.as_ref();
+        pending.map(|asked| asked.purpose).hash(h);
+        if let Some(asked) = pending {
+            status(&asked.wish, h);
+        }
+    }
+}
+
+#[cfg(test)]
+impl Proposal {
+    /// What the model checker tells states apart by.
+    pub(super) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        (self.view, self.members, self.reason, self.persisted, self.by_registry).hash(h);
+        (self.configured, self.lineage, self.named).hash(h);
+    }
+}
+
 /// Why a view is proposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Reason {
     Start,
     Remove,
@@ -115,7 +145,7 @@ pub(super) struct Telling {
 }
 
 /// A view that is on its way to being committed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Proposal {
     pub(super) view: View,
     pub(super) members: Mask,
@@ -219,7 +249,8 @@ impl Engine {
         if status == asked.wish {
             return self.stored(asked.purpose, now);
         }
-        if status.incarnation != before.incarnation && asked.purpose != Purpose::Attach {
+        let lives_on = asked.purpose == Purpose::Attach || !kept(Rule::SameLife);
+        if status.incarnation != before.incarnation && !lives_on {
             // Restored from an older copy: it knows nothing of what was committed since, and other engines may have
             // started from what this one knows nothing of. Only one that attaches now may tell it what is newest.
             return self.end(Ending::Fenced { by: status.generation }, now);
@@ -346,20 +377,40 @@ impl Engine {
         }
         // A clean end leaves the record at the newest view. A newer one is of an engine that the record does not know
         // of: it ran without the registry, and nobody knows how it ended.
-        self.registry.was_clean &= newest == self.registry.status.view;
+        self.registry.was_clean &= newest == self.registry.status.view || !kept(Rule::CleanIsNewest);
         self.view = newest;
         self.configured = configured;
         self.begin_opening();
+        if members == newest.members && !kept(Rule::OwnView) {
+            return self.serve_at_once(newest, now);
+        }
         self.propose(members, Reason::Start, reseed, now);
     }
 
     /// The first view is about to be proposed.
     pub(super) fn begin_opening(&mut self) {
         self.phase = Phase::Opening;
-        if !self.registry.was_clean {
+        if !self.registry.was_clean && kept(Rule::UncleanCounts) {
             // The engine before may have left what no flush has covered.
             self.writes_done += 1;
         }
+    }
+
+    /// What R3 forbids, for the test that shows why.
+    fn serve_at_once(&mut self, newest: View, now: Now) {
+        let members = self.mask_of(&newest.members);
+        self.proposal = Some(Proposal {
+            view: newest,
+            members,
+            named: members,
+            configured: self.configured,
+            lineage: None,
+            reason: Reason::Start,
+            persisted: members,
+            by_registry: false,
+            since: now,
+        });
+        self.commit(now);
     }
 
     pub(super) fn decision(&self) -> Decision {
@@ -419,9 +470,11 @@ impl Engine {
     /// Whether a view of so many members counts only once the registry has it.
     pub(super) fn needs_registry(&self, members: usize, configured: ReplicaSet) -> bool {
         let record = &self.registry.status;
-        let minority = members < majority(configured.len());
-        let record_minority = record.view.members.len() < majority(record.configured.len());
-        let after_flag = self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
+        let minority = members < majority(configured.len()) && kept(Rule::MinorityAsks);
+        let record_minority =
+            record.view.members.len() < majority(record.configured.len()) && kept(Rule::RecordMinority);
+        let after_flag =
+            kept(Rule::Flag) && self.registry.state == RegistryState::Unreachable && self.view.needs_registry;
         minority || record_minority || after_flag
     }
 
@@ -616,6 +669,12 @@ impl Engine {
                 self.retry_registry(now);
             }
             return;
+        }
+        if matches!(self.proposal, Some(Proposal { reason: Reason::Add { target }, .. }) if failed == bit(target))
+            && !kept(Rule::AddStays)
+        {
+            self.proposal = None;
+            return self.view_committed(now);
         }
         if remain == self.unsure_target() {
             // The others are waited for, as if its filling had not ended.

@@ -3,6 +3,7 @@
 use super::{EDGE_HEAD, EDGE_TAIL, Op, Stage, Work};
 use crate::core::engine::tag::{Part, Tag};
 use crate::core::engine::{Engine, Failure, Mask, Now, Outcome, PayloadUse, Request, bit, slots};
+use crate::core::rules::{Rule, kept};
 use crate::units::BLOCK_BYTES;
 use crate::wire::header::{FLAG_HOLE, Header, Status};
 use crate::wire::payload::decode_extents;
@@ -177,7 +178,8 @@ impl Engine {
     /// Decides about an operation that went to several: called whenever an answer came or is no longer needed.
     pub(in crate::core::engine) fn settle(&mut self, id: u32, now: Now) {
         let op = self.ops.get(id);
-        if op.pending != 0 {
+        if op.pending != 0 && (kept(Rule::AckByAll) || op.ok == 0 || op.stage != Stage::Main || !op.mutates())
+        {
             return;
         }
         match (op.stage, op.work) {
@@ -253,7 +255,7 @@ impl Engine {
 
     /// The answer, unless a view is on its way: then it waits for that.
     pub(in crate::core::engine) fn acknowledge(&mut self, id: u32, now: Now) {
-        if self.proposal.is_some() && self.ops.get(id).stage != Stage::Read {
+        if self.proposal.is_some() && self.ops.get(id).stage != Stage::Read && kept(Rule::AckCommitted) {
             self.ops.get_mut(id).stage = Stage::Acknowledged;
             self.ops.acknowledged.push(id);
             return;

@@ -2,13 +2,14 @@
 
 use super::{OWN_BUFFERS_MAX, Stage, Work};
 use crate::core::engine::{Action, Engine, Now, bit, slots};
+use crate::core::rules::{Rule, kept};
 use crate::units::REGION_BYTES;
 
 impl Engine {
     pub(super) fn repair(&mut self, id: u32, now: Now) {
         // With the one that is about to be added: from its proposal on it must hold whatever the others do.
         let members = self.required();
-        if self.possible() & !members != 0 {
+        if self.possible() & !members != 0 && kept(Rule::RepairWaits) {
             // Whoever is about to leave has not left: should that view never count, the next engine may start with it,
             // and what was read from the others meanwhile would not be read again. `view_committed` goes on.
             self.ops.get_mut(id).stage = Stage::Held;
@@ -40,10 +41,17 @@ impl Engine {
             (true, Work::Copy { target, .. }) => {
                 let (offset, len) = (self.ops.get(id).offset, self.ops.get(id).len);
                 self.fill.moved.entry(self.peers[target].id).or_default().compared_bytes += len;
-                self.fill.copied(target, offset / REGION_BYTES);
+                self.target_copied(target, offset);
                 self.end_own(id, now);
             }
             (true, _) => self.repaired(id, now),
+        }
+    }
+
+    /// The target has what the members have in the region that begins here.
+    fn target_copied(&mut self, target: usize, offset: u64) {
+        if self.fill.copied(target, offset / REGION_BYTES) {
+            self.wrote(offset, 1);
         }
     }
 
@@ -101,7 +109,7 @@ impl Engine {
         if self.ops.get(id).failed != 0 {
             return self.own_failed(id, now);
         }
-        if self.possible() & !self.required() != 0 {
+        if self.possible() & !self.required() != 0 && kept(Rule::RepairWaits) {
             // A view without a member is on its way. Until it counts, another engine may begin with that member, which
             // may differ: what would be read here could go back. It is compared again when the view has committed.
             let op = self.ops.get_mut(id);
@@ -110,7 +118,7 @@ impl Engine {
             self.ops.held.push_back(id);
             return;
         }
-        if self.ops.get(id).stage == Stage::Spread {
+        if self.ops.get(id).stage == Stage::Spread && kept(Rule::RepairCounts) {
             // What was given to them is in their caches only: until a flush they can lose it with their node.
             self.writes_done += 1;
             self.fill.sent(self.ops.get(id).len);
@@ -128,7 +136,7 @@ impl Engine {
             } else if op.ok & bit(target) != 0 {
                 self.fill.sent(op.len);
                 self.fill.moved.entry(self.peers[target].id).or_default().copied_bytes += len;
-                self.fill.copied(target, region);
+                self.target_copied(target, region * REGION_BYTES);
             }
         }
         self.end_own(id, now);
