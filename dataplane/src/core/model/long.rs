@@ -15,6 +15,11 @@ fn larger_bounds() {
     let three = Budget { engines: 3, ..ONE };
     let rows = [
         ("n1, 3 engines at once, 2 writes, away", fresh(1, ALIVE, Budget { writes: 2, away: 1, ..three })),
+        (
+            "n2, 1 engine, a reboot, a flush, a read",
+            fresh(2, ALIVE, Budget { flushes: 1, reads: 1, reboots: 1, ..ONE }),
+        ),
+        ("n3, 1 engine, a fault", fresh(3, ALIVE, Budget { faults: 1, ..ONE })),
         ("n2, 1 engine, 3 faults", fresh(2, ALIVE, Budget { faults: 3, ..ONE })),
         (
             "n2, 1 engine, 2 writes, 2 faults, a read",

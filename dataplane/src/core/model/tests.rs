@@ -61,8 +61,6 @@ hold! {
     two_engines_and_the_registry_away: fresh(2, DEAD, Budget { away: 1, ..TWO });
     two_engines_and_the_registry_restored: fresh(2, DEAD, Budget { restores: 1, ..TWO });
     a_clean_end_between: fresh(2, DEAD, Budget { detaches: 1, reads: 1, ..TWO });
-    flushes_and_reboots: fresh(2, ALIVE, Budget { flushes: 1, reads: 1, reboots: 1, ..ONE });
-    three_replicas_with_a_fault: fresh(3, ALIVE, Budget { faults: 1, ..ONE });
     an_add_that_was_not_committed: uncommitted_add(ALIVE, Budget { faults: 0, ..ONE });
 }
 
