@@ -1,8 +1,8 @@
 //! What happens when something dies, and what it costs to be ready for that: returns, rebuilds, pauses, restarts, and
 //! the price of the maps on the path of I/O.
 //!
-//! [`node`] is an agent whose parts are killed, [`load`] a client that times every answer, [`watch`] the volume's
-//! states as they come; one module a case; [`figures`] keeps what was found.
+//! `node` is an agent whose parts are killed, `load` a client that times every answer, `watch` the volume's
+//! states as they come; one module a case; `figures` keeps what was found.
 
 mod catch_up;
 mod cost;

@@ -1,7 +1,7 @@
 //! A history of block I/O, and whether a device could have given it.
 //!
 //! Clients write **cells**: ranges of bytes that are always written whole, each with content that names its write
-//! ([`stamp`]). What was sent and what was answered is put in one order ([`recorder`]); [`check`] then decides for
+//! ([`stamp`]). What was sent and what was answered is put in one order ([`recorder`]); [`mod@check`] then decides for
 //! each cell whether it behaved as one register.
 //!
 //! The order is that of a counter taken before a request is sent and after its answer is there, so it may only be
