@@ -158,12 +158,10 @@ impl Engine {
     }
 
     fn settle_groups(&mut self, mut groups: RegionMap) {
-        let differing: Vec<_> = self.unrepaired.iter().map(|region| region / GROUP_REGIONS).collect();
-        for group in differing {
-            if groups.contains(group) {
-                groups.remove(group);
-                self.intent.hot.insert(group);
-            }
+        let differs = |group: &u64| self.unrepaired.touches(group * GROUP_BYTES, GROUP_BYTES);
+        for group in groups.iter().filter(differs).collect::<Vec<_>>() {
+            groups.remove(group);
+            self.intent.hot.insert(group);
         }
         // What the one that is being filled may have written and no member has: until it was compared, only its own bits
         // say so, and until they are read all of them are needed.
