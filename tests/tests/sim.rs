@@ -1,4 +1,5 @@
 //! The simulation: the seeds that once found something, and the first 2,000 of all.
+#![forbid(unsafe_code)]
 
 use holdfast_tests::sim;
 

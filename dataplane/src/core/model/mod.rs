@@ -16,8 +16,6 @@ mod tests;
 mod truth;
 mod world;
 
-use std::time::Instant;
-
 use holdfast_proto::ids::{Generation, Incarnation, InstanceUuid, VolumeId};
 use holdfast_proto::record::{ReplicaSet, View};
 
@@ -112,15 +110,13 @@ fn uncommitted_add_unknown(kind: Kind, budget: Budget) -> World {
 
 /// Explores, and says what came of it.
 fn run(name: &str, world: &World, order: Order, limit: usize) -> Report {
-    let start = Instant::now();
     let report = explore(world.clone(), order, limit);
     println!(
-        "{name}: {} states, {} steps, depth {}, {}, {:.1} s",
+        "{name}: {} states, {} steps, depth {}, {}",
         report.states,
         report.steps,
         report.depth,
         if report.exhaustive { "exhaustive" } else { "not exhaustive" },
-        start.elapsed().as_secs_f64(),
     );
     report
 }
