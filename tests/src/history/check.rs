@@ -337,7 +337,8 @@ impl<'a> Sweep<'a> {
         let superseded = |ended: usize| writes.iter().any(|o| durable(o) && ended < o.invoked);
         let mut contents = BTreeSet::new();
         if !writes.iter().any(|o| durable(o)) {
-            contents.extend(self.states.iter().map(|s| s.content).filter(|c| *c == Content::Mixed));
+            // A value that a read found torn after an earlier cut is in no write, and may still be there.
+            contents.extend(self.states.iter().map(|s| s.content));
             contents.extend(self.before_cut.iter().map(|value| Content::Known(*value)));
         }
         for write in &writes {

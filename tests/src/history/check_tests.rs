@@ -284,6 +284,13 @@ fn what_was_not_flushed_may_be_lost_torn_or_kept_but_one_of_them() {
     good(|s| {
         s.w(1).cut().rt(1).cut().rz();
     });
+    // A torn cell stays as it was read, over a cut that took nothing.
+    good(|s| {
+        s.w(1).cut().r(Value::Torn(7)).cut().r(Value::Torn(7));
+    });
+    bad(|s| {
+        s.w(1).cut().r(Value::Torn(7)).fua(2).cut().r(Value::Torn(7));
+    });
     bad(|s| {
         s.w(1).cut().w(2).flush().cut().rt(1);
     });
