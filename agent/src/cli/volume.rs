@@ -50,8 +50,8 @@ Examples:
   holdfast volume attach db --force-from r1   says what would be lost, and changes nothing
   holdfast volume attach db --force-from r1 --yes-lose-writes
 
---force-from is the way out when a start waits for replicas that are lost for good. The volume then has the data of the
-one replica that is named, and a new history begins: the others are never read or written again, their data stays on
+--force-from is the way out when a start waits for replicas that are lost for good. The volume then has the data of the \
+one replica that is named, and a new history begins: the others are never read or written again, their data stays on \
 disk, and `holdfast replica replace` puts new ones in their places.")]
     Attach {
         /// The volume

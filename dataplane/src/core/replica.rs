@@ -162,6 +162,23 @@ pub fn reopened(meta: &Meta, boot: BootId) -> Option<Meta> {
     })
 }
 
+/// What a replica with this on stable storage tells an engine that it takes.
+pub(crate) fn welcome(meta: &Meta, flush_sequence: u64) -> Welcome {
+    Welcome {
+        size_bytes: meta.size_bytes,
+        lineage: meta.lineage,
+        view: meta.view,
+        configured: meta.configured,
+        incarnation: meta.incarnation,
+        revision: meta.revision,
+        basis: meta.basis,
+        syncing: meta.syncing,
+        cache_lost: meta.cache_lost,
+        failed: meta.failed.clone(),
+        flush_sequence,
+    }
+}
+
 impl Replica {
     /// A replica with this `meta` on stable storage (see [`reopened`]).
     #[must_use]
@@ -404,20 +421,7 @@ impl Replica {
     fn welcome(&mut self, ticket: u64) {
         self.session += 1;
         let session = Session { number: self.session, generation: self.meta.promised };
-        let meta = &self.meta;
-        let welcome = Box::new(Welcome {
-            size_bytes: meta.size_bytes,
-            lineage: meta.lineage,
-            view: meta.view,
-            configured: meta.configured,
-            incarnation: meta.incarnation,
-            revision: meta.revision,
-            basis: meta.basis,
-            syncing: meta.syncing,
-            cache_lost: meta.cache_lost,
-            failed: meta.failed.clone(),
-            flush_sequence: self.flush_sequence,
-        });
+        let welcome = Box::new(welcome(&self.meta, self.flush_sequence));
         self.actions.push_back(Action::Welcome { ticket, welcome, session });
     }
 

@@ -8,7 +8,7 @@ use holdfast_proto::ids::{BootId, Epoch, Generation, InstanceUuid, ProcessUuid, 
 use super::truth::{BLOCKS, Data};
 use super::world::SIZE;
 use crate::core::region_map::RegionMap;
-use crate::core::replica::{Action, NewMap, Replica, Tracked, reopened};
+use crate::core::replica::{Action, NewMap, Replica, Tracked, reopened, welcome};
 use crate::core::rules::{Rule, kept};
 use crate::core::tracking::{MapId, Page, Tracking};
 use crate::layout::Meta;
@@ -349,20 +349,7 @@ impl Node {
 
     /// What it would say of itself to an engine that fenced it now.
     pub(super) fn welcome(&self) -> Welcome {
-        let meta = &self.meta;
-        Welcome {
-            size_bytes: meta.size_bytes,
-            lineage: meta.lineage,
-            view: meta.view,
-            configured: meta.configured,
-            incarnation: meta.incarnation,
-            revision: meta.revision,
-            basis: meta.basis,
-            syncing: meta.syncing,
-            cache_lost: meta.cache_lost,
-            failed: meta.failed.clone(),
-            flush_sequence: 0,
-        }
+        welcome(&self.meta, 0)
     }
 }
 
