@@ -8,6 +8,7 @@ pub mod inventory;
 pub mod predecessor;
 pub mod reconcile;
 pub mod records;
+pub mod retry;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod view;

@@ -54,7 +54,8 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     };
     let (store, boot_id) = (shared.store.clone(), shared.boot_id);
     let found = blocking(move || find_instances(&store, boot_id)).await?;
-    let mut supervisor = Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock);
+    let mut supervisor =
+        Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock, shared.now());
     let living = found.iter().filter(|found| !found.instance.is_down());
     let adopted: Vec<String> = living.map(|found| found.name.to_string()).collect();
     supervisor.take_over(&shared, found);

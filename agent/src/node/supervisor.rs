@@ -15,11 +15,13 @@ use super::ShutdownProgress;
 use super::roles;
 use super::shared::{Command, Shared, blocking};
 use super::startup::sockets;
+use crate::core::Moment;
 use crate::core::claims::{self, Claim};
 use crate::core::instance::{Event, Instance, InstanceName, Kind, State};
 use crate::core::predecessor::EndedEngines;
 use crate::core::reconcile::{self, Action, Plan, World};
 use crate::core::records::{Lookup, RecordState, Records};
+use crate::core::retry::Retries;
 use crate::core::view::{self, Viewer};
 use crate::error::Error;
 use crate::process::driver::{Begin, Context, DRAIN_WITHIN, Driver, Report, StopWish};
@@ -61,12 +63,13 @@ pub(super) struct Supervisor {
     records: Arc<Records>,
     absent: BTreeMap<InstanceName, String>,
     plan: Plan,
+    retries: Retries,
     runs: u64,
     ticks: u64,
 }
 
 impl Supervisor {
-    pub(super) fn new(shared: Weak<Shared>, context: Arc<Context>, lock: AgentLock) -> Self {
+    pub(super) fn new(shared: Weak<Shared>, context: Arc<Context>, lock: AgentLock, now: Moment) -> Self {
         Self {
             shared,
             context,
@@ -81,6 +84,7 @@ impl Supervisor {
             records: Arc::new(Records::Unavailable("not read yet".to_owned())),
             absent: BTreeMap::new(),
             plan: Plan::default(),
+            retries: Retries::new(now),
             runs: 0,
             ticks: 0,
         }
@@ -211,27 +215,54 @@ impl Supervisor {
         *shared.records.lock() = Arc::clone(&self.records);
         self.absent = self.look_for_directories(shared).await;
         let mut plan = reconcile::plan(self.world(shared, shared.now()));
-        let mut failed: BTreeSet<VolumeName> = BTreeSet::new();
-        for (volume, action) in std::mem::take(&mut plan.actions) {
-            if failed.contains(&volume) {
-                continue;
-            }
-            if let Err(error) = self.act(shared, action).await {
-                // Said when it begins, and again only when it changes: the plan repeats every few seconds.
-                let reason = error.to_string();
-                if self.plan.blocked.get(volume.as_str()) != Some(&reason) {
-                    tracing::warn!(%volume, reason, "cannot go on");
-                }
-                plan.blocked.insert(volume.to_string(), reason);
-                failed.insert(volume);
-            }
-        }
+        self.carry_out(shared, &mut plan).await;
         self.plan = plan;
         self.forget_ended(shared).await;
         self.publish(shared);
     }
 
-    fn world<'a>(&'a self, shared: &'a Shared, now: crate::core::Moment) -> World<'a> {
+    /// Does what is planned, volume by volume as far as it goes, where what failed before may be tried again.
+    async fn carry_out(&mut self, shared: &Shared, plan: &mut Plan) {
+        let records = Arc::clone(&self.records);
+        let wishes: BTreeMap<_, _> = records.readable().map(|record| (&record.name, &record.spec)).collect();
+        let mut steps: BTreeMap<VolumeName, Vec<Action>> = BTreeMap::new();
+        for (volume, action) in std::mem::take(&mut plan.actions) {
+            steps.entry(volume).or_default().push(action);
+        }
+        let wanting = steps.keys().collect();
+        let chosen = self.retries.select(wishes.clone(), &wanting, shared.now());
+        let chosen: BTreeSet<_> = chosen.into_iter().cloned().collect();
+        for (volume, actions) in steps {
+            let before = self.plan.blocked.get(volume.as_str());
+            if !chosen.contains(&volume) {
+                let reason = before.cloned().unwrap_or_else(|| "waits before it is tried again".to_owned());
+                plan.blocked.insert(volume.to_string(), reason);
+                continue;
+            }
+            match self.steps_of(shared, actions).await {
+                Ok(()) => self.retries.succeeded(&volume),
+                Err(error) => {
+                    let reason = error.to_string();
+                    let say = (wishes.get(&volume))
+                        .is_none_or(|wish| self.retries.failed(&volume, wish, &reason, shared.now()));
+                    if say {
+                        tracing::warn!(%volume, reason, "cannot go on");
+                    }
+                    plan.blocked.insert(volume.to_string(), reason);
+                }
+            }
+        }
+        plan.next_at = plan.next_at.into_iter().chain(self.retries.next_at(shared.now())).min();
+    }
+
+    async fn steps_of(&mut self, shared: &Shared, actions: Vec<Action>) -> Result<(), Error> {
+        for action in actions {
+            self.act(shared, action).await?;
+        }
+        Ok(())
+    }
+
+    fn world<'a>(&'a self, shared: &'a Shared, now: Moment) -> World<'a> {
         World {
             node: &shared.config.node,
             now,
