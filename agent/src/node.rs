@@ -13,6 +13,7 @@ mod shared;
 mod startup;
 mod supervisor;
 mod volumes;
+mod wishes;
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -76,6 +77,7 @@ impl NodeConfig {
 }
 
 pub use self::volumes::IO_MODE_DEFAULT;
+pub use self::wishes::allow_uninstall;
 pub use crate::core::inventory::{Change, Snapshot};
 
 /// How far a shutdown has come.
@@ -202,6 +204,22 @@ impl NodeHandle {
     /// The node itself.
     pub async fn node_info(&self) -> pb::NodeInfo {
         info::node_info(&self.shared).await
+    }
+    /// Unlinks everything that waits in the trash, however short.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub async fn empty_trash(&self) -> Result<Vec<PathBuf>, Error> {
+        let trash = self.shared.trash.clone();
+        // Long after everything that lists can name as their time.
+        shared::blocking(move || trash.sweep(Duration::ZERO, u64::MAX)).await
+    }
+    /// See [`allow_uninstall`].
+    ///
+    /// # Errors
+    /// When the node's record cannot be read or written.
+    pub async fn allow_uninstall(&self, allowed: Option<bool>) -> Result<bool, Error> {
+        wishes::allow_uninstall(self.shared.registry.as_ref(), &self.shared.config.node, allowed).await
     }
     /// Where an instance's log is.
     ///

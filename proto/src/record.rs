@@ -14,6 +14,8 @@ use crate::ids::{
 
 /// The schema this build writes.
 pub const RECORD_SCHEMA: u32 = 1;
+/// The schema of [`NodeRecord`].
+pub const NODE_SCHEMA: u32 = 1;
 /// A volume has at most this many replicas: acknowledgements are tracked in one byte per write.
 pub const REPLICAS_MAX: usize = 5;
 
@@ -184,6 +186,29 @@ pub struct VolumeStatus {
     /// Instance name to the UUID of its creation.
     #[serde(default)]
     pub instance_uuids: BTreeMap<String, InstanceUuid>,
+}
+
+/// What operators wish for a whole node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRecord {
+    /// [`NODE_SCHEMA`].
+    pub schema: u32,
+    /// Which node.
+    pub name: NodeName,
+    /// Grows by one with each write; 0: never written.
+    pub version: u64,
+    /// `holdfast uninstall` may end and remove what runs there.
+    #[serde(default)]
+    pub uninstall_allowed: bool,
+}
+
+impl NodeRecord {
+    /// Of a node for which nobody has wished anything.
+    #[must_use]
+    pub fn new(name: NodeName) -> Self {
+        Self { schema: NODE_SCHEMA, name, version: 0, uninstall_allowed: false }
+    }
 }
 
 /// Where one replica belongs.

@@ -14,6 +14,8 @@ pub enum ErrorKind {
     Conflict,
     /// Doing it could lose data or hurt a user of it.
     Refused,
+    /// Somebody has to confirm it first.
+    Unconfirmed,
     /// The other side cannot be reached.
     Unreachable,
     /// It did not happen in time.
@@ -32,7 +34,7 @@ impl ErrorKind {
             Self::Invalid => Code::InvalidArgument,
             Self::NotFound => Code::NotFound,
             Self::Conflict => Code::AlreadyExists,
-            Self::Refused => Code::FailedPrecondition,
+            Self::Refused | Self::Unconfirmed => Code::FailedPrecondition,
             Self::Unreachable => Code::Unavailable,
             Self::TimedOut => Code::DeadlineExceeded,
             Self::Denied => Code::PermissionDenied,
@@ -69,6 +71,7 @@ impl ErrorKind {
             Self::Unreachable => 5,
             Self::TimedOut => 6,
             Self::Refused => 7,
+            Self::Unconfirmed => 8,
         }
     }
     /// A gRPC status of this kind.

@@ -80,7 +80,7 @@ pub(super) async fn start(config: &AgentConfig) -> Result<Running, Complaint> {
     Ok(Running { node, server })
 }
 
-fn node_config(config: &AgentConfig) -> NodeConfig {
+pub(super) fn node_config(config: &AgentConfig) -> NodeConfig {
     let own = |dir: &Path| (dir != config.data_dir.join("bin")).then(|| dir.to_owned());
     NodeConfig {
         bin_dir: own(&config.bin_dir),

@@ -47,7 +47,8 @@ impl Client {
         Err(unreachable(&tried, global.agent.is_some()))
     }
 
-    async fn open(socket: &Path) -> io::Result<Self> {
+    /// The agent that listens there.
+    pub(super) async fn open(socket: &Path) -> io::Result<Self> {
         // Tried by hand first: the channel would hide why it failed.
         drop(UnixStream::connect(socket).await?);
         let path = socket.to_owned();

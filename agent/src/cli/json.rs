@@ -366,6 +366,7 @@ impl<'a> From<&'a Complaint> for ErrorBody<'a> {
             ErrorKind::Unreachable => "unreachable",
             ErrorKind::TimedOut => "timed_out",
             ErrorKind::Denied => "denied",
+            ErrorKind::Unconfirmed => "unconfirmed",
             ErrorKind::Failed => "failed",
         };
         Self {

@@ -12,6 +12,7 @@ mod ready;
 mod replica;
 mod shutdown;
 mod status_line;
+mod uninstall;
 mod version;
 mod volume;
 mod wait;
@@ -33,6 +34,7 @@ const ABOUT_CODES: &str = "\
 Exit codes:
   0 done        1 failed                2 usage      3 not found
   4 conflict    5 agent not reachable   6 timed out  7 refused for safety
+  8 not confirmed
 
 Examples:
   holdfast quickstart   a replicated volume in one command, without root
@@ -88,6 +90,9 @@ enum Command {
     /// Look at the node
     #[command(subcommand, after_help = node::EXAMPLES)]
     Node(node::Command),
+    /// Take Holdfast off this node: end what runs, remove what is ours, keep the data
+    #[command(after_help = uninstall::EXAMPLES)]
+    Uninstall(Box<uninstall::Args>),
     /// Print everything that runs, then each change, until interrupted
     #[command(after_help = watch::EXAMPLES)]
     Watch,
@@ -134,6 +139,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<ExitCode, Complaint> {
             Err(Complaint::new(ErrorKind::Invalid, "replica needs a command").remedy("`holdfast replica ls`"))
         }
         Command::Node(command) => client_runtime(node::run(&command, &global, out)),
+        Command::Uninstall(args) => uninstall::run(&args, out),
         Command::Watch => client_runtime(watch::run(&global, out)),
         Command::Version => client_runtime(version::run(&global, out)),
         Command::Engine(args) => return Ok(instance_process::engine(args)),

@@ -1,14 +1,14 @@
 //! The registry as files of the data directory: one node, nothing to install.
 //!
-//! `registry.json` names this life of the registry, `volumes/<name>.json` are the records, `keys/<volume-id>.key`
-//! the keys. The agent's lock on the data directory makes it the only writer; a mutex orders its own threads. A
+//! `registry.json` names this life of the registry, `volumes/<name>.json` and `nodes/<name>.json` are the records,
+//! `keys/<volume-id>.key` the keys. The agent's lock on the data directory makes it the only writer; a mutex orders its own threads. A
 //! registry that exists is never made again: where its parts are missing later, reads are errors, not emptiness.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use holdfast_proto::ids::{Incarnation, VolumeId, VolumeName};
-use holdfast_proto::record::{RECORD_SCHEMA, VolumeRecord};
+use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
+use holdfast_proto::record::{NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -45,6 +45,7 @@ pub struct FileRegistry {
 struct Inner {
     volumes: PathBuf,
     keys: PathBuf,
+    nodes: PathBuf,
     incarnation: Incarnation,
     // Held from the read that compares to the write that replaces; only ever inside blocking work.
     writing: Mutex<()>,
@@ -57,7 +58,7 @@ impl FileRegistry {
     /// # Errors
     /// When `registry.json` is damaged or foreign, or the file system refuses.
     pub fn open(root: &Path) -> Result<Self, Error> {
-        let (volumes, keys) = (root.join("volumes"), root.join("keys"));
+        let (volumes, keys, nodes) = (root.join("volumes"), root.join("keys"), root.join("nodes"));
         let home = root.join("registry.json");
         let incarnation = match atomic::read_json::<Home>(&home, HOME_SCHEMA) {
             Read::Found(found) => found.incarnation,
@@ -77,13 +78,13 @@ impl FileRegistry {
                 incarnation
             }
         };
-        for dir in [&volumes, &keys] {
+        for dir in [&volumes, &keys, &nodes] {
             if dir.is_dir() {
                 atomic::clear_temporaries(dir)?;
             }
         }
         let changed = watch::Sender::new(0);
-        let inner = Inner { volumes, keys, incarnation, writing: Mutex::new(()), changed };
+        let inner = Inner { volumes, keys, nodes, incarnation, writing: Mutex::new(()), changed };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -239,6 +240,35 @@ impl Inner {
         }
     }
 
+    fn node(&self, name: &NodeName) -> Read<NodeRecord> {
+        let path = self.nodes.join(format!("{name}.json"));
+        atomic::read_json(&path, NODE_SCHEMA).check(|record: &NodeRecord| {
+            if record.name == *name {
+                return Ok(());
+            }
+            Err(format!("{}: name: expected {name}, found {}; remove it", path.display(), record.name))
+        })
+    }
+
+    fn put_node(&self, mut record: NodeRecord) -> Result<bool, Error> {
+        let _writing = self.writing.lock();
+        self.require_home()?;
+        let version = match self.node(&record.name) {
+            Read::Found(current) => current.version,
+            Read::Absent => 0,
+            Read::Unreadable(reason) => {
+                return Err(Error::failed(format!("change node {}: {reason}", record.name)));
+            }
+        };
+        if version != record.version {
+            return Ok(false);
+        }
+        record.version += 1;
+        atomic::make_dir(&self.nodes)?;
+        atomic::replace_json(&self.nodes.join(format!("{}.json", record.name)), &record)?;
+        Ok(true)
+    }
+
     fn tick(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
@@ -285,6 +315,13 @@ impl Registry for FileRegistry {
     }
     async fn delete_key(&self, id: VolumeId) -> Result<(), Error> {
         self.blocking(move |inner| inner.delete_key(id)).await
+    }
+    async fn node(&self, name: &NodeName) -> Result<Read<NodeRecord>, Error> {
+        let name = name.clone();
+        self.blocking(move |inner| inner.require_home().map(|()| inner.node(&name))).await
+    }
+    async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
+        self.blocking(move |inner| inner.put_node(record)).await
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()

@@ -10,8 +10,8 @@ pub mod file;
 
 use std::fmt;
 
-use holdfast_proto::ids::{Incarnation, VolumeId, VolumeName};
-use holdfast_proto::record::{RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord};
+use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
+use holdfast_proto::record::{NodeRecord, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord};
 use tokio::sync::watch;
 
 pub use crate::store::Read;
@@ -95,6 +95,10 @@ pub trait Registry: fmt::Debug + Send + Sync {
     async fn put_key(&self, id: VolumeId, key: VolumeKey) -> Result<(), Error>;
     /// Forgets a key, together with the data that it guards.
     async fn delete_key(&self, id: VolumeId) -> Result<(), Error>;
+    /// What operators wish for a node, from the source of truth; absent where nobody ever wished anything.
+    async fn node(&self, name: &NodeName) -> Result<Read<NodeRecord>, Error>;
+    /// Writes it if its version is still the one in `record`; the version grows by one. Returns whether it was.
+    async fn put_node(&self, record: NodeRecord) -> Result<bool, Error>;
     /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
     /// engines' own, made through this agent, and must not wake it.
     fn changes(&self) -> watch::Receiver<u64>;

@@ -5,6 +5,7 @@ use holdfast_proto::pb::agent::node_server::Node;
 use holdfast_proto::{INSTANCE_PROTOCOL_MAX, INSTANCE_PROTOCOL_MIN};
 use tonic::{Request, Response, Status};
 
+use super::status::status;
 use crate::node::NodeHandle;
 
 #[derive(Debug)]
@@ -31,6 +32,13 @@ impl Node for Service {
         let revision = self.node.snapshot().revision;
         let replicas = self.node.replica_dirs().await;
         Ok(Response::new(pb::ListReplicasReply { revision, replicas }))
+    }
+    async fn allow_uninstall(
+        &self,
+        request: Request<pb::AllowUninstallRequest>,
+    ) -> Result<Response<pb::AllowUninstallReply>, Status> {
+        let allowed = self.node.allow_uninstall(request.into_inner().allowed).await.map_err(status)?;
+        Ok(Response::new(pb::AllowUninstallReply { allowed }))
     }
     async fn version(
         &self,

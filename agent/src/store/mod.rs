@@ -8,6 +8,7 @@ pub mod instances;
 pub mod lock;
 pub mod replica_dirs;
 pub mod trash;
+pub mod uninstall;
 
 use std::path::{Path, PathBuf};
 
