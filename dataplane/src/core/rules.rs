@@ -72,6 +72,8 @@ pub(crate) enum Rule {
     FlushedBeforeCleared,
     /// Where the target may have written what no member knows of is compared.
     TargetCompared,
+    /// What the members' maps name from before the target left is compared, where it is not copied.
+    BeforeCompared,
     /// The target's write-intent bits stay until then.
     ComparedBeforeCleared,
     /// A dirty map says what a replica lacks only if it begins no later than that replica was a member.

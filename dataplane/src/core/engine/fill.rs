@@ -380,12 +380,22 @@ impl Engine {
                 }
                 self.learn(Purpose::Extra, MapName::Intent, bit(slot), now);
             }
-            (Purpose::Extra, Some(_)) => {
+            (Purpose::Extra, Some(slot)) => {
+                let missed = self.missed_by(slot).cloned();
                 if let Some(target) = &mut self.fill.target {
                     if kept(Rule::TargetCompared) {
                         target.compare = learn.map;
                     }
                     target.compare.remove_map(&target.todo);
+                    if let Some(missed) = missed.filter(|_| !target.full) {
+                        // What it had before it left need not be copied, where it still has it.
+                        let mut before = target.todo.clone();
+                        before.remove_map(&missed);
+                        target.todo.keep_only(&missed);
+                        if kept(Rule::BeforeCompared) {
+                            target.compare.insert_map(&before);
+                        }
+                    }
                     target.stage = Stage::Copying;
                     // Where little is to be copied, asking what is a hole costs more than it saves.
                     let scan = target.todo.count() >= target.todo.len() / 4;
@@ -624,6 +634,7 @@ impl Engine {
         self.finish_hand_over(slot);
         self.fill.target = None;
         self.fill.failures[slot] = 0;
+        self.peers[slot].missed.filled();
         // Its mark was cleared with the view; what it said before no longer holds.
         if let Some(welcome) = &mut self.peers[slot].welcome {
             welcome.syncing = false;
@@ -641,6 +652,7 @@ impl Engine {
             return;
         }
         self.fill.target = None;
+        self.peers[slot].missed.forget();
         self.fill.learn.take_if(|learn| learn.purpose != Purpose::Repair);
         self.targets &= !bit(slot);
         let failures = self.fill.failures[slot].min(6);

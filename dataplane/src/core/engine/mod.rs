@@ -8,8 +8,8 @@
 //! - `view`: attach, fence, decide, propose, commit. A write is acknowledged only under a committed view all of whose
 //!   members have it.
 //! - `repair`: making members equal after an unclean end.
-//! - `fill`: filling replicas that are to become members. `maps`: what they lack, by the members' word. `handover`: what
-//!   a new member is told of others.
+//! - `fill`: filling replicas that are to become members. `maps`: what they lack, by the members' word. `missed`: what
+//!   they lack for certain. `handover`: what a new member is told of others.
 //! - `intent`: when the members' write-intent bits may be cleared.
 //! - `lease`: when reads may be sent at all.
 //! - `lag`: members that are slow, and when one is left behind for it.
@@ -33,6 +33,9 @@ mod lease;
 #[cfg(test)]
 mod lease_tests;
 mod maps;
+mod missed;
+#[cfg(test)]
+mod missed_tests;
 mod ops;
 mod peers;
 #[cfg(test)]
@@ -163,6 +166,16 @@ pub enum Request {
     },
     /// Which parts are allocated.
     Extents,
+}
+
+impl Request {
+    /// Whether its change is to be on stable storage before the answer.
+    fn is_fua(self) -> bool {
+        match self {
+            Self::Write { fua } | Self::WriteZeroes { fua, .. } => fua,
+            Self::Read | Self::Flush | Self::Trim | Self::Extents => false,
+        }
+    }
 }
 
 /// Why an operation failed.

@@ -218,6 +218,16 @@ impl Ops {
     pub(super) fn answered_by(&self, slot: usize) -> bool {
         kept(Rule::AnswersCount) && self.any(|op| op.mutates() && op.ok & bit(slot) != 0)
     }
+    /// Whether this is the answer to a flush, or to a change that was to be flushed.
+    pub(super) fn asked_to_flush(&self, header: &Header) -> bool {
+        match (header.kind, Tag::decode(header.tag)) {
+            (Kind::Flush, _) => true,
+            (Kind::Write | Kind::WriteZeroes, Some(Tag::Op { op, .. })) => {
+                self.find(op).and_then(Op::client).is_some_and(Request::is_fua)
+            }
+            _ => false,
+        }
+    }
     /// The ranges of operations that may be changing the members' data now.
     pub(super) fn changing(&self) -> Vec<(u64, u64)> {
         self.live()
@@ -460,6 +470,7 @@ impl Engine {
         };
         if changes {
             self.wrote(offset, len);
+            self.written_by(mask, offset, len);
         }
         let op = self.ops.get_mut(id);
         op.stage = stage;

@@ -6,6 +6,7 @@ use holdfast_proto::ids::{BootId, Generation, ReplicaId};
 
 use super::lag::Lag;
 use super::lease::Presence;
+use super::missed::Missed;
 use super::tag::Tag;
 use super::view::Phase;
 use super::{Action, Body, ConnectFailure, Ending, Engine, Now, bit, slots};
@@ -54,6 +55,7 @@ pub(super) struct Peer {
     pub(super) sequence: u64,
     pub(super) presence: Presence,
     pub(super) lag: Lag,
+    pub(super) missed: Missed,
     /// It failed while a member: it is to leave as soon as a view without it can be committed.
     pub(super) failed: Option<String>,
     /// It lost what it had acknowledged: it cannot stay a member, however well it answers now.
@@ -79,6 +81,7 @@ impl Peer {
             sequence: 0,
             presence: Presence::default(),
             lag: Lag::default(),
+            missed: Missed::default(),
             failed: None,
             lost: false,
             reason: String::new(),
@@ -96,7 +99,7 @@ impl Peer {
         }
         (self.id, self.vacant).hash(h);
         (self.known, self.local, self.absent.is_some(), self.boot, self.owes).hash(h);
-        (self.failed.is_some(), self.lost, self.welcome.is_some()).hash(h);
+        (self.failed.is_some(), self.lost, self.welcome.is_some(), &self.missed).hash(h);
         if let Some(w) = &self.welcome {
             (w.syncing, w.cache_lost, w.failed.is_empty(), w.basis).hash(h);
             if deciding {
@@ -314,6 +317,7 @@ impl Engine {
         if let Link::Up { session } = peer.link {
             self.actions.push_back(Action::Disconnect { replica: peer.id, session });
         }
+        peer.missed.disconnected();
         peer.link = Link::Down { retry_at: retry_at.max(peer.lag.not_before()) };
         peer.owes = 0;
         peer.quiet_since = now;
@@ -354,11 +358,15 @@ impl Engine {
     /// A reply came. `inline` is the payload where [`super::PayloadUse::Inline`] was said.
     pub fn reply(&mut self, replica: ReplicaId, session: u64, header: &Header, inline: &[u8], now: Now) {
         let Some(slot) = self.slot_of(replica) else { return };
+        let flushed = header.status == Status::Ok && self.ops.asked_to_flush(header);
         let peer = &mut self.peers[slot];
         if peer.link != (Link::Up { session }) || !header.reply {
             return;
         }
         peer.owes = peer.owes.saturating_sub(1);
+        if flushed {
+            peer.missed.flushed();
+        }
         let tag = Tag::decode(header.tag);
         if tag != Some(Tag::Ping) || peer.owes == 0 {
             // One that only says that it is there, and does nothing of what it was asked, is silent.
@@ -386,6 +394,7 @@ impl Engine {
         let Link::Up { session } = peer.link else { return };
         peer.sequence += 1;
         peer.owes += 1;
+        peer.missed.sent(&header);
         let header = Header { sequence: peer.sequence, generation, ..header };
         self.actions.push_back(Action::Send { replica: peer.id, session, header, body });
     }

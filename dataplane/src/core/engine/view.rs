@@ -615,6 +615,7 @@ impl Engine {
     fn commit(&mut self, now: Now) {
         let Some(proposal) = self.proposal.take() else { return };
         self.view = proposal.view;
+        self.left(self.members & !proposal.members);
         self.members = proposal.members;
         self.renew_lease();
         self.configured = proposal.configured;

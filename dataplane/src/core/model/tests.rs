@@ -121,6 +121,7 @@ need! {
     dirty_before_intent_is_cleared: DirtyBeforeCleared,
         after(fresh(2, SWEEPS, Budget { faults: 1, ..ONE }), &serving(2));
     a_target_is_compared: TargetCompared, after(fresh(2, DEAD, TWO), &late());
+    what_a_target_had_is_compared: BeforeCompared, fresh(2, ALIVE, Budget { faults: 1, ..ONE });
     compared_before_intent_is_cleared: ComparedBeforeCleared,
         after(fresh(2, DEAD, Budget { detaches: 1, ..TWO }), &late());
     filled_before_it_is_added: FilledFirst, fresh(2, ALIVE, Budget { faults: 1, ..ONE });
