@@ -171,6 +171,15 @@ impl Running {
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("process numbers are small")
     }
+    /// `kill -9` after so long, wherever it is by then, unless it has ended.
+    pub fn kill_after(mut self, delay: Duration) {
+        let ended = |child: &mut Child| child.try_wait().ok().flatten().ok_or_else(|| "it runs".to_owned());
+        if eventually_or(delay, || ended(&mut self.child)).is_err() {
+            // Both may fail only where it has just ended by itself.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
     /// Waits for its end.
     ///
     /// # Panics

@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use holdfast_tests::cluster::AgentOptions;
-use holdfast_tests::process::{Running, Signal, kill, processes_of};
-use holdfast_tests::{Cluster, MIB, cli, image};
+use holdfast_tests::cluster::{AgentOptions, SOON};
+use holdfast_tests::process::{Running, Signal, processes_of};
+use holdfast_tests::wait::check;
+use holdfast_tests::{Cluster, MIB, cli, eventually, image};
 use serde_json::Value;
 
 /// The command for this cluster's agent.
@@ -90,7 +91,8 @@ fn u2_without_a_confirmation_nothing_changes_and_a_late_one_is_found() {
     assert_eq!(uninstall(&cluster, &["--allow"]).json()["result"], "allowed");
     assert_eq!(uninstall(&cluster, &["--revoke"]).json()["result"], "revoked");
     let waits = start(&cluster, &["--force"]);
-    std::thread::sleep(Duration::from_secs(1));
+    let lock = cluster.data_dir().join("uninstall.lock");
+    eventually(SOON, "it looks for the confirmation", || check(lock.exists(), || "no lock yet".to_owned()));
     uninstall(&cluster, &["--allow"]).expect_code(0);
     let done = cli::CliOutput(waits.finish(cli::DEADLINE)).json();
     assert_eq!(done["result"], "uninstalled", "{done}");
@@ -119,10 +121,7 @@ fn u4_interrupted_anywhere_and_repeated_it_completes() {
     cluster.cli(&["volume", "attach", "demo"]).expect_code(0);
     uninstall(&cluster, &["--allow"]).expect_code(0);
     for after_ms in [5, 20, 60, 120, 200, 300, 450, 700] {
-        let running = start(&cluster, &["--force"]);
-        std::thread::sleep(Duration::from_millis(after_ms));
-        kill(running.pid());
-        drop(running);
+        start(&cluster, &["--force"]).kill_after(Duration::from_millis(after_ms));
     }
     let done = uninstall(&cluster, &["--force"]).json();
     assert!(["uninstalled", "nothing_here"].contains(&done["result"].as_str().unwrap()), "{done}");
