@@ -54,7 +54,9 @@ fn burst(seed: u64, disks: bool) {
 
 /// What a failing disk makes a human look at.
 fn allow(trial: &mut Trial) {
-    for text in ["does not claim a flush again until it has been filled anew", "No space left"] {
+    for text in
+        ["does not claim a flush again until it has been filled anew", "No space left", "Input/output error"]
+    {
         trial.cluster.allow_errors(text);
     }
 }
