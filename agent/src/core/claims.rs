@@ -5,7 +5,7 @@
 use std::fmt;
 
 use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId, VolumeId};
-use holdfast_proto::record::VolumeRecord;
+use holdfast_proto::record::{Intent, VolumeRecord};
 
 use super::instance::{InstanceName, Kind};
 use super::records::{Lookup, Records};
@@ -56,6 +56,18 @@ pub fn is_creation_of(record: &VolumeRecord, name: &InstanceName, uuid: Instance
     record.status.instance_uuids.get(&name.to_string()).is_none_or(|wanted| *wanted == uuid)
 }
 
+/// Whether the record is on its way to saying something else: then what it does not list now is not yet nobody's.
+fn is_moving(record: &VolumeRecord, node: &NodeName, kind: Kind) -> bool {
+    if record.spec.intent != Intent::Keep {
+        return true;
+    }
+    let elsewhere = record.spec.attach.as_ref().is_some_and(|attach| attach.node != *node);
+    // An attachment has arrived when its own engine has taken the volume over.
+    let engine = InstanceName::engine(&record.name).to_string();
+    let arrived = record.status.instance_uuids.get(&engine) == Some(&record.status.engine_instance);
+    kind == Kind::Engine && elsewhere && !arrived
+}
+
 /// Who owns an instance.
 #[must_use]
 pub fn of_instance(
@@ -75,7 +87,11 @@ pub fn of_instance(
         Lookup::Found(record) => {
             let owned =
                 record.id == volume_id && places(record, node, name) && is_creation_of(record, name, uuid);
-            if owned { Claim::Claimed } else { Claim::Unclaimed }
+            match owned {
+                true => Claim::Claimed,
+                false if record.id == volume_id && is_moving(record, node, name.kind()) => Claim::Unknown,
+                false => Claim::Unclaimed,
+            }
         }
     }
 }
@@ -91,7 +107,11 @@ pub fn of_directory(
 ) -> Claim {
     if let Some(record) = records.by_id(volume_id) {
         let listed = record.placed().any(|r| r.id == replica && r.node == *node);
-        return if listed { Claim::Claimed } else { Claim::Unclaimed };
+        return match listed {
+            true => Claim::Claimed,
+            false if is_moving(record, node, Kind::Replica(replica)) => Claim::Unknown,
+            false => Claim::Unclaimed,
+        };
     }
     match records.lookup(volume_name) {
         Lookup::Unknown(_) => Claim::Unknown,
@@ -124,7 +144,9 @@ mod tests {
             let name = name.parse().unwrap();
             let claim = |on: NodeName, uuid, id| of_instance(&records, &on, &name, uuid, id);
             assert_eq!(claim(node("node-a"), *uuid, record.id), Claim::Claimed, "{name}");
-            assert_eq!(claim(node("node-b"), *uuid, record.id), Claim::Unclaimed, "{name}");
+            // The engine is wanted on node-a and has not begun there.
+            let elsewhere = if name.kind() == Kind::Engine { Claim::Unknown } else { Claim::Unclaimed };
+            assert_eq!(claim(node("node-b"), *uuid, record.id), elsewhere, "{name}");
             assert_eq!(claim(node("node-a"), InstanceUuid::random(), record.id), Claim::Unclaimed);
             assert_eq!(claim(node("node-a"), *uuid, VolumeId::random()), Claim::Unclaimed);
         }
@@ -150,6 +172,25 @@ mod tests {
         assert_eq!(of_directory(&damaged, &a, "demo", id, ReplicaId(1)), Claim::Unknown);
         assert_eq!(of_directory(&away, &a, "demo", id, ReplicaId(1)), Claim::Unknown);
         assert_eq!(of_directory(&nobody, &a, "demo", id, ReplicaId(1)), Claim::Unclaimed);
+    }
+
+    #[test]
+    fn o12_a_stable_record_of_another_node_leaves_an_orphan_and_a_moving_one_does_not() {
+        let mut record = attached("demo", "node-a", 1);
+        let engine = InstanceName::engine(&record.name);
+        let claim = |record: &VolumeRecord, name: &InstanceName| {
+            let uuid = InstanceUuid::random();
+            of_instance(&known(record), &node("node-b"), name, uuid, record.id)
+        };
+        assert_eq!(claim(&record, &engine), Claim::Unknown, "node-a has not taken over yet");
+        record.status.engine_instance = record.status.instance_uuids[&engine.to_string()];
+        assert_eq!(claim(&record, &engine), Claim::Unclaimed, "node-a serves");
+        let r1 = InstanceName::replica(&record.name, ReplicaId(1));
+        assert_eq!(claim(&record, &r1), Claim::Unclaimed);
+        record.spec.intent = Intent::Delete;
+        assert_eq!(claim(&record, &engine), Claim::Unknown, "it is being deleted");
+        let directory = of_directory(&known(&record), &node("node-b"), "demo", record.id, ReplicaId(1));
+        assert_eq!(directory, Claim::Unknown);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use holdfast_proto::ids::{InstanceUuid, InvalidId, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::pb::instance as pb;
@@ -162,6 +163,8 @@ pub struct Instance {
     restarts: u32,
     backoff: Backoff,
     status: Option<Box<pb::InstanceStatus>>,
+    /// When it last had a peer or I/O, as far as it says.
+    used_at: Option<Moment>,
     stop_asked: bool,
 }
 
@@ -178,6 +181,7 @@ impl Instance {
             restarts,
             backoff: Backoff::default(),
             status: None,
+            used_at: None,
             stop_asked: false,
         }
     }
@@ -202,7 +206,7 @@ impl Instance {
                     self.state = if self.stop_asked { State::Stopping } else { State::Starting };
                 }
             }
-            Event::Status(status) => self.reported(status),
+            Event::Status(status) => self.reported(status, now),
             Event::StopAsked => {
                 self.stop_asked = true;
                 self.state = State::Stopping;
@@ -230,7 +234,7 @@ impl Instance {
         (self.state.clone(), self.restarts, self.pid, status)
     }
 
-    fn reported(&mut self, status: Box<pb::InstanceStatus>) {
+    fn reported(&mut self, status: Box<pb::InstanceStatus>, now: Moment) {
         let alive =
             matches!(self.state, State::Pending | State::Starting | State::Running | State::Unknown(_));
         if alive && !self.stop_asked {
@@ -240,6 +244,12 @@ impl Instance {
                 "stopping" => State::Stopping,
                 _ => State::Starting,
             };
+        }
+        // A peer that has gone since the last word was there until now; before the first word anything may have been.
+        let has_peer = |status: &pb::InstanceStatus| peers(status) != Some(0);
+        let same = |old: &pb::InstanceStatus| !has_peer(old) && counted(old) == counted(&status);
+        if has_peer(&status) || !self.status.as_deref().is_some_and(same) {
+            self.used_at = Some(now);
         }
         self.status = Some(status);
     }
@@ -306,6 +316,23 @@ impl Instance {
     pub fn replica_status(&self) -> Option<&pb::ReplicaStatus> {
         self.status.as_ref()?.replica.as_ref()
     }
+    /// By what it shows that somebody uses it: a peer, or I/O within `lately`. One that does not say so is in use, too.
+    #[must_use]
+    pub fn in_use(&self, lately: Duration, now: Moment) -> Option<String> {
+        let peer = if self.engine_status().is_some() { "client" } else { "engine" };
+        match self.status.as_deref().map(peers) {
+            None => Some("it has not said whether anybody uses it".to_owned()),
+            Some(None) => {
+                Some("it is of a build that does not say whether an engine is connected".to_owned())
+            }
+            Some(Some(0)) => {
+                let ago = now.saturating_sub(self.used_at?);
+                (ago < lately).then(|| format!("in use {} s ago", ago.as_secs()))
+            }
+            Some(Some(1)) => Some(format!("1 {peer} is connected")),
+            Some(Some(count)) => Some(format!("{count} {peer}s are connected")),
+        }
+    }
     /// Where a replica's data port listens.
     #[must_use]
     pub fn address(&self) -> Option<&str> {
@@ -344,10 +371,24 @@ impl Instance {
     }
 }
 
+/// How many are connected; none: it does not say.
+fn peers(status: &pb::InstanceStatus) -> Option<u32> {
+    match (&status.engine, &status.replica) {
+        (Some(engine), _) => Some(engine.clients),
+        (None, Some(replica)) => replica.engines,
+        // Not configured yet: it serves nothing that anybody could connect to.
+        (None, None) => Some(0),
+    }
+}
+
+/// What grows with I/O.
+fn counted(status: &pb::InstanceStatus) -> Option<(u64, u64)> {
+    status.engine.as_ref().map(|engine| (engine.reads, engine.writes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const fn secs(s: u64) -> Moment {
         Duration::from_secs(s)
@@ -409,6 +450,40 @@ mod tests {
         assert!(!i.is_down() && !i.is_up());
         i.handle(Event::Confirmed, secs(2));
         assert!(i.is_up());
+    }
+
+    #[test]
+    fn o10_a_peer_or_io_lately_is_use_and_silence_about_it_is_too() {
+        let lately = Duration::from_secs(30);
+        let with = |engines| {
+            let replica = Some(pb::ReplicaStatus { engines, ..Default::default() });
+            Event::Status(Box::new(pb::InstanceStatus { replica, ..Default::default() }))
+        };
+        let mut i = down();
+        assert!(i.in_use(lately, secs(0)).is_some(), "it has said nothing");
+        for (at, event, used_until) in [
+            (100, with(Some(0)), 130), // before the first word anything may have been
+            (200, with(Some(1)), u64::MAX),
+            (300, with(Some(0)), 330),
+            (400, with(Some(0)), 330),
+            (500, with(None), u64::MAX),
+        ] {
+            i.handle(event, secs(at));
+            for later in [at, at + 29, at + 30, at + 1000] {
+                assert_eq!(i.in_use(lately, secs(later)).is_some(), later < used_until, "at {later}");
+            }
+        }
+        let wrote = |writes| {
+            let engine = Some(pb::EngineStatus { writes, ..Default::default() });
+            Event::Status(Box::new(pb::InstanceStatus { engine, ..Default::default() }))
+        };
+        let mut i = down();
+        i.handle(wrote(1), secs(0));
+        i.handle(wrote(1), secs(100));
+        assert_eq!(i.in_use(lately, secs(100)), None);
+        i.handle(wrote(2), secs(200));
+        assert_eq!(i.in_use(lately, secs(229)).as_deref(), Some("in use 29 s ago"));
+        assert_eq!(i.in_use(lately, secs(230)), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod claims;
 pub mod instance;
 pub mod inventory;
+pub mod orphan;
 pub mod predecessor;
 pub mod reconcile;
 pub mod records;

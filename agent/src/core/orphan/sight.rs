@@ -1,0 +1,139 @@
+//! What the node runs and keeps, looked at as things that somebody may or may not claim.
+
+use holdfast_proto::ids::{Epoch, Generation, Lineage, ReplicaId, VolumeId, VolumeName};
+use holdfast_proto::record::VolumeRecord;
+
+use super::{BUSY_WITHIN, Class, Sighting, Standing, Subject};
+use crate::core::claims::{self, Claim};
+use crate::core::instance::{Instance, InstanceName, Kind, State};
+use crate::core::reconcile::World;
+use crate::core::records::Lookup;
+
+/// A replica directory on this node that has a readable label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    /// Its own name.
+    pub directory: String,
+    /// As its label says.
+    pub volume_name: VolumeName,
+    /// As its label says.
+    pub volume: VolumeId,
+    /// As its label says.
+    pub replica: ReplicaId,
+    /// The history its data belongs to.
+    pub lineage: Lineage,
+    /// Of the last view it was told of.
+    pub order: (Generation, Epoch),
+    /// Whether it is a member of that view, holds everything, and has never failed.
+    pub whole: bool,
+}
+
+/// Every instance that exists. One whose process has ended is nothing that could be an orphan.
+#[must_use]
+pub fn instances(world: World<'_>) -> Vec<Sighting> {
+    let living = world.instances.iter().filter(|(_, instance)| !instance.is_down());
+    living.map(|(name, instance)| of_instance(world, name, instance)).collect()
+}
+
+fn of_instance(world: World<'_>, name: &InstanceName, instance: &Instance) -> Sighting {
+    let (uuid, volume) = (instance.uuid(), instance.volume_id());
+    let claim = claims::of_instance(world.records, world.node, name, uuid, volume);
+    let (claim, reason) = match instance.state() {
+        // What cannot be asked may be anything, but for what a record says of it.
+        State::Unknown(reason) if claim != Claim::Claimed => (Claim::Unknown, reason.clone()),
+        _ => (claim, reason(world, claim, name.volume().as_str(), volume)),
+    };
+    let standing = match instance.state() {
+        State::Running | State::Unknown(_) => {
+            instance.in_use(BUSY_WITHIN, world.now).map_or(Standing::Idle, Standing::Busy)
+        }
+        State::Pending | State::Starting | State::Stopping | State::Down { .. } => Standing::Exempt,
+    };
+    let subject = Subject { class: Class::Instance, name: name.to_string(), uuid: uuid.0 };
+    Sighting { subject, claim, reason, standing }
+}
+
+/// Every replica directory whose label can be read. One whose label cannot is never an orphan: nobody knows whose it is.
+#[must_use]
+pub fn data(world: World<'_>, copies: &[Copy]) -> Vec<Sighting> {
+    copies.iter().map(|copy| of_copy(world, copies, copy)).collect()
+}
+
+fn of_copy(world: World<'_>, copies: &[Copy], copy: &Copy) -> Sighting {
+    let name = copy.volume_name.as_str();
+    let claim = claims::of_directory(world.records, world.node, name, copy.volume, copy.replica);
+    let standing = match (user(world, copy), world.records.by_id(copy.volume)) {
+        (Some(user), _) => Standing::Busy(format!("{user} uses it")),
+        (None, None) => Standing::LastCopy("its volume has no record, so it may be the last copy".to_owned()),
+        (None, Some(record)) => others_are_healthy(world, record, copies, copy)
+            .err()
+            .map_or(Standing::Idle, |why| Standing::LastCopy(format!("it may be the last copy: {why}"))),
+    };
+    let subject = Subject { class: Class::ReplicaData, name: copy.directory.clone(), uuid: copy.volume.0 };
+    Sighting { subject, claim, reason: reason(world, claim, name, copy.volume), standing }
+}
+
+/// A process that has the directory open, or may have.
+fn user(world: World<'_>, copy: &Copy) -> Option<InstanceName> {
+    let running = world.instances.iter().find(|(name, instance)| {
+        let kind = name.kind() == Kind::Replica(copy.replica);
+        kind && instance.volume_id() == copy.volume && !instance.is_down()
+    });
+    running.map(|(name, _)| name.clone())
+}
+
+/// Whether the volume is known to do without this copy: it was taken out of it, and another is a healthy member.
+///
+/// # Errors
+/// Why that is not known.
+fn others_are_healthy(
+    world: World<'_>,
+    record: &VolumeRecord,
+    copies: &[Copy],
+    copy: &Copy,
+) -> Result<(), String> {
+    let elsewhere = record.placed().any(|spec| spec.id == copy.replica && spec.node != *world.node);
+    if !record.was_removed(copy.replica) && !elsewhere {
+        return Err(format!("the record of volume {} never had {}", record.name, copy.replica));
+    }
+    let members = record.status.view.members;
+    let other = |id: ReplicaId| {
+        id != copy.replica && members.contains(id) && record.placed().any(|spec| spec.id == id)
+    };
+    let engine = world.instances.get(&InstanceName::engine(&record.name));
+    let told = engine.filter(|engine| engine.volume_id() == record.id).and_then(Instance::engine_status);
+    let healthy = match told {
+        Some(told) => told.replicas.iter().any(|seen| seen.mode == "member" && other(ReplicaId(seen.id))),
+        // Served by nobody: what lies here must itself show that nothing newer is elsewhere.
+        None if record.spec.attach.is_none() => copies.iter().any(|found| {
+            let current = found.lineage == record.status.lineage
+                && found.order >= record.status.view.order()
+                && found.order >= copy.order;
+            found.volume == record.id && other(found.replica) && found.whole && current
+        }),
+        None => false,
+    };
+    if healthy { Ok(()) } else { Err(format!("no other of volume {} is seen to be healthy", record.name)) }
+}
+
+fn reason(world: World<'_>, claim: Claim, name: &str, volume: VolumeId) -> String {
+    match (claim, world.records.lookup(name)) {
+        (Claim::Unknown, Lookup::Unknown(why)) => {
+            format!("the record of volume {name} cannot be read: {why}")
+        }
+        (Claim::Unknown, Lookup::Absent | Lookup::Found(_)) if volume == VolumeId::nil() => {
+            "its spawn record cannot be read".to_owned()
+        }
+        (Claim::Unknown, Lookup::Absent | Lookup::Found(_)) => {
+            format!("the record of volume {name} is changing")
+        }
+        (_, Lookup::Found(record)) if record.id != volume => {
+            format!("volume {name} is another one by now: {}", record.id)
+        }
+        (Claim::Claimed, _) => format!("volume {name} claims it"),
+        (Claim::Unclaimed, Lookup::Found(_)) => format!("volume {name} does not want it on this node"),
+        (Claim::Unclaimed, Lookup::Absent | Lookup::Unknown(_)) => {
+            format!("there is no record of volume {name}")
+        }
+    }
+}
