@@ -7,6 +7,7 @@
 
 mod force;
 mod info;
+mod orphans;
 mod replicas;
 mod roles;
 mod shared;
@@ -25,8 +26,9 @@ use holdfast_proto::ids::NodeName;
 use holdfast_proto::pb::agent as pb;
 use tokio::sync::{broadcast, watch};
 
-use self::shared::{Command, Shared};
+use self::shared::{Command, OrphanWish, Shared};
 use crate::config::Limits;
+use crate::core::orphan;
 use crate::error::Error;
 
 /// What a node is started with.
@@ -54,6 +56,8 @@ pub struct NodeConfig {
     pub limits: Limits,
     /// How long deleted data stays in the trash.
     pub trash_ttl: Duration,
+    /// What is cleaned when nobody claims it, and after how long.
+    pub orphans: orphan::Settings,
 }
 
 impl NodeConfig {
@@ -72,6 +76,7 @@ impl NodeConfig {
             listen_display: String::new(),
             limits: Limits::default(),
             trash_ttl: Duration::from_secs(24 * 3600),
+            orphans: orphan::Settings::default(),
         }
     }
 }
@@ -197,6 +202,65 @@ impl NodeHandle {
         let (name, uuid) = (name.to_owned(), uuid.to_owned());
         self.shared.command(|reply| Command::Stop { name, uuid, reply }).await?
     }
+    /// What no record claims, as it was seen last.
+    #[must_use]
+    pub fn orphans(&self) -> Vec<pb::Orphan> {
+        orphans::list(&self.shared)
+    }
+    /// The numbers of orphans, for metrics.
+    #[must_use]
+    pub fn orphan_stats(&self) -> orphan::Stats {
+        self.shared.orphans.lock().2.clone()
+    }
+    /// What is cleaned from now on.
+    pub fn set_orphan_settings(&self, settings: orphan::Settings) {
+        *self.shared.orphan_settings.lock() = settings;
+    }
+    /// Keeps an orphan from being cleaned until it is released. `uuid` empty: whichever has the name now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` where it is no orphan; `Conflict` where the name belongs to another creation by now.
+    pub async fn hold_orphan(&self, name: &str, uuid: &str) -> Result<pb::Orphan, Error> {
+        orphans::wish(&self.shared, OrphanWish::Hold, name, uuid).await
+    }
+    /// Lets an orphan that is held go.
+    ///
+    /// # Errors
+    /// As for [`Self::hold_orphan`].
+    pub async fn release_orphan(&self, name: &str, uuid: &str) -> Result<pb::Orphan, Error> {
+        orphans::wish(&self.shared, OrphanWish::Release, name, uuid).await
+    }
+    /// Stops the process of an orphan, or moves its directory to the trash, without waiting.
+    ///
+    /// # Errors
+    /// As for [`Self::hold_orphan`]; `Refused` where it is claimed, that cannot be known, or it is in use.
+    pub async fn delete_orphan(&self, name: &str, uuid: &str) -> Result<pb::Orphan, Error> {
+        orphans::wish(&self.shared, OrphanWish::Delete, name, uuid).await
+    }
+    /// What waits in the trash.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn trash(&self) -> Result<Vec<pb::TrashItem>, Error> {
+        orphans::trash(&self.shared, |trash| trash.waiting()).await
+    }
+    /// Puts a directory back where it was.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` where something else is in its place.
+    pub async fn restore_trash(&self, name: &str) -> Result<pb::TrashItem, Error> {
+        let wanted = name.to_owned();
+        let restored = orphans::trash(&self.shared, move |trash| Ok(vec![trash.restore(&wanted)?])).await?;
+        restored.into_iter().next().ok_or_else(|| Error::not_found(format!("restore {name}: there is none")))
+    }
+    /// Unlinks what waits in the trash; `name` empty: everything. Returns what went.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn empty_trash(&self, name: &str) -> Result<Vec<pb::TrashItem>, Error> {
+        let name = Some(name.to_owned()).filter(|name| !name.is_empty());
+        orphans::trash(&self.shared, move |trash| trash.empty(name.as_deref())).await
+    }
     /// Every replica directory on disk, claimed or not.
     pub async fn replica_dirs(&self) -> Vec<pb::ReplicaDirInfo> {
         info::replica_dirs(&self.shared).await
@@ -204,15 +268,6 @@ impl NodeHandle {
     /// The node itself.
     pub async fn node_info(&self) -> pb::NodeInfo {
         info::node_info(&self.shared).await
-    }
-    /// Unlinks everything that waits in the trash, however short.
-    ///
-    /// # Errors
-    /// When the file system refuses.
-    pub async fn empty_trash(&self) -> Result<Vec<PathBuf>, Error> {
-        let trash = self.shared.trash.clone();
-        // Long after everything that lists can name as their time.
-        shared::blocking(move || trash.sweep(Duration::ZERO, u64::MAX)).await
     }
     /// See [`allow_uninstall`].
     ///

@@ -283,7 +283,7 @@ fn dirs(volume: &Volume) -> Vec<PathBuf> {
 }
 
 #[test]
-fn delete_leaves_the_data_where_it_is_listed_as_unclaimed() {
+fn d1_delete_leaves_the_data_where_it_is_listed_as_unclaimed() {
     let cluster = Cluster::with_volume("64MiB", 2);
     qemu_io(&cluster.uri("demo"), &["write -P 0x3c 0 1M", "flush"]);
     let volume = cluster.volume("demo");
@@ -315,7 +315,7 @@ fn holds_image(dir: &Path) -> usize {
 }
 
 #[test]
-fn purged_data_waits_in_the_trash() {
+fn d1_purged_data_waits_in_the_trash() {
     let cluster = Cluster::with_volume("64MiB", 2);
     let volume = cluster.volume("demo");
     cluster.detach("demo");
@@ -329,7 +329,7 @@ fn purged_data_waits_in_the_trash() {
 }
 
 #[test]
-fn trash_is_emptied_after_its_time_and_only_then() {
+fn d5_d6_trash_is_emptied_after_its_time_and_only_then() {
     let cluster = Cluster::agent(AgentOptions::with(&["--trash-ttl", "1s"]));
     cluster.ok(&["volume", "create", "gone", "--size", "64MiB", "--replicas", "2"]);
     cluster.ok(&["volume", "create", "kept", "--size", "64MiB", "--replicas", "2"]);

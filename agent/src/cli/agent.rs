@@ -90,6 +90,7 @@ pub(super) fn node_config(config: &AgentConfig) -> NodeConfig {
         listen_display: format!("unix:{}", config.listen.display()),
         limits: config.limits,
         trash_ttl: config.trash_ttl,
+        orphans: config.orphans.clone(),
         ..NodeConfig::new(config.node.clone(), config.data_dir.clone(), config.runtime_dir.clone())
     }
 }
@@ -192,6 +193,7 @@ impl Agent<'_> {
         {
             tracing::warn!(%error, "the log level stays as it was");
         }
+        self.node.set_orphan_settings(reload.config.orphans.clone());
         for change in &reload.needs_restart {
             tracing::warn!(%change, "needs a restart of the agent; instances keep running meanwhile");
         }

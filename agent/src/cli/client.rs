@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use holdfast_proto::pb::agent::instances_client::InstancesClient;
 use holdfast_proto::pb::agent::node_client::NodeClient;
+use holdfast_proto::pb::agent::orphans_client::OrphansClient;
+use holdfast_proto::pb::agent::trash_client::TrashClient;
 use holdfast_proto::pb::agent::volumes_client::VolumesClient;
 use holdfast_proto::status::ErrorKind;
 use hyper_util::rt::TokioIo;
@@ -67,6 +69,12 @@ impl Client {
     }
     pub(super) fn instances(&self) -> InstancesClient<Channel> {
         InstancesClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+    pub(super) fn orphans(&self) -> OrphansClient<Channel> {
+        OrphansClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+    pub(super) fn trash(&self) -> TrashClient<Channel> {
+        TrashClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
     pub(super) fn node(&self) -> NodeClient<Channel> {
         NodeClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)

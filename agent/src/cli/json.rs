@@ -1,11 +1,15 @@
 //! The JSON that scripts rely on: names and nesting are a contract, kept by the golden tests below. Where nothing
 //! runs, a field is null; it is never left out.
 
+mod orphan;
+
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::status::ErrorKind;
 use serde::Serialize;
 
 use crate::complaint::Complaint;
+
+pub(super) use orphan::{OrphanDetail, Orphans, Trash, TrashItem};
 
 /// `volume show`.
 #[derive(Debug, Serialize)]

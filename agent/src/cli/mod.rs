@@ -6,12 +6,14 @@ mod instance;
 mod instance_process;
 mod json;
 mod node;
+mod orphan;
 mod output;
 mod quickstart;
 mod ready;
 mod replica;
 mod shutdown;
 mod status_line;
+mod trash;
 mod uninstall;
 mod version;
 mod volume;
@@ -87,6 +89,12 @@ enum Command {
     /// Add, remove and replace replicas of volumes, and look at their directories
     #[command(after_help = replica::EXAMPLES)]
     Replica(replica::Args),
+    /// Look at what no record claims; hold, release and delete it
+    #[command(subcommand, after_help = orphan::EXAMPLES)]
+    Orphan(orphan::Command),
+    /// Look at deleted data that still waits; restore or unlink it
+    #[command(subcommand, after_help = trash::EXAMPLES)]
+    Trash(trash::Command),
     /// Look at the node
     #[command(subcommand, after_help = node::EXAMPLES)]
     Node(node::Command),
@@ -138,6 +146,8 @@ fn dispatch(cli: Cli, out: &Out) -> Result<ExitCode, Complaint> {
         Command::Replica(replica::Args { command: None, process: None }) => {
             Err(Complaint::new(ErrorKind::Invalid, "replica needs a command").remedy("`holdfast replica ls`"))
         }
+        Command::Orphan(command) => client_runtime(orphan::run(command, &global, out)),
+        Command::Trash(command) => client_runtime(trash::run(command, &global, out)),
         Command::Node(command) => client_runtime(node::run(&command, &global, out)),
         Command::Uninstall(args) => uninstall::run(&args, out),
         Command::Watch => client_runtime(watch::run(&global, out)),

@@ -257,7 +257,7 @@ impl Uninstall<'_> {
                 node.delete_volume(request).await?;
                 done.deleted.push(volume.name);
             }
-            node.empty_trash().await?;
+            node.empty_trash("").await?;
         }
         Ok(())
     }

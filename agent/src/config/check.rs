@@ -53,6 +53,7 @@ impl Partial {
             (&self.replica_lag_max, Duration::from_millis(10), WEEK),
             (&self.heartbeat, Duration::from_millis(100), Duration::from_secs(60)),
             (&self.start_patience, Duration::from_millis(100), WEEK),
+            (&self.orphan_grace_period, Duration::ZERO, WEEK * 52),
         ];
         for (time, least, most) in times {
             if let Some(Sourced { value, origin }) = time

@@ -1,5 +1,6 @@
 //! The TOML file: every key checked, every problem named with its line and remedy.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,7 +11,7 @@ use super::flags::parse_listen;
 use super::{Origin, Partial, Sourced};
 use crate::units::{parse_duration, parse_ports, parse_size};
 
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 23] = [
     "data_dir",
     "listen",
     "node",
@@ -32,6 +33,8 @@ const KEYS: [&str; 21] = [
     "rebuild_inflight",
     "rebuild_bandwidth",
     "trash_ttl",
+    "orphan_auto_cleanup",
+    "orphan_grace_period",
 ];
 
 /// What the file says. Problems are appended; what is left of the file is still checked.
@@ -91,6 +94,8 @@ impl Place<'_> {
             "rebuild_inflight" => self.set_number(key, &mut into.rebuild_inflight),
             "rebuild_bandwidth" => self.set(key, &mut into.rebuild_bandwidth, parse_size),
             "trash_ttl" => self.set(key, &mut into.trash_ttl, parse_duration),
+            "orphan_auto_cleanup" => self.set_list(key, &mut into.orphan_auto_cleanup),
+            "orphan_grace_period" => self.set(key, &mut into.orphan_grace_period, parse_duration),
             _ => Err("is not a key of this build".to_owned()),
         };
         if let Err(problem) = result {
@@ -106,6 +111,21 @@ impl Place<'_> {
     ) -> Result<(), String> {
         let text = self.value.as_str().ok_or_else(|| self.wrong_type("a string"))?;
         let value = parse(text).map_err(|error| error.to_string())?;
+        *slot = Some(Sourced { value, origin: self.origin(key) });
+        Ok(())
+    }
+
+    fn set_list<T: FromStr<Err: ToString> + Ord>(
+        &self,
+        key: &'static str,
+        slot: &mut Option<Sourced<BTreeSet<T>>>,
+    ) -> Result<(), String> {
+        let list = self.value.as_array().ok_or_else(|| self.wrong_type("a list of strings"))?;
+        let item = |item: &toml::Spanned<DeValue<'_>>| match item.get_ref().as_str() {
+            Some(text) => from_str(text),
+            None => Err(self.wrong_type("a list of strings")),
+        };
+        let value = list.iter().map(item).collect::<Result<_, _>>()?;
         *slot = Some(Sourced { value, origin: self.origin(key) });
         Ok(())
     }
@@ -173,6 +193,8 @@ fn example(key: &str) -> &'static str {
         "rebuild_inflight" => "rebuild_inflight = 4",
         "rebuild_bandwidth" => "rebuild_bandwidth = \"100MiB\"",
         "trash_ttl" => "trash_ttl = \"24h\"",
+        "orphan_auto_cleanup" => "orphan_auto_cleanup = [\"instance\", \"replica-data\"], or []",
+        "orphan_grace_period" => "orphan_grace_period = \"5m\"",
         _ => "remove the line",
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use holdfast_proto::ids::NodeName;
 
 use super::{Origin, Partial, Sourced, Surroundings};
+use crate::core::orphan::Class;
 use crate::telemetry::{LogFormat, LogLevel};
 use crate::units::{parse_duration, parse_ports, parse_size};
 
@@ -80,6 +81,12 @@ pub struct AgentFlags {
     /// Deleted data waits this long in the trash [default: 24h]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub trash_ttl: Option<Duration>,
+    /// What is cleaned by itself once nobody has claimed it for the grace period [default: nothing]
+    #[arg(long, value_name = "instance,replica-data", value_delimiter = ',')]
+    pub orphan_auto_cleanup: Option<Vec<Class>>,
+    /// For so long it must be confirmed that nobody claims a thing [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub orphan_grace_period: Option<Duration>,
 }
 
 /// `unix:PATH`, or the path alone.
@@ -129,6 +136,11 @@ impl AgentFlags {
             rebuild_inflight: flag("--rebuild-inflight", self.rebuild_inflight.as_ref()),
             rebuild_bandwidth: flag("--rebuild-bandwidth", self.rebuild_bandwidth.as_ref()),
             trash_ttl: flag("--trash-ttl", self.trash_ttl.as_ref()),
+            orphan_auto_cleanup: flag(
+                "--orphan-auto-cleanup",
+                self.orphan_auto_cleanup.as_ref().map(|list| list.iter().copied().collect()).as_ref(),
+            ),
+            orphan_grace_period: flag("--orphan-grace-period", self.orphan_grace_period.as_ref()),
         }
     }
 }

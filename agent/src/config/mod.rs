@@ -9,6 +9,7 @@ mod flags;
 mod limits;
 mod reload;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
@@ -24,6 +25,7 @@ pub use limits::Limits;
 pub use reload::Reload;
 
 use crate::complaint::Complaint;
+use crate::core::orphan::{self, Class};
 use crate::telemetry::{LogFormat, LogLevel};
 
 /// Where a packaged agent keeps records and replicas.
@@ -66,6 +68,8 @@ pub struct AgentConfig {
     pub limits: Limits,
     /// See [`TRASH_TTL`].
     pub trash_ttl: Duration,
+    /// What is cleaned when nobody claims it, and after how long.
+    pub orphans: orphan::Settings,
 }
 
 /// Where a value was written.
@@ -115,6 +119,8 @@ struct Partial {
     rebuild_inflight: Option<Sourced<u32>>,
     rebuild_bandwidth: Option<Sourced<u64>>,
     trash_ttl: Option<Sourced<Duration>>,
+    orphan_auto_cleanup: Option<Sourced<BTreeSet<Class>>>,
+    orphan_grace_period: Option<Sourced<Duration>>,
 }
 
 impl Partial {
@@ -142,6 +148,8 @@ impl Partial {
             rebuild_inflight: self.rebuild_inflight.or(weaker.rebuild_inflight),
             rebuild_bandwidth: self.rebuild_bandwidth.or(weaker.rebuild_bandwidth),
             trash_ttl: self.trash_ttl.or(weaker.trash_ttl),
+            orphan_auto_cleanup: self.orphan_auto_cleanup.or(weaker.orphan_auto_cleanup),
+            orphan_grace_period: self.orphan_grace_period.or(weaker.orphan_grace_period),
         }
     }
 }
@@ -258,6 +266,10 @@ impl Partial {
             stop_instances: or(self.stop_instances, || false),
             limits,
             trash_ttl: or(self.trash_ttl, || TRASH_TTL),
+            orphans: orphan::Settings {
+                auto_cleanup: or(self.orphan_auto_cleanup, BTreeSet::new),
+                grace: or(self.orphan_grace_period, || orphan::Settings::default().grace),
+            },
             data_dir,
         }
     }

@@ -1,6 +1,7 @@
 //! What SIGHUP changes, and what it cannot.
 
 use super::AgentConfig;
+use crate::core::orphan;
 use crate::units::format_duration;
 
 /// The difference between the configuration that runs and the one that was read again.
@@ -35,6 +36,8 @@ impl AgentConfig {
         let mut live = |key: &str, old: String, new: String| note(Kind::Live, key, old, new);
         live("log_level", old.log_level.as_str().to_owned(), new.log_level.as_str().to_owned());
         live("stop_instances", old.stop_instances.to_string(), new.stop_instances.to_string());
+        live("orphan_auto_cleanup", classes(&old.orphans), classes(&new.orphans));
+        live("orphan_grace_period", time(old.orphans.grace), time(new.orphans.grace));
         let mut fixed = |key: &str, old: String, new: String| note(Kind::Fixed, key, old, new);
         fixed("data_dir", old.data_dir.display().to_string(), new.data_dir.display().to_string());
         fixed("listen", old.listen.display().to_string(), new.listen.display().to_string());
@@ -50,10 +53,19 @@ impl AgentConfig {
             fixed(key, old, new);
         }
         fixed("log_format", format!("{:?}", old.log_format), format!("{:?}", new.log_format));
-        let config =
-            Self { log_level: new.log_level.clone(), stop_instances: new.stop_instances, ..old.clone() };
+        let config = Self {
+            log_level: new.log_level.clone(),
+            stop_instances: new.stop_instances,
+            orphans: new.orphans.clone(),
+            ..old.clone()
+        };
         Reload { config, applied, needs_restart }
     }
+}
+
+fn classes(settings: &orphan::Settings) -> String {
+    let names: Vec<_> = settings.auto_cleanup.iter().map(|class| class.as_str()).collect();
+    format!("[{}]", names.join(", "))
 }
 
 #[derive(Clone, Copy)]

@@ -88,6 +88,13 @@ fn every_refusal_names_file_line_and_remedy() {
             2,
             "the replica timeout (8s) is below two heartbeats of 5s",
         ),
+        ("orphan_auto_cleanup = \"instance\"", 1, "expected a list of strings, found string"),
+        (
+            "orphan_auto_cleanup = [\"data\"]",
+            1,
+            "expected instance or replica-data; remedy: orphan_auto_cleanup = [",
+        ),
+        ("orphan_grace_period = 300", 1, "remedy: orphan_grace_period = \"5m\""),
         ("colour = \"red\"", 1, "use one of data_dir, listen"),
         ("[agent]\nnode = \"a\"", 1, "unknown key \"agent\""),
         ("node = \"a\"\nnode = \"b\"", 2, "remedy: correct the TOML here"),
@@ -176,6 +183,27 @@ fn bad_flags_are_usage_errors_that_name_the_flag() {
         let error = resolve(&flags, "").unwrap_err();
         assert!(error.contains(words), "{error}");
     }
+}
+
+#[test]
+fn o14_what_nobody_claims_is_cleaned_only_where_that_is_switched_on_and_both_can_change_at_run_time() {
+    let old = resolve(&[], "").unwrap();
+    assert_eq!(
+        old.orphans,
+        orphan::Settings { auto_cleanup: BTreeSet::new(), grace: Duration::from_secs(300) }
+    );
+    let file = "orphan_auto_cleanup = [\"replica-data\", \"instance\"]\norphan_grace_period = \"0s\"\n";
+    let new = resolve(&[], file).unwrap();
+    assert_eq!(new.orphans, orphan::Settings { auto_cleanup: Class::ALL.into(), grace: Duration::ZERO });
+    let reload = old.reload(&new);
+    assert_eq!(
+        reload.applied,
+        ["orphan_auto_cleanup: [] -> [instance, replica-data]", "orphan_grace_period: 5m -> 0s"]
+    );
+    assert_eq!(reload.config, new);
+    let over = resolve(&["--orphan-auto-cleanup=instance", "--orphan-grace-period=1m"], file).unwrap();
+    assert_eq!(over.orphans.auto_cleanup, BTreeSet::from([Class::Instance]));
+    assert_eq!(over.orphans.grace, Duration::from_secs(60));
 }
 
 #[test]

@@ -46,8 +46,22 @@ impl Inventory {
         let instances = instances.into_iter().map(|i| (i.name.clone(), i)).collect();
         let volumes = volumes.into_iter().map(|v| (v.name.clone(), v)).collect();
         let mut changes = Vec::new();
-        diff(&self.instances, &instances, &mut changes, Change::InstanceChanged, Change::InstanceRemoved);
-        diff(&self.volumes, &volumes, &mut changes, Change::VolumeChanged, Change::VolumeRemoved);
+        diff(
+            &self.instances,
+            &instances,
+            &mut changes,
+            alike,
+            Change::InstanceChanged,
+            Change::InstanceRemoved,
+        );
+        diff(
+            &self.volumes,
+            &volumes,
+            &mut changes,
+            PartialEq::eq,
+            Change::VolumeChanged,
+            Change::VolumeRemoved,
+        );
         self.instances = instances;
         self.volumes = volumes;
         changes
@@ -80,16 +94,26 @@ impl Inventory {
     }
 }
 
-fn diff<T: PartialEq + Clone>(
+/// Whether two accounts of an instance differ in nothing but the time that passes.
+fn alike(old: &pb::InstanceInfo, new: &pb::InstanceInfo) -> bool {
+    let mut old = old.clone();
+    if let (Some(old), Some(new)) = (&mut old.orphan, &new.orphan) {
+        old.remaining_s = new.remaining_s;
+    }
+    old == *new
+}
+
+fn diff<T: Clone>(
     old: &BTreeMap<String, T>,
     new: &BTreeMap<String, T>,
     changes: &mut Vec<Change>,
+    same: fn(&T, &T) -> bool,
     changed: fn(T) -> Change,
     removed: fn(String) -> Change,
 ) {
     let gone = old.keys().filter(|name| !new.contains_key(*name));
     changes.extend(gone.cloned().map(removed));
-    let different = new.iter().filter(|(name, value)| old.get(*name) != Some(value));
+    let different = new.iter().filter(|(name, value)| !old.get(*name).is_some_and(|old| same(old, value)));
     changes.extend(different.map(|(_, value)| changed(value.clone())));
 }
 
@@ -128,6 +152,19 @@ mod tests {
         assert_eq!(inventory.snapshot().revision, 5);
         assert_eq!(inventory.update(vec![], vec![]).len(), 2);
         assert_eq!(inventory.snapshot(), Snapshot { revision: 7, ..Snapshot::default() });
+    }
+
+    #[test]
+    fn the_time_that_an_orphan_has_left_is_shown_and_is_no_change() {
+        let orphan = |remaining_s| {
+            let orphan = Some(pb::OrphanInfo { state: "orphaned".into(), remaining_s });
+            pb::InstanceInfo { orphan, ..instance("a", "running") }
+        };
+        let mut inventory = Inventory::default();
+        assert_eq!(inventory.update(vec![orphan(300)], vec![]).len(), 1);
+        assert_eq!(inventory.update(vec![orphan(295)], vec![]), []);
+        assert_eq!(inventory.instance("a"), Some(&orphan(295)));
+        assert_eq!(inventory.update(vec![instance("a", "running")], vec![]).len(), 1);
     }
 
     #[test]

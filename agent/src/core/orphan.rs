@@ -107,8 +107,8 @@ pub enum Standing {
     Idle,
     /// Somebody uses it: by what that shows.
     Busy(String),
-    /// It may be the last healthy copy of a volume: why that cannot be ruled out.
-    LastCopy(String),
+    /// It is data that is not given up by itself: it may be a last copy, or a person has marked it.
+    Kept(String),
 }
 
 /// One thing as it was seen, and what the records said of it.

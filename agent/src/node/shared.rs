@@ -14,6 +14,7 @@ use super::{Change, NodeConfig, ShutdownProgress, Snapshot};
 use crate::core::Moment;
 use crate::core::instance::InstanceName;
 use crate::core::inventory::Inventory;
+use crate::core::orphan::{self, Orphan};
 use crate::core::records::Records;
 use crate::error::Error;
 use crate::registry::Registry;
@@ -33,8 +34,18 @@ pub(super) enum Command {
     Reconcile { reply: oneshot::Sender<()> },
     /// Stop an unclaimed instance.
     Stop { name: String, uuid: String, reply: oneshot::Sender<Result<pb::InstanceInfo, Error>> },
+    /// What a person wants done with an orphan. `uuid` empty: whichever has the name now.
+    Orphan { wish: OrphanWish, name: String, uuid: String, reply: oneshot::Sender<Result<pb::Orphan, Error>> },
     /// End, answered when nothing of the supervisor is left; with what could not be stopped in time.
     Shutdown { stop_instances: bool, reply: oneshot::Sender<Vec<String>> },
+}
+
+/// What a person may want of an orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OrphanWish {
+    Hold,
+    Release,
+    Delete,
 }
 
 /// See the module.
@@ -51,6 +62,10 @@ pub(super) struct Shared {
     /// What the registry said last.
     pub(super) records: Mutex<Arc<Records>>,
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
+    /// What is cleaned; changes at run time.
+    pub(super) orphan_settings: Mutex<orphan::Settings>,
+    /// As the supervisor saw them last, and when that was.
+    pub(super) orphans: Mutex<(Moment, Vec<Orphan>, orphan::Stats)>,
     inventory: Mutex<Inventory>,
     changes: broadcast::Sender<(u64, Change)>,
     revision: watch::Sender<u64>,
@@ -78,6 +93,7 @@ pub(super) struct Homes {
 impl Shared {
     pub(super) fn new(config: NodeConfig, homes: Homes) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let orphans = config.orphans.clone();
         let shared = Self {
             config,
             store: InstanceStore::new(homes.data.instances()),
@@ -89,6 +105,8 @@ impl Shared {
             progress: watch::Sender::new(ShutdownProgress::Running),
             records: Mutex::new(Arc::new(Records::Unavailable("not read yet".to_owned()))),
             operations: Mutex::default(),
+            orphan_settings: Mutex::new(orphans),
+            orphans: Mutex::default(),
             inventory: Mutex::default(),
             changes: broadcast::Sender::new(CHANGES_KEPT),
             revision: watch::Sender::new(0),

@@ -10,7 +10,7 @@ use holdfast_proto::ids::{BootId, InstanceUuid, VolumeId};
 use tokio::sync::mpsc;
 
 use super::shared::{Homes, Shared, blocking};
-use super::supervisor::{Found, Supervisor};
+use super::supervisor::{Found, Orphans, Supervisor};
 use super::{NodeConfig, Snapshot};
 use crate::core::Moment;
 use crate::core::instance::{Instance, InstanceName, State};
@@ -54,8 +54,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     };
     let (store, boot_id) = (shared.store.clone(), shared.boot_id);
     let found = blocking(move || find_instances(&store, boot_id)).await?;
+    let file = shared.data.orphans();
+    let orphans = blocking(move || Ok(Orphans::load(file))).await?;
     let mut supervisor =
-        Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock, shared.now());
+        Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock, orphans, shared.now());
     let living = found.iter().filter(|found| !found.instance.is_down());
     let adopted: Vec<String> = living.map(|found| found.name.to_string()).collect();
     supervisor.take_over(&shared, found);

@@ -32,7 +32,11 @@ use crate::store::lock::AgentLock;
 use crate::store::replica_dirs;
 
 mod housekeeping;
+mod orphans;
 mod shutdown;
+
+pub(super) use housekeeping::unix_now_s;
+pub(super) use orphans::Orphans;
 
 /// How often everything is compared again, whatever was or was not noticed.
 const RECONCILE_EVERY: Duration = Duration::from_secs(5);
@@ -60,6 +64,7 @@ pub(super) struct Supervisor {
     ended: EndedEngines,
     /// Unclaimed ones that a person has stopped: forgotten when they have ended.
     forgetting: BTreeSet<InstanceName>,
+    orphans: Orphans,
     records: Arc<Records>,
     absent: BTreeMap<InstanceName, String>,
     plan: Plan,
@@ -69,7 +74,13 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn new(shared: Weak<Shared>, context: Arc<Context>, lock: AgentLock, now: Moment) -> Self {
+    pub(super) fn new(
+        shared: Weak<Shared>,
+        context: Arc<Context>,
+        lock: AgentLock,
+        orphans: Orphans,
+        now: Moment,
+    ) -> Self {
         Self {
             shared,
             context,
@@ -81,6 +92,7 @@ impl Supervisor {
             keys: BTreeMap::new(),
             ended: EndedEngines::default(),
             forgetting: BTreeSet::new(),
+            orphans,
             records: Arc::new(Records::Unavailable("not read yet".to_owned())),
             absent: BTreeMap::new(),
             plan: Plan::default(),
@@ -161,8 +173,10 @@ impl Supervisor {
 
     fn next_at(&self) -> Instant {
         let far = Instant::now() + RECONCILE_EVERY * 2;
-        let shared = self.shared.upgrade();
-        shared.and_then(|shared| self.plan.next_at.map(|at| shared.instant(at))).unwrap_or(far)
+        let Some(shared) = self.shared.upgrade() else { return far };
+        let orphan = self.orphans.tracker.next_at(&shared.orphan_settings.lock());
+        let next = [self.plan.next_at, orphan].into_iter().flatten().min();
+        next.map_or(far, |at| shared.instant(at))
     }
 
     async fn obey(&mut self, shared: &Shared, command: Command) {
@@ -175,6 +189,12 @@ impl Supervisor {
                 // Ownership is read again, whatever was known.
                 self.reconcile(shared).await;
                 let _ = reply.send(self.stop_unclaimed(shared, &name, &uuid).await);
+                self.publish(shared);
+            }
+            Command::Orphan { wish, name, uuid, reply } => {
+                self.orphans.look_at_data = true;
+                self.reconcile(shared).await;
+                let _ = reply.send(self.obey_about_orphan(shared, wish, &name, &uuid).await);
                 self.publish(shared);
             }
             Command::Shutdown { .. } => {}
@@ -201,8 +221,8 @@ impl Supervisor {
         changed
     }
 
-    /// Compares records with observations and acts.
-    pub(super) async fn reconcile(&mut self, shared: &Shared) {
+    /// Asks the registry for all records.
+    async fn read_records(&mut self, shared: &Shared) {
         self.records = Arc::new(match shared.registry.list().await {
             Ok(entries) => Records::Known(entries.into_iter().map(state_of).collect()),
             Err(error) => {
@@ -213,10 +233,17 @@ impl Supervisor {
             }
         });
         *shared.records.lock() = Arc::clone(&self.records);
+    }
+
+    /// Compares records with observations and acts.
+    pub(super) async fn reconcile(&mut self, shared: &Shared) {
+        let asked_at = shared.now();
+        self.read_records(shared).await;
         self.absent = self.look_for_directories(shared).await;
         let mut plan = reconcile::plan(self.world(shared, shared.now()));
         self.carry_out(shared, &mut plan).await;
         self.plan = plan;
+        self.look_for_orphans(shared, asked_at).await;
         self.forget_ended(shared).await;
         self.publish(shared);
     }
@@ -301,7 +328,7 @@ impl Supervisor {
             }
             Action::Retire { name } => self.retire(shared, name).await,
             Action::Trash { volume_id, generation } => {
-                let (trash, now) = (shared.trash.clone(), housekeeping::unix_now_s());
+                let (trash, now) = (shared.trash.clone(), unix_now_s());
                 let list = blocking(move || trash.purge(volume_id, generation, now)).await?;
                 for step in &list.moves {
                     tracing::info!(from = %step.from.display(), to = %step.to.display(), "to the trash");
@@ -492,6 +519,7 @@ impl Supervisor {
     fn instance_info(&self, shared: &Shared, name: &InstanceName) -> Option<pb::InstanceInfo> {
         let viewer = Viewer { world: self.world(shared, shared.now()), plan: &self.plan };
         let mut info = viewer.instance_info(name, self.instances.get(name)?);
+        info.orphan = self.orphan_info(shared, name);
         info.binary_digest = self.digests.get(name).cloned().unwrap_or_default();
         info.log_path = shared.store.log_of(&info.name).to_string_lossy().into_owned();
         Some(info)

@@ -4,8 +4,10 @@ mod instances;
 mod listener;
 mod logs;
 mod node;
+mod orphans;
 mod router;
 mod status;
+mod trash;
 mod volumes;
 mod watch;
 
@@ -15,6 +17,8 @@ use std::time::Duration;
 use holdfast_proto::pb::DESCRIPTORS;
 use holdfast_proto::pb::agent::instances_server::InstancesServer;
 use holdfast_proto::pb::agent::node_server::NodeServer;
+use holdfast_proto::pb::agent::orphans_server::OrphansServer;
+use holdfast_proto::pb::agent::trash_server::TrashServer;
 use holdfast_proto::pb::agent::volumes_server::VolumesServer;
 use tokio::sync::watch as stop_watch;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -58,6 +62,8 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
     health_reporter.set_serving::<InstancesServer<instances::Service>>().await;
     health_reporter.set_serving::<VolumesServer<volumes::Service>>().await;
     health_reporter.set_serving::<NodeServer<node::Service>>().await;
+    health_reporter.set_serving::<OrphansServer<orphans::Service>>().await;
+    health_reporter.set_serving::<TrashServer<trash::Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -65,6 +71,8 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
         .with_service_name(InstancesServer::<instances::Service>::NAME)
         .with_service_name(VolumesServer::<volumes::Service>::NAME)
         .with_service_name(NodeServer::<node::Service>::NAME)
+        .with_service_name(OrphansServer::<orphans::Service>::NAME)
+        .with_service_name(TrashServer::<trash::Service>::NAME)
         .with_service_name("grpc.health.v1.Health")
         .build_v1()
         .map_err(|error| Complaint::failed(format!("failed to describe the services: {error}")))?;
@@ -74,6 +82,8 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
         .with(reflection)
         .with(InstancesServer::new(instances::Service::new(node.clone(), stopped.clone())))
         .with(VolumesServer::new(volumes::Service::new(node.clone())))
+        .with(OrphansServer::new(orphans::Service::new(node.clone())))
+        .with(TrashServer::new(trash::Service::new(node.clone())))
         .with(NodeServer::new(node::Service::new(node)));
     let task = tokio::spawn(Server::builder().trace_fn(span).serve_with_incoming_shutdown(
         router,

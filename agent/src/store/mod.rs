@@ -73,6 +73,11 @@ impl DataDir {
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")
     }
+    /// How long what is confirmed to be nobody's, and who holds it.
+    #[must_use]
+    pub fn orphans(&self) -> PathBuf {
+        self.root.join("orphans.json")
+    }
     /// Where the instances' binaries are, unless configured elsewhere.
     #[must_use]
     pub fn bin(&self) -> PathBuf {

@@ -12,6 +12,9 @@ use holdfast_proto::record::VolumeRecord;
 use super::atomic;
 use crate::error::Error;
 
+/// A file of this name in a replica directory beats every intent to delete it.
+pub const KEEP: &str = "keep";
+
 /// A replica directory on disk.
 #[derive(Debug, Clone)]
 pub struct FoundDir {
@@ -21,6 +24,8 @@ pub struct FoundDir {
     pub label: Result<Meta, String>,
     /// What its image occupies.
     pub allocated_bytes: u64,
+    /// Whether a person has put the mark [`KEEP`] into it: then it is never deleted, whatever a record says.
+    pub marked: bool,
 }
 
 /// Where a replica lives: the volume's name for people, the start of its id so that a name given again to another
@@ -49,9 +54,12 @@ pub fn scan(replicas: &Path) -> Result<Vec<FoundDir>, Error> {
 }
 
 fn look(path: PathBuf) -> FoundDir {
+    // Only what is certainly not there is no mark.
+    let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let marked = !path.join(KEEP).symlink_metadata().is_err_and(gone);
     match read_label(&path) {
-        Ok((meta, allocated_bytes)) => FoundDir { path, label: Ok(meta), allocated_bytes },
-        Err(error) => FoundDir { path, label: Err(error.to_string()), allocated_bytes: 0 },
+        Ok((meta, allocated_bytes)) => FoundDir { path, label: Ok(meta), allocated_bytes, marked },
+        Err(error) => FoundDir { path, label: Err(error.to_string()), allocated_bytes: 0, marked },
     }
 }
 

@@ -4,15 +4,21 @@
 //! is renamed into the trash; after the trash time to live, what the list names is unlinked, then the list itself.
 //! What no list names is never touched, whatever it is called.
 
+mod waiting;
+
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::ids::{Generation, VolumeId};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::atomic::{self, Read};
 use super::replica_dirs;
 use crate::error::Error;
+
+pub use waiting::Waiting;
 
 const TRASH_SCHEMA: u32 = 1;
 
@@ -44,13 +50,15 @@ pub struct TrashList {
 pub struct Trash {
     trash: PathBuf,
     replicas: PathBuf,
+    // Held over each change: what one puts back another must not unlink.
+    changing: Arc<Mutex<()>>,
 }
 
 impl Trash {
     /// The trash in `trash` for what lives in `replicas`, on the same file system.
     #[must_use]
     pub fn new(trash: PathBuf, replicas: PathBuf) -> Self {
-        Self { trash, replicas }
+        Self { trash, replicas, changing: Arc::default() }
     }
 
     fn list_path(&self, volume: VolumeId, generation: Generation) -> PathBuf {
@@ -67,8 +75,18 @@ impl Trash {
         generation: Generation,
         now_unix_s: u64,
     ) -> Result<TrashList, Error> {
-        let path = self.list_path(volume, generation);
-        let list = match atomic::read_json::<TrashList>(&path, TRASH_SCHEMA) {
+        let _changing = self.changing.lock();
+        self.carry_out(&self.list_path(volume, generation), volume, || self.plan(volume, now_unix_s))
+    }
+
+    /// Persists the list, unless it is there, and does what it says.
+    fn carry_out(
+        &self,
+        path: &Path,
+        volume: VolumeId,
+        plan: impl FnOnce() -> Result<TrashList, Error>,
+    ) -> Result<TrashList, Error> {
+        let list = match atomic::read_json::<TrashList>(path, TRASH_SCHEMA) {
             Read::Found(list) if list.volume_id == volume => list,
             Read::Found(list) => {
                 return Err(Error::refused(format!(
@@ -78,8 +96,8 @@ impl Trash {
                 )));
             }
             Read::Absent => {
-                let list = self.plan(volume, now_unix_s)?;
-                atomic::replace_json(&path, &list)?;
+                let list = plan()?;
+                atomic::replace_json(path, &list)?;
                 list
             }
             Read::Unreadable(reason) => {
@@ -106,7 +124,7 @@ impl Trash {
     fn plan(&self, volume: VolumeId, at_unix_s: u64) -> Result<TrashList, Error> {
         let moves = replica_dirs::scan(&self.replicas)?
             .into_iter()
-            .filter(|dir| dir.label.as_ref().is_ok_and(|label| label.volume == volume))
+            .filter(|dir| !dir.marked && dir.label.as_ref().is_ok_and(|label| label.volume == volume))
             .filter_map(|dir| {
                 let name = dir.path.file_name()?.to_string_lossy().into_owned();
                 Some(Move { to: self.trash.join(format!("{at_unix_s}-{name}")), from: dir.path })
@@ -120,6 +138,11 @@ impl Trash {
     /// # Errors
     /// When the file system refuses; what is left is tried again at the next call.
     pub fn sweep(&self, ttl: Duration, now_unix_s: u64) -> Result<Vec<PathBuf>, Error> {
+        let _changing = self.changing.lock();
+        self.unlink(ttl, now_unix_s)
+    }
+
+    fn unlink(&self, ttl: Duration, now_unix_s: u64) -> Result<Vec<PathBuf>, Error> {
         let mut gone = Vec::new();
         for entry in std::fs::read_dir(&self.trash).map_err(Error::io("read", &self.trash))? {
             let path = entry.map_err(Error::io("read", &self.trash))?.path();
@@ -184,13 +207,13 @@ mod tests {
     use holdfast_proto::ids::ReplicaId;
     use holdfast_proto::record::VolumeRecord;
 
-    struct Fixture {
-        tmp: tempfile::TempDir,
-        trash: Trash,
-        record: VolumeRecord,
+    pub(super) struct Fixture {
+        pub(super) tmp: tempfile::TempDir,
+        pub(super) trash: Trash,
+        pub(super) record: VolumeRecord,
     }
 
-    fn fixture() -> Fixture {
+    pub(super) fn fixture() -> Fixture {
         let tmp = tempfile::tempdir().unwrap();
         let (trash, replicas) = (tmp.path().join("trash"), tmp.path().join("replicas"));
         std::fs::create_dir(&trash).unwrap();
@@ -203,7 +226,7 @@ mod tests {
         Fixture { tmp, trash: Trash::new(trash, replicas), record }
     }
 
-    fn names(dir: &Path) -> Vec<String> {
+    pub(super) fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> = std::fs::read_dir(dir)
             .unwrap()
             .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
@@ -258,6 +281,17 @@ mod tests {
         assert_eq!(f.trash.sweep(ttl, 1001 + 24 * 3600).unwrap().len(), 2);
         assert!(f.trash.sweep(ttl, u64::MAX).unwrap().is_empty());
         assert_eq!(names(&f.tmp.path().join("trash")), ["1-not-ours"], "no list names it");
+    }
+
+    #[test]
+    fn d3_a_mark_in_the_directory_beats_the_intent() {
+        let f = fixture();
+        let replicas = f.tmp.path().join("replicas");
+        let kept = replica_dirs::replica_path(&replicas, &f.record.name, ReplicaId(1), f.record.id);
+        std::fs::write(kept.join(replica_dirs::KEEP), b"").unwrap();
+        assert_eq!(f.trash.purge(f.record.id, Generation(3), 1000).unwrap().moves.len(), 1);
+        assert_eq!(names(&replicas), [kept.file_name().unwrap().to_str().unwrap()]);
+        assert!(f.trash.take(&names(&replicas)[0], f.record.id, 1000).is_err());
     }
 
     #[test]

@@ -59,6 +59,8 @@ struct Open {
     image: File,
     allocated_bytes: u64,
     changes_seen: u64,
+    /// The session that an engine is connected by.
+    session: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -285,6 +287,7 @@ impl Shell {
             FromData::SessionEnded { session, clean, reason } => {
                 tracing::info!(session = session.number, generation = %session.generation, clean,
                     "engine's connection ended: {reason}");
+                open.session = open.session.filter(|number| *number != session.number);
                 open.core.handle_session_ended(session.number, clean);
             }
             FromData::Drained(Ok(())) => {
@@ -307,7 +310,10 @@ impl Shell {
         while let Some(Serving { disk: Disk::Open(open), .. }) = &mut self.serving {
             let Some(action) = open.core.poll_action() else { break };
             match action {
-                Action::DropSession => open.data.send(ToData::Drop),
+                Action::DropSession => {
+                    open.session = None;
+                    open.data.send(ToData::Drop);
+                }
                 Action::Persist { meta, begin } => {
                     open.core.handle_persisted(persist(&mut open.dir, *meta, &begin));
                 }
@@ -374,6 +380,7 @@ impl Shell {
         let reason = match &serving.disk {
             Disk::Absent(reason) => {
                 "absent".clone_into(&mut status.mode);
+                status.engines = Some(0);
                 reason.clone()
             }
             Disk::Open(open) => {
@@ -383,6 +390,7 @@ impl Shell {
                 status.generation = meta.promised.0;
                 status.epoch = meta.view.epoch.0;
                 status.allocated_bytes = open.allocated_bytes;
+                status.engines = Some(u32::from(open.session.is_some()));
                 // No timer while nothing changes: an idle replica is not woken.
                 if self.timer.is_none() && open.data.changes() != open.changes_seen {
                     self.timer = Some(Instant::now() + REFRESH_AFTER);
@@ -478,6 +486,7 @@ async fn attach(open: &mut Open, engine: Authenticated, welcome: &Welcome, sessi
     match engine.welcome(welcome).await {
         Ok(socket) => {
             tracing::info!(engine = %id, %generation, session = session.number, view = %welcome.view, "engine taken");
+            open.session = Some(session.number);
             open.data.send(ToData::Attach { socket, session });
         }
         Err(e) => {
@@ -537,8 +546,17 @@ fn open(config: &ReplicaConfig, boot: BootId) -> Result<Open, Error> {
     let second = image.try_clone().map_err(Error::os("clone the descriptor of", &config.data_dir))?;
     let (data, events) = data::spawn(image, options)?;
     let core = Replica::new(meta, boot);
-    let mut open =
-        Open { data, dir, core, events, finished: false, image: second, allocated_bytes: 0, changes_seen: 0 };
+    let mut open = Open {
+        data,
+        dir,
+        core,
+        events,
+        finished: false,
+        image: second,
+        allocated_bytes: 0,
+        changes_seen: 0,
+        session: None,
+    };
     open.refresh();
     Ok(open)
 }

@@ -27,7 +27,7 @@ pub(super) enum State {
     Counting,
     Frozen,
     Busy,
-    LastCopy,
+    Kept,
     Held,
     Cleaning,
 }
@@ -38,7 +38,7 @@ impl State {
             Self::Counting => "orphaned",
             Self::Frozen => "orphaned-unknown",
             Self::Busy => "orphaned-busy",
-            Self::LastCopy => "orphaned-last-copy",
+            Self::Kept => "orphaned-kept",
             Self::Held => "orphaned-held",
             Self::Cleaning => "cleaning",
         }
@@ -161,7 +161,7 @@ impl Entry {
         match (&self.standing, self.counting_from) {
             (Standing::Exempt, _) => None,
             (_, None) => Some(State::Frozen),
-            (Standing::LastCopy(_), _) => Some(State::LastCopy),
+            (Standing::Kept(_), _) => Some(State::Kept),
             (Standing::Busy(_), _) => Some(State::Busy),
             (Standing::Idle, _) => Some(State::Counting),
         }
@@ -178,7 +178,9 @@ impl Entry {
             (Hold::Breaker, _) => {
                 format!("held: too many turned orphan at once, or its history is lost; {}", self.reason)
             }
-            (_, Standing::Busy(why) | Standing::LastCopy(why)) if self.counting_from.is_some() => why.clone(),
+            (_, Standing::Busy(why) | Standing::Kept(why)) if self.counting_from.is_some() => {
+                format!("{why}; {}", self.reason)
+            }
             (Hold::No | Hold::Released, _) => self.reason.clone(),
         }
     }

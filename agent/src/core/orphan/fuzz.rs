@@ -118,7 +118,7 @@ impl Fuzz {
             4 => thing.owned = true,
             5 => thing.standing = Standing::Busy("in use".into()),
             6 => thing.standing = Standing::Exempt,
-            7 => thing.standing = Standing::LastCopy("perhaps".into()),
+            7 => thing.standing = Standing::Kept("perhaps".into()),
             8 | 9 => thing.standing = Standing::Idle,
             // Created again under the same name.
             10 => {

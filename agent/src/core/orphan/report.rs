@@ -50,17 +50,22 @@ pub struct Stats {
 impl Tracker {
     /// Every orphan, by class and name.
     pub fn orphans<'a>(&'a self, settings: &'a Settings, now: Moment) -> impl Iterator<Item = Orphan> + 'a {
-        self.entries.iter().filter_map(move |(subject, entry)| {
-            Some(Orphan {
-                subject: subject.clone(),
-                state: entry.state().map(State::as_str)?,
-                reason: entry.why(),
-                remaining: entry.remaining(settings.grace),
-                confirmed: entry.confirmed,
-                last_confirmed_ago: entry.last_confirmed.map(|at| now.saturating_sub(at)),
-                hold: entry.hold,
-                auto_cleanup: settings.auto_cleanup.contains(&subject.class),
-            })
+        self.entries.keys().filter_map(move |subject| self.orphan(subject, settings, now))
+    }
+
+    /// One orphan.
+    #[must_use]
+    pub fn orphan(&self, subject: &Subject, settings: &Settings, now: Moment) -> Option<Orphan> {
+        let entry = self.entries.get(subject)?;
+        Some(Orphan {
+            subject: subject.clone(),
+            state: entry.state().map(State::as_str)?,
+            reason: entry.why(),
+            remaining: entry.remaining(settings.grace),
+            confirmed: entry.confirmed,
+            last_confirmed_ago: entry.last_confirmed.map(|at| now.saturating_sub(at)),
+            hold: entry.hold,
+            auto_cleanup: settings.auto_cleanup.contains(&subject.class),
         })
     }
 

@@ -26,6 +26,8 @@ pub struct Copy {
     pub order: (Generation, Epoch),
     /// Whether it is a member of that view, holds everything, and has never failed.
     pub whole: bool,
+    /// Whether a person has marked it to be kept.
+    pub marked: bool,
 }
 
 /// Every instance that exists. One whose process has ended is nothing that could be an orphan.
@@ -64,10 +66,11 @@ fn of_copy(world: World<'_>, copies: &[Copy], copy: &Copy) -> Sighting {
     let claim = claims::of_directory(world.records, world.node, name, copy.volume, copy.replica);
     let standing = match (user(world, copy), world.records.by_id(copy.volume)) {
         (Some(user), _) => Standing::Busy(format!("{user} uses it")),
-        (None, None) => Standing::LastCopy("its volume has no record, so it may be the last copy".to_owned()),
+        (None, _) if copy.marked => Standing::Kept("it is marked to be kept".to_owned()),
+        (None, None) => Standing::Kept("its volume has no record, so it may be the last copy".to_owned()),
         (None, Some(record)) => others_are_healthy(world, record, copies, copy)
             .err()
-            .map_or(Standing::Idle, |why| Standing::LastCopy(format!("it may be the last copy: {why}"))),
+            .map_or(Standing::Idle, |why| Standing::Kept(format!("it may be the last copy: {why}"))),
     };
     let subject = Subject { class: Class::ReplicaData, name: copy.directory.clone(), uuid: copy.volume.0 };
     Sighting { subject, claim, reason: reason(world, claim, name, copy.volume), standing }
@@ -77,7 +80,9 @@ fn of_copy(world: World<'_>, copies: &[Copy], copy: &Copy) -> Sighting {
 fn user(world: World<'_>, copy: &Copy) -> Option<InstanceName> {
     let running = world.instances.iter().find(|(name, instance)| {
         let kind = name.kind() == Kind::Replica(copy.replica);
-        kind && instance.volume_id() == copy.volume && !instance.is_down()
+        // Of one whose spawn record cannot be read, nobody knows which volume it is of.
+        let of = [copy.volume, VolumeId::nil()].contains(&instance.volume_id());
+        kind && of && !instance.is_down()
     });
     running.map(|(name, _)| name.clone())
 }

@@ -293,7 +293,7 @@ fn the_last_look_decides() {
         (Claim::Unknown, Standing::Idle, false),
         (Claim::Unclaimed, Standing::Exempt, false),
         (Claim::Unclaimed, Standing::Busy("a client".into()), false),
-        (Claim::Unclaimed, Standing::LastCopy("it may be".into()), false),
+        (Claim::Unclaimed, Standing::Kept("it may be".into()), false),
     ] {
         let mut node = Node::new(on());
         node.settings.auto_cleanup.clear();
@@ -330,7 +330,8 @@ fn o10_what_is_in_use_is_reported_as_busy_and_never_cleaned_by_itself() {
     let mut node = Node::new(on());
     node.run(std::slice::from_ref(&busy), secs(3000));
     let orphan = node.orphan("x").unwrap();
-    assert_eq!((orphan.state, orphan.reason.as_str()), ("orphaned-busy", "1 client is connected"));
+    assert_eq!(orphan.state, "orphaned-busy");
+    assert_eq!(orphan.reason, "1 client is connected; no record");
     assert_eq!(node.signalled, []);
     node.run(&[thing("x")], secs(5));
     assert_eq!(node.signalled.len(), 1, "nobody uses it any more, and its time is over");
@@ -486,6 +487,7 @@ impl Home {
             lineage: record.status.lineage,
             order: record.status.view.order(),
             whole: true,
+            marked: false,
         });
         Self { copies: copies.collect(), record, instances: BTreeMap::new() }
     }
@@ -528,12 +530,15 @@ fn d7_data_that_may_be_a_last_copy_is_kept() {
         home.record.status.view.generation = holdfast_proto::ids::Generation(3);
         home.copies[1].whole = false;
         spoil(&mut home);
-        let kept = matches!(home.standing(), Standing::LastCopy(_));
+        let kept = matches!(home.standing(), Standing::Kept(_));
         assert_eq!(kept, case > 0, "case {case}");
     }
+    let mut marked = Home::new();
+    marked.copies[2].marked = true;
+    assert!(matches!(marked.standing(), Standing::Kept(_)), "a person wants it kept");
     let mut never = Home::new();
     never.record.spec.next_replica_id = 3;
-    assert!(matches!(never.standing(), Standing::LastCopy(_)), "the record never had it");
+    assert!(matches!(never.standing(), Standing::Kept(_)), "the record never had it");
 }
 
 #[test]
@@ -548,9 +553,9 @@ fn d7_of_a_served_volume_the_engine_knows_which_copies_are_healthy() {
     };
     let mut home = Home::new();
     home.record.spec.attach = attached("demo", "node-a", 1).spec.attach;
-    assert!(matches!(home.standing(), Standing::LastCopy(_)), "it is served, and nobody here knows how well");
+    assert!(matches!(home.standing(), Standing::Kept(_)), "it is served, and nobody here knows how well");
     home.run("demo.engine", told("suspect"));
-    assert!(matches!(home.standing(), Standing::LastCopy(_)));
+    assert!(matches!(home.standing(), Standing::Kept(_)));
     home.run("demo.engine", told("member"));
     assert_eq!(home.standing(), Standing::Idle);
     home.run("demo.r3", pb::InstanceStatus::default());
@@ -562,7 +567,7 @@ fn d7_data_without_a_readable_record_is_never_cleaned() {
     let home = Home::new();
     let gone = home.third(&Records::Known(BTreeMap::new()));
     assert_eq!(gone.claim, Claim::Unclaimed);
-    assert!(matches!(gone.standing, Standing::LastCopy(_)), "nobody can say whether there is another copy");
+    assert!(matches!(gone.standing, Standing::Kept(_)), "nobody can say whether there is another copy");
     let damaged = RecordState::Unreadable("damaged".into());
     let damaged = home.third(&Records::Known([("demo".to_owned(), damaged)].into()));
     assert_eq!(damaged.claim, Claim::Unknown);

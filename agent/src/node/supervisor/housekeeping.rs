@@ -11,7 +11,7 @@ use crate::process::binary;
 const SWEEP_EVERY_TICKS: u64 = 12;
 
 /// Seconds of the wall clock since 1970: for names and ages of what waits in the trash.
-pub(super) fn unix_now_s() -> u64 {
+pub(in crate::node) fn unix_now_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -1,0 +1,201 @@
+//! What waits in the trash: how one orphan comes in, how a person looks at it, takes it out, and empties it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use holdfast_proto::ids::VolumeId;
+
+use super::{Move, TRASH_SCHEMA, Trash, TrashList, remove_tree};
+use crate::error::Error;
+use crate::store::atomic::{self, Read};
+use crate::store::replica_dirs;
+
+/// A directory in the trash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its name there.
+    pub name: String,
+    /// The volume whose data it is.
+    pub volume_id: VolumeId,
+    /// Where it was, and where it is.
+    pub step: Move,
+    /// When it was deleted, in seconds of the wall clock since 1970.
+    pub at_unix_s: u64,
+    list: PathBuf,
+}
+
+impl Trash {
+    /// Moves one replica directory into the trash. Repeating it completes it.
+    ///
+    /// # Errors
+    /// When the directory is not of this volume any more, or the file system refuses.
+    pub fn take(&self, directory: &str, volume: VolumeId, now_unix_s: u64) -> Result<TrashList, Error> {
+        let _changing = self.changing.lock();
+        let path = self.trash.join(format!("orphan-{directory}.json"));
+        if let Read::Found(old) = atomic::read_json::<TrashList>(&path, TRASH_SCHEMA)
+            && old.moves.iter().all(|step| step.from.exists() && !step.to.exists())
+        {
+            // Nothing came of it; the time in the trash begins now.
+            std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+        self.carry_out(&path, volume, || {
+            let wanted = |dir: &replica_dirs::FoundDir| {
+                let ours = dir.label.as_ref().is_ok_and(|label| label.volume == volume);
+                ours && dir.path.file_name().is_some_and(|name| name == directory)
+            };
+            let Some(dir) = replica_dirs::scan(&self.replicas)?.into_iter().find(wanted) else {
+                let why = format!("move {directory} to the trash: it is not of volume {volume} any more");
+                return Err(Error::refused(why));
+            };
+            if dir.marked {
+                let (keep, path) = (replica_dirs::KEEP, dir.path.display());
+                let why = format!("move {directory} to the trash: {path}/{keep} says that it is to be kept");
+                return Err(Error::refused(format!("{why}; remove that file first")));
+            }
+            let to = self.trash.join(format!("{now_unix_s}-{directory}"));
+            let moves = vec![Move { from: dir.path, to }];
+            Ok(TrashList { schema: TRASH_SCHEMA, volume_id: volume, at_unix_s: now_unix_s, moves })
+        })
+    }
+
+    /// Everything that waits, by name.
+    ///
+    /// # Errors
+    /// When the trash, or one of its lists, cannot be read: then it is not known what waits.
+    pub fn waiting(&self) -> Result<Vec<Waiting>, Error> {
+        let mut waiting = Vec::new();
+        for entry in std::fs::read_dir(&self.trash).map_err(Error::io("read", &self.trash))? {
+            let list_path = entry.map_err(Error::io("read", &self.trash))?.path();
+            if list_path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let list = match atomic::read_json::<TrashList>(&list_path, TRASH_SCHEMA) {
+                Read::Found(list) if !self.is_foreign(&list) => list,
+                Read::Found(_) => {
+                    let why = format!("read the trash: {} points outside of it", list_path.display());
+                    return Err(Error::refused(format!("{why}; remove that file")));
+                }
+                Read::Absent => continue,
+                Read::Unreadable(reason) => {
+                    return Err(Error::failed(format!("read the trash: {reason}; remove that file")));
+                }
+            };
+            let there = list.moves.into_iter().filter(|step| step.to.exists());
+            waiting.extend(there.filter_map(|step| {
+                Some(Waiting {
+                    name: step.to.file_name()?.to_string_lossy().into_owned(),
+                    volume_id: list.volume_id,
+                    step,
+                    at_unix_s: list.at_unix_s,
+                    list: list_path.clone(),
+                })
+            }));
+        }
+        waiting.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(waiting)
+    }
+
+    /// Puts one directory back where it was, and forgets that it was deleted.
+    ///
+    /// # Errors
+    /// When there is none of that name, something else is in its place, or the file system refuses.
+    pub fn restore(&self, name: &str) -> Result<Waiting, Error> {
+        let _changing = self.changing.lock();
+        let found = self.find("restore", name)?;
+        let Move { from, to } = &found.step;
+        // An empty directory in its place would be replaced by the rename without a word.
+        if from.symlink_metadata().is_ok() {
+            let why = format!("restore {name}: {} exists; move that away first", from.display());
+            return Err(Error::conflict(why));
+        }
+        std::fs::rename(to, from).map_err(Error::io("restore", to))?;
+        for dir in [from.parent(), Some(self.trash.as_path())].into_iter().flatten() {
+            atomic::sync_dir(dir)?;
+        }
+        self.strike(&found)?;
+        Ok(found)
+    }
+
+    /// Unlinks what waits: one directory, or everything. Returns what went.
+    ///
+    /// # Errors
+    /// When there is none of that name, or the file system refuses; what is left still waits.
+    pub fn empty(&self, name: Option<&str>) -> Result<Vec<Waiting>, Error> {
+        let _changing = self.changing.lock();
+        let going = match name {
+            Some(name) => vec![self.find("empty the trash of", name)?],
+            None => self.waiting()?,
+        };
+        for waiting in &going {
+            remove_tree(&waiting.step.to)?;
+            self.strike(waiting)?;
+        }
+        if name.is_none() {
+            // Lists of which nothing is left, or never was.
+            self.unlink(Duration::ZERO, u64::MAX)?;
+        }
+        Ok(going)
+    }
+
+    fn find(&self, what: &str, name: &str) -> Result<Waiting, Error> {
+        let found = self.waiting()?.into_iter().find(|waiting| waiting.name == name);
+        found.ok_or_else(|| Error::not_found(format!("{what} {name}: there is none in the trash")))
+    }
+
+    /// Takes one step off its list, and the list away with its last.
+    fn strike(&self, waiting: &Waiting) -> Result<(), Error> {
+        let path: &Path = &waiting.list;
+        let Read::Found(mut list) = atomic::read_json::<TrashList>(path, TRASH_SCHEMA) else { return Ok(()) };
+        list.moves.retain(|step| *step != waiting.step);
+        if list.moves.is_empty() {
+            std::fs::remove_file(path).map_err(Error::io("remove", path))?;
+            return atomic::sync_dir(&self.trash);
+        }
+        atomic::replace_json(path, &list)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{fixture, names};
+    use super::*;
+    use holdfast_proto::ids::{Generation, ReplicaId};
+
+    #[test]
+    fn d7_one_orphan_goes_to_the_trash_and_can_be_restored() {
+        let f = fixture();
+        let replicas = f.tmp.path().join("replicas");
+        let path = replica_dirs::replica_path(&replicas, &f.record.name, ReplicaId(2), f.record.id);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(f.trash.take(name, VolumeId::random(), 5).is_err(), "of another volume");
+        let list = f.trash.take(name, f.record.id, 5).unwrap();
+        assert_eq!(f.trash.take(name, f.record.id, 9).unwrap(), list, "a repeat is the same deletion");
+        assert_eq!(names(&replicas).len(), 1);
+        let waiting = f.trash.waiting().unwrap();
+        assert_eq!(waiting.len(), 1);
+        assert_eq!((waiting[0].name.as_str(), waiting[0].at_unix_s), (format!("5-{name}").as_str(), 5));
+        std::fs::create_dir(&path).unwrap();
+        assert!(f.trash.restore(&waiting[0].name).is_err(), "its place is taken");
+        std::fs::remove_dir(&path).unwrap();
+        f.trash.restore(&waiting[0].name).unwrap();
+        assert_eq!(replica_dirs::check(&path, ReplicaId(2), f.record.id), Ok(()));
+        assert_eq!(names(&f.tmp.path().join("trash")), Vec::<String>::new());
+        f.trash.take(name, f.record.id, 7).unwrap();
+        assert_eq!(f.trash.sweep(Duration::from_secs(10), 18).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn one_of_several_is_restored_and_the_rest_still_waits() {
+        let f = fixture();
+        f.trash.purge(f.record.id, Generation(3), 5).unwrap();
+        let waiting = f.trash.waiting().unwrap();
+        assert_eq!(waiting.len(), 2);
+        f.trash.restore(&waiting[0].name).unwrap();
+        assert_eq!(f.trash.waiting().unwrap(), waiting[1..]);
+        assert!(f.trash.restore("gone").is_err());
+        assert_eq!(f.trash.empty(Some(&waiting[1].name)).unwrap().len(), 1);
+        assert_eq!(f.trash.empty(None).unwrap(), []);
+        assert_eq!(names(&f.tmp.path().join("trash")), Vec::<String>::new());
+        assert_eq!(names(&f.tmp.path().join("replicas")).len(), 1);
+    }
+}
