@@ -381,7 +381,7 @@ fn instances_have_a_session_of_their_own_and_no_inherited_descriptors() {
 }
 
 #[test]
-fn an_instance_that_nobody_confirms_opens_no_data_and_ends_by_itself() {
+fn o16_an_instance_that_nobody_confirms_opens_no_data_and_ends_by_itself() {
     let root = tempfile::Builder::new().prefix("hf").tempdir().unwrap();
     let (dir, socket) = (root.path().join("demo.engine"), root.path().join("c.sock"));
     std::fs::create_dir(&dir).unwrap();

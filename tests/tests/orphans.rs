@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use holdfast_tests::cluster::{AgentOptions, SOON};
-use holdfast_tests::process::{self, Process, Signal, signal};
+use holdfast_tests::process::{Process, Signal, signal};
 use holdfast_tests::records;
-use holdfast_tests::wait::{SECOND, check, eventually};
+use holdfast_tests::wait::{check, eventually};
 use holdfast_tests::{Cluster, Volume};
 use serde_json::Value;
 
@@ -271,17 +271,4 @@ fn d3_a_mark_in_a_directory_beats_a_purge() {
     cluster.ok(&["trash", "restore", listed["items"][0]["name"].as_str().unwrap()]);
     assert!(demo.replica("r2").data_dir().join("head.img").exists());
     cluster.cli(&["trash", "restore", "nothing"]).expect_code(3);
-}
-
-#[test]
-fn o16_an_instance_that_no_agent_confirms_ends_by_itself_and_opens_no_data() {
-    let dir = tempfile::Builder::new().prefix("hf").tempdir().unwrap();
-    let mut command = std::process::Command::new(process::holdfast());
-    let uuid = "6f1c0d0e-0000-4000-8000-000000000001";
-    command.args(["replica", "--name", "demo.r1", "--uuid", uuid, "--instance-dir"]).arg(dir.path());
-    command.arg("--control").arg(dir.path().join("control"));
-    let finished = process::run(command, 90 * SECOND);
-    assert_eq!(finished.code, Some(21), "{finished}");
-    let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(names.iter().all(|name| name == "lock" || name == "control" || name == "log"), "{names:?}");
 }
