@@ -3,8 +3,8 @@
 //! The shell reads the records and what is on the node, and hands each [`Reading`] to [`Tracker::observe`]. Time counts
 //! only between two consecutive readings that both said unclaimed; anything else stops it, a claim ends it. What
 //! [`Tracker::due`] names is read once more, and only where [`Tracker::confirm`] says yes is exactly that creation
-//! cleaned. Before that, what [`Tracker::save`] gives is made durable. There is no wall clock in here: no jump of it can
-//! change anything, and the time in which no agent ran confirms nothing.
+//! cleaned. Before that and after it, what [`Tracker::save`] gives is made durable. There is no wall clock in here: no
+//! jump of it can change anything, and the time in which no agent ran confirms nothing.
 
 mod entry;
 mod report;

@@ -178,11 +178,16 @@ impl Fuzz {
         if killed {
             return self.restart();
         }
-        if let Some(saved) = self.tracker.save(self.now) {
-            self.disk = Some(serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap());
-        }
+        self.save();
         for subject in self.tracker.due(&self.settings, self.now) {
             self.clean(&subject, faults);
+        }
+        self.save();
+    }
+
+    fn save(&mut self) {
+        if let Some(saved) = self.tracker.save(self.now) {
+            self.disk = Some(serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap());
         }
     }
 

@@ -216,6 +216,19 @@ fn o5_progress_is_written_in_batches_and_changes_at_once() {
 }
 
 #[test]
+fn o5_an_owner_that_the_last_look_finds_is_written_too() {
+    let mut node = Node::new(on());
+    node.settings.auto_cleanup.clear();
+    node.run(&[thing("x")], secs(310));
+    node.settings = on();
+    node.now += secs(1);
+    let last = claimed(thing("x"), Claim::Claimed);
+    assert!(!node.tracker.confirm(&last, node.now, &node.settings, node.now));
+    // An agent that begins here must not find the old time and count on.
+    assert_eq!(node.tracker.save(node.now).unwrap().orphans, []);
+}
+
+#[test]
 fn o5_where_the_history_is_lost_what_is_found_unclaimed_is_held() {
     let mut node = Node::new(Settings { grace: secs(0), ..on() });
     node.tracker = Tracker::with_lost_history();

@@ -63,6 +63,8 @@ impl Supervisor {
         }
         if self.remember(shared).await {
             self.clean_what_is_due(shared, &settings).await;
+            // An owner that the last look found ends what was confirmed before, also for a later agent.
+            self.remember(shared).await;
         }
         self.show_orphans(shared, &settings);
     }
