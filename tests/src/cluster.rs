@@ -20,6 +20,9 @@ use crate::wait::{SECOND, check, eventually, eventually_or};
 pub const HEALTHY_WITHIN: Duration = Duration::from_secs(90);
 /// An agent or an instance that starts, stops or notices something.
 pub const SOON: Duration = Duration::from_secs(40);
+/// Pairs of a path and where it is to be found, `--`, and what to run then.
+const MOUNT_AND_RUN: &str =
+    r#"while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 1; shift 2; done; shift; exec "$@""#;
 
 /// How `holdfast agent` is started.
 #[derive(Debug, Clone, Default)]
@@ -82,7 +85,8 @@ pub struct Cluster {
     child: Option<Child>,
     starts: u32,
     allowed: Vec<String>,
-    boot_id: Option<PathBuf>,
+    /// What agent and instances find at a path instead of what is there.
+    shown: Vec<(PathBuf, &'static str)>,
 }
 
 impl Cluster {
@@ -101,7 +105,7 @@ impl Cluster {
             child: None,
             starts: 0,
             allowed: Vec::new(),
-            boot_id: None,
+            shown: Vec::new(),
         }
     }
     /// `holdfast agent`, ready to be asked.
@@ -211,10 +215,10 @@ impl Cluster {
     pub fn faulty_disks(&self) -> &[FaultyDisk] {
         &self.faulty_disks
     }
-    /// From the next start on, the agent and its instances find the node's boot id in this file, by a mount that only
-    /// they see, beside a copy of the mounts that are there then: the node seems to have restarted whenever the content changes.
-    pub fn use_boot_id(&mut self, file: PathBuf) {
-        self.boot_id = Some(file);
+    /// From the next start on, the agent and its instances find `ours` at `path`, by a mount that only they see, beside
+    /// a copy of the mounts that are there then.
+    pub fn show(&mut self, ours: PathBuf, path: &'static str) {
+        self.shown.push((ours, path));
     }
     /// The mounts kept, in order.
     #[must_use]
@@ -251,15 +255,16 @@ impl Cluster {
     /// The command that [`Self::start`] runs, for tests that run a second one.
     #[must_use]
     pub fn command(&self) -> std::process::Command {
-        let mut command = match &self.boot_id {
-            None => cli::command(&self.binary),
-            Some(file) => {
-                let mut command = cli::command(Path::new("unshare"));
-                command.args(["--mount", "sh", "-c"]);
-                command.arg("mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"");
-                command.arg(file).arg(&self.binary);
-                command
+        let mut command = if self.shown.is_empty() {
+            cli::command(&self.binary)
+        } else {
+            let mut command = cli::command(Path::new("unshare"));
+            command.args(["--mount", "sh", "-c", MOUNT_AND_RUN, "sh"]);
+            for (ours, path) in &self.shown {
+                command.arg(ours).arg(path);
             }
+            command.arg("--").arg(&self.binary);
+            command
         };
         command.args(self.arguments()).env("XDG_RUNTIME_DIR", self.runtime_dir()).current_dir(self.root());
         command

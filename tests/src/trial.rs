@@ -1,5 +1,7 @@
 //! One volume on trial: clients that tell a history, faults under them, and the verdict.
 
+mod node;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use crate::cluster::{AgentOptions, Cluster};
 use crate::faults::proxy::{ADVERTISED, late};
-use crate::faults::{Fault, FaultyDisk, Network, Planned, Trouble, Weather, disk};
+use crate::faults::{Fault, FaultyDisk, Network, Planned, Trouble, WallClock, Weather, disk};
 use crate::history::{CellAt, Entry, Log, Value, check};
 use crate::image;
 use crate::process::{Signal, kill, signal};
@@ -28,11 +30,17 @@ pub struct Stage {
     pub replicas: u64,
     /// Each on a disk of our own, which can fail.
     pub disks: bool,
+    /// The wall clock can jump.
+    pub clock: bool,
+    /// How the agent is started.
+    pub settings: &'static [&'static str],
 }
+
+const SETTINGS: [&str; 2] = ["--replica-timeout", "2s"];
 
 impl Default for Stage {
     fn default() -> Self {
-        Self { replicas: 3, disks: false }
+        Self { replicas: 3, disks: false, clock: false, settings: &SETTINGS }
     }
 }
 
@@ -43,6 +51,8 @@ pub struct Trial {
     pub cluster: Cluster,
     /// Between its engine and its replicas.
     pub network: Network,
+    clock: Option<WallClock>,
+    upgrades: u32,
     /// Random, and announced.
     pub rng: Rng,
     stage: Stage,
@@ -71,12 +81,12 @@ impl Trial {
         let mut cluster = Cluster::agent_not_started(AgentOptions::with(&[
             "--advertise",
             &advertised,
-            "--replica-timeout",
-            "2s",
             "--suspend-timeout",
             "2m",
         ]));
+        cluster.add_arguments(stage.settings);
         let network = Network::new(cluster.ports().data_port_range());
+        let clock = stage.clock.then(|| WallClock::of(&mut cluster));
         cluster.start();
         cluster.create_attached("demo", workload::VOLUME_SIZE, u32::try_from(stage.replicas).expect("few"));
         if stage.disks {
@@ -86,6 +96,8 @@ impl Trial {
         let mut this = Self {
             cluster,
             network,
+            clock,
+            upgrades: 0,
             rng,
             stage,
             log,
@@ -128,12 +140,21 @@ impl Trial {
     pub fn healthy(&self) -> Volume {
         self.cluster.wait_healthy("demo")
     }
-    /// Waits until this replica is no member.
+    /// Waits until this replica is no member, not even a suspect one.
     pub fn left_out(&self, replica: u64) -> Volume {
         let id = format!("r{replica}");
         self.cluster.wait_volume("demo", &format!("{id} is left out"), |v| {
-            holds(v.replica(&id).mode() != "member", || "it is a member".to_owned())
+            let mode = v.replica(&id).mode();
+            holds(mode != "member" && mode != "suspect", || format!("it is {mode}"))
         })
+    }
+    /// The wall clock of all its processes.
+    ///
+    /// # Panics
+    /// When it is the system's.
+    #[must_use]
+    pub fn clock(&self) -> &WallClock {
+        self.clock.as_ref().expect("the clock is ours")
     }
     /// The disk under this replica.
     #[must_use]
@@ -152,13 +173,12 @@ impl Trial {
     /// Does what is planned.
     pub fn meet(&mut self, planned: &Planned) {
         println!("{}: {planned}", self.name);
-        if planned.fault == Fault::PowerCut {
-            self.power_cut();
-        } else {
-            self.begin(planned.fault);
-            late(planned.hold);
-            self.undo();
+        if planned.fault.spares_one_cache() {
+            self.healthy();
         }
+        self.begin(planned.fault);
+        late(planned.hold);
+        self.undo();
         late(planned.rest);
         if planned.heal {
             self.healthy();
@@ -166,9 +186,6 @@ impl Trial {
     }
 
     /// Begins a fault. One that stops or kills what does not run at the moment does nothing.
-    ///
-    /// # Panics
-    /// On a power cut, which is another matter.
     pub fn begin(&mut self, fault: Fault) {
         let volume = self.volume();
         let replica = |r: u64| Self::pid(&volume, r).into_iter();
@@ -214,7 +231,13 @@ impl Trial {
             Fault::FailSyncs(r) => {
                 self.disk(r).set(Trouble { sync: Some(nix::libc::EIO), ..Trouble::default() });
             }
-            Fault::PowerCut => panic!("a power cut is not begun, it happens"),
+            Fault::PowerCut => self.power_cut(),
+            Fault::Reboot(r) => self.reboot(&[r]),
+            Fault::RebootTwo(a, b) => {
+                self.reboot(&[a]);
+                self.reboot(&[b]);
+            }
+            Fault::Upgrade => self.upgrade(),
         }
     }
 
@@ -344,9 +367,15 @@ fn silent() -> Weather {
 /// Whether disks of our own, and boot ids of our own, are possible here.
 #[must_use]
 pub fn disks_possible() -> bool {
+    disk::possible() && mounts_possible()
+}
+
+/// Whether the agent can be shown mounts that nobody else sees.
+#[must_use]
+pub fn mounts_possible() -> bool {
     let mut unshare = std::process::Command::new("unshare");
     unshare.args(["--mount", "true"]);
-    disk::possible() && unshare.status().is_ok_and(|status| status.success())
+    unshare.status().is_ok_and(|status| status.success())
 }
 
 fn put_on_faulty_disks(cluster: &mut Cluster) {
@@ -361,7 +390,7 @@ fn put_on_faulty_disks(cluster: &mut Cluster) {
     }
     // The agent's own mounts are a copy of ours from its start on: the disks are there by then.
     new_boot_id(cluster);
-    cluster.use_boot_id(boot_id_file(cluster));
+    cluster.show(boot_id_file(cluster), "/proc/sys/kernel/random/boot_id");
     cluster.start();
     cluster.ok(&["volume", "attach", "demo"]);
     cluster.wait_healthy("demo");

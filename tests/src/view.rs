@@ -121,6 +121,11 @@ impl Replica {
     pub fn mode(&self) -> String {
         self.0["mode"].as_str().unwrap_or_default().to_owned()
     }
+    /// Why it is in this mode; empty where that is null.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        self.0["reason"].as_str().unwrap_or_default().to_owned()
+    }
     /// Its process.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {

@@ -105,7 +105,10 @@ impl Claim {
 }
 
 /// One handshake message; none where the connection was closed instead.
-fn receive(stream: &mut TcpStream) -> io::Result<Option<(Prefix, Vec<u8>)>> {
+///
+/// # Errors
+/// When it is none.
+pub fn receive(stream: &mut impl Read) -> io::Result<Option<(Prefix, Vec<u8>)>> {
     let mut head = [0; PREFIX_BYTES];
     match stream.read_exact(&mut head) {
         Ok(()) => {}

@@ -35,7 +35,7 @@ fn f_random_faults() {
 
 fn burst(seed: u64, disks: bool) {
     let mut rng = Rng::seeded(seed);
-    let stage = Stage { replicas: if rng.one_in(5) { 2 } else { 3 }, disks };
+    let stage = Stage { replicas: if rng.one_in(5) { 2 } else { 3 }, disks, ..Stage::default() };
     let plan = schedule(&mut rng, stage.replicas, disks, 12);
     println!(
         "f_random_faults: a burst of {} with {stage:?}; again: tests/run --faults 1 --seed {seed}",

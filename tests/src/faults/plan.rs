@@ -55,6 +55,12 @@ pub enum Fault {
     FailSyncs(u64),
     /// The node loses its power: every process, and what no disk had synced.
     PowerCut,
+    /// The node of this replica alone loses its power.
+    Reboot(u64),
+    /// That of one, and at once that of another.
+    RebootTwo(u64, u64),
+    /// An agent of another build takes over.
+    Upgrade,
 }
 
 impl Fault {
@@ -67,7 +73,9 @@ impl Fault {
             | Self::FailWrites(_)
             | Self::FailReads(_)
             | Self::FailSyncs(_)
-            | Self::PowerCut => true,
+            | Self::PowerCut
+            | Self::Reboot(_)
+            | Self::RebootTwo(..) => true,
             Self::KillReplica(_)
             | Self::KillTwoReplicas(..)
             | Self::KillEngine
@@ -86,14 +94,21 @@ impl Fault {
             | Self::Mute(_)
             | Self::Partition(_)
             | Self::PartitionAll
-            | Self::SlowDisk(..) => false,
+            | Self::SlowDisk(..)
+            | Self::Upgrade => false,
         }
+    }
+
+    /// Whether the volume must be whole before it: all caches but some are lost, and one that is left must be a member's.
+    #[must_use]
+    pub fn spares_one_cache(self) -> bool {
+        matches!(self, Self::Reboot(_) | Self::RebootTwo(..))
     }
 
     fn random(rng: &mut Rng, replicas: u64, disks: bool) -> Self {
         let r = 1 + rng.below(replicas);
         let other = 1 + r % replicas;
-        match rng.below(if disks { 32 } else { 24 }) {
+        match rng.below(if disks { 36 } else { 25 }) {
             0..=2 => Self::KillReplica(r),
             3 => Self::KillTwoReplicas(r, other),
             4 | 5 => Self::KillEngine,
@@ -112,11 +127,14 @@ impl Fault {
             21 => Self::Mute(r),
             22 => Self::Partition(r),
             23 => Self::PartitionAll,
-            24 => Self::SlowDisk(r, 1 + rng.below(100)),
-            25 => Self::FullDisk(r),
-            26 => Self::FailWrites(r),
-            27 => Self::FailReads(r),
-            28 => Self::FailSyncs(r),
+            24 => Self::Upgrade,
+            25 => Self::SlowDisk(r, 1 + rng.below(100)),
+            26 => Self::FullDisk(r),
+            27 => Self::FailWrites(r),
+            28 => Self::FailReads(r),
+            29 => Self::FailSyncs(r),
+            30 | 31 => Self::Reboot(r),
+            32 if replicas > 2 => Self::RebootTwo(r, other),
             _ => Self::PowerCut,
         }
     }

@@ -12,6 +12,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use holdfast_proto::ids::BootId;
+
+use super::handshake::Translation;
 use crate::rng::Rng;
 use crate::wait::SECOND;
 
@@ -46,6 +49,8 @@ struct Link {
     streams: Mutex<Vec<TcpStream>>,
     /// The next piece is cut in its middle, and the connection ends.
     cut_next: AtomicBool,
+    /// The boot id that the replica has beyond here, and the volume's key, to prove it; none: its own.
+    boot: Mutex<Option<([u8; 32], BootId)>>,
     seed: AtomicU64,
 }
 
@@ -99,6 +104,14 @@ impl Network {
     /// Ends the connections of the replica at `port`; new ones are taken.
     pub fn reset(&self, port: u16) {
         self.link(port).reset();
+    }
+    /// From its next connection on the replica at `port` tells of another boot of its node.
+    ///
+    /// # Panics
+    /// When a thread of the network has panicked.
+    pub fn reboot(&self, port: u16, key: [u8; 32]) {
+        *self.link(port).boot.lock().expect("no thread of the network panics") =
+            Some((key, BootId::random()));
     }
     /// Ends its connections in the middle of the next thing that one of them carries.
     pub fn cut_in_a_frame(&self, port: u16) {
@@ -171,13 +184,23 @@ fn pass_on(link: &Arc<Link>, engine: &TcpStream, replica: &TcpStream) -> std::io
         streams.extend([engine.try_clone()?, replica.try_clone()?]);
     }
     let alive = Arc::new(AtomicBool::new(true));
+    let boot = *link.boot.lock().expect("no thread of the network panics");
+    let translation = Arc::new(boot.map(|(key, boot)| Translation::new(key, boot)));
     for (from, to, direction) in
         [(engine, replica, Direction::ToReplica), (replica, engine, Direction::ToEngine)]
     {
         let (from, to) = (from.try_clone()?, to.try_clone()?);
-        let (link, alive) = (Arc::clone(link), Arc::clone(&alive));
+        let (link, alive, translation) = (Arc::clone(link), Arc::clone(&alive), Arc::clone(&translation));
         std::thread::spawn(move || {
-            let _ = pump(&link, &from, &to, direction, &alive);
+            let pass = || {
+                link.pass(direction, &alive);
+            };
+            let begun = match (translation.as_ref(), direction) {
+                (None, _) => Ok(()),
+                (Some(translation), Direction::ToReplica) => translation.to_replica(&from, &to, pass),
+                (Some(translation), Direction::ToEngine) => translation.to_engine(&from, &to, pass),
+            };
+            let _ = begun.and_then(|()| pump(&link, &from, &to, direction, &alive));
             // What one side ends, ends for both; a process that was killed is no half-open connection.
             alive.store(false, Ordering::SeqCst);
             let _ = from.shutdown(Shutdown::Both);
