@@ -10,7 +10,7 @@ use super::flags::parse_listen;
 use super::{Origin, Partial, Sourced};
 use crate::units::{parse_duration, parse_ports, parse_size};
 
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
     "data_dir",
     "listen",
     "node",
@@ -31,6 +31,7 @@ const KEYS: [&str; 21] = [
     "start_patience",
     "rebuild_inflight",
     "rebuild_bandwidth",
+    "rebuild_concurrency",
     "trash_ttl",
 ];
 
@@ -90,6 +91,7 @@ impl Place<'_> {
             "start_patience" => self.set(key, &mut into.start_patience, parse_duration),
             "rebuild_inflight" => self.set_number(key, &mut into.rebuild_inflight),
             "rebuild_bandwidth" => self.set(key, &mut into.rebuild_bandwidth, parse_size),
+            "rebuild_concurrency" => self.set_number(key, &mut into.rebuild_concurrency),
             "trash_ttl" => self.set(key, &mut into.trash_ttl, parse_duration),
             _ => Err("is not a key of this build".to_owned()),
         };
@@ -172,6 +174,7 @@ fn example(key: &str) -> &'static str {
         "start_patience" => "start_patience = \"3s\"",
         "rebuild_inflight" => "rebuild_inflight = 4",
         "rebuild_bandwidth" => "rebuild_bandwidth = \"100MiB\"",
+        "rebuild_concurrency" => "rebuild_concurrency = 4",
         "trash_ttl" => "trash_ttl = \"24h\"",
         _ => "remove the line",
     }

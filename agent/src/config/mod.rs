@@ -114,6 +114,7 @@ struct Partial {
     start_patience: Option<Sourced<Duration>>,
     rebuild_inflight: Option<Sourced<u32>>,
     rebuild_bandwidth: Option<Sourced<u64>>,
+    rebuild_concurrency: Option<Sourced<u32>>,
     trash_ttl: Option<Sourced<Duration>>,
 }
 
@@ -141,6 +142,7 @@ impl Partial {
             start_patience: self.start_patience.or(weaker.start_patience),
             rebuild_inflight: self.rebuild_inflight.or(weaker.rebuild_inflight),
             rebuild_bandwidth: self.rebuild_bandwidth.or(weaker.rebuild_bandwidth),
+            rebuild_concurrency: self.rebuild_concurrency.or(weaker.rebuild_concurrency),
             trash_ttl: self.trash_ttl.or(weaker.trash_ttl),
         }
     }
