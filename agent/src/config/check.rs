@@ -12,6 +12,8 @@ const WEEK: Duration = Duration::from_secs(7 * 86_400);
 const BANDWIDTH_MIN: u64 = 1 << 20;
 /// The engine has 16 buffers for copies.
 const INFLIGHT_MAX: u32 = 16;
+/// As many as a node is meant to have volumes: no limit at all.
+const CONCURRENCY_MAX: u32 = 1000;
 
 impl Partial {
     /// Appends what is wrong.
@@ -64,7 +66,11 @@ impl Partial {
             }
         }
         let replicas = u32::try_from(REPLICAS_MAX).unwrap_or(u32::MAX);
-        for (count, most) in [(&self.min_in_sync, replicas), (&self.rebuild_inflight, INFLIGHT_MAX)] {
+        for (count, most) in [
+            (&self.min_in_sync, replicas),
+            (&self.rebuild_inflight, INFLIGHT_MAX),
+            (&self.rebuild_concurrency, CONCURRENCY_MAX),
+        ] {
             if let Some(Sourced { value, origin }) = count
                 && !(1..=most).contains(value)
             {

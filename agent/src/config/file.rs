@@ -11,7 +11,7 @@ use super::flags::parse_listen;
 use super::{Origin, Partial, Sourced};
 use crate::units::{parse_duration, parse_ports, parse_size};
 
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 24] = [
     "data_dir",
     "listen",
     "node",
@@ -32,6 +32,7 @@ const KEYS: [&str; 23] = [
     "start_patience",
     "rebuild_inflight",
     "rebuild_bandwidth",
+    "rebuild_concurrency",
     "trash_ttl",
     "orphan_auto_cleanup",
     "orphan_grace_period",
@@ -93,6 +94,7 @@ impl Place<'_> {
             "start_patience" => self.set(key, &mut into.start_patience, parse_duration),
             "rebuild_inflight" => self.set_number(key, &mut into.rebuild_inflight),
             "rebuild_bandwidth" => self.set(key, &mut into.rebuild_bandwidth, parse_size),
+            "rebuild_concurrency" => self.set_number(key, &mut into.rebuild_concurrency),
             "trash_ttl" => self.set(key, &mut into.trash_ttl, parse_duration),
             "orphan_auto_cleanup" => self.set_list(key, &mut into.orphan_auto_cleanup),
             "orphan_grace_period" => self.set(key, &mut into.orphan_grace_period, parse_duration),
@@ -192,6 +194,7 @@ fn example(key: &str) -> &'static str {
         "start_patience" => "start_patience = \"3s\"",
         "rebuild_inflight" => "rebuild_inflight = 4",
         "rebuild_bandwidth" => "rebuild_bandwidth = \"100MiB\"",
+        "rebuild_concurrency" => "rebuild_concurrency = 4",
         "trash_ttl" => "trash_ttl = \"24h\"",
         "orphan_auto_cleanup" => "orphan_auto_cleanup = [\"instance\", \"replica-data\"], or []",
         "orphan_grace_period" => "orphan_grace_period = \"5m\"",

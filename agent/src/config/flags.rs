@@ -75,9 +75,12 @@ pub struct AgentFlags {
     /// Regions in flight while a replica is filled [default: 4]
     #[arg(long, value_name = "COUNT")]
     pub rebuild_inflight: Option<u32>,
-    /// Bytes per second that a volume copies to a replica that is filled; 0: no limit [default: 0]
+    /// Bytes per second that this node's engines copy to replicas, all together; 0: no limit [default: 0]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub rebuild_bandwidth: Option<u64>,
+    /// Volumes with their engine here whose replicas are filled at a time [default: 4]
+    #[arg(long, value_name = "COUNT")]
+    pub rebuild_concurrency: Option<u32>,
     /// Deleted data waits this long in the trash [default: 24h]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub trash_ttl: Option<Duration>,
@@ -135,6 +138,7 @@ impl AgentFlags {
             start_patience: flag("--start-patience", self.start_patience.as_ref()),
             rebuild_inflight: flag("--rebuild-inflight", self.rebuild_inflight.as_ref()),
             rebuild_bandwidth: flag("--rebuild-bandwidth", self.rebuild_bandwidth.as_ref()),
+            rebuild_concurrency: flag("--rebuild-concurrency", self.rebuild_concurrency.as_ref()),
             trash_ttl: flag("--trash-ttl", self.trash_ttl.as_ref()),
             orphan_auto_cleanup: flag(
                 "--orphan-auto-cleanup",

@@ -23,8 +23,10 @@ pub struct Limits {
     pub start_patience: Duration,
     /// Regions in flight while a replica is filled.
     pub rebuild_inflight: u32,
-    /// Bytes per second that one volume's engine copies to a replica that is filled; 0: no limit.
+    /// Bytes per second that the engines of this node copy to replicas that are filled, all together; 0: no limit.
     pub rebuild_bandwidth: u64,
+    /// So many volumes whose engine is on this node are filled at a time; others wait for their turn.
+    pub rebuild_concurrency: u32,
 }
 
 impl Default for Limits {
@@ -39,6 +41,7 @@ impl Default for Limits {
             start_patience: Duration::from_secs(3),
             rebuild_inflight: 4,
             rebuild_bandwidth: 0,
+            rebuild_concurrency: 4,
         }
     }
 }
@@ -46,7 +49,7 @@ impl Default for Limits {
 impl Limits {
     /// Every setting under its key, as people write it.
     #[must_use]
-    pub(super) fn list(&self) -> [(&'static str, String); 9] {
+    pub(super) fn list(&self) -> [(&'static str, String); 10] {
         let time = crate::units::format_duration;
         [
             ("replica_timeout", time(self.replica_timeout)),
@@ -58,6 +61,7 @@ impl Limits {
             ("start_patience", time(self.start_patience)),
             ("rebuild_inflight", self.rebuild_inflight.to_string()),
             ("rebuild_bandwidth", self.rebuild_bandwidth.to_string()),
+            ("rebuild_concurrency", self.rebuild_concurrency.to_string()),
         ]
     }
 }
@@ -83,6 +87,7 @@ impl Partial {
             start_patience: or(self.start_patience.as_ref(), default.start_patience),
             rebuild_inflight: or(self.rebuild_inflight.as_ref(), default.rebuild_inflight),
             rebuild_bandwidth: or(self.rebuild_bandwidth.as_ref(), default.rebuild_bandwidth),
+            rebuild_concurrency: or(self.rebuild_concurrency.as_ref(), default.rebuild_concurrency),
         }
     }
 }

@@ -78,6 +78,7 @@ fn every_refusal_names_file_line_and_remedy() {
         ("read_leese = \"5s\"", 1, "did you mean read_lease?"),
         ("min_in_sync = 0", 1, "min_in_sync = 0 is out of range; remedy: 1 to "),
         ("rebuild_inflight = 17", 1, "rebuild_inflight = 17 is out of range; remedy: 1 to 16"),
+        ("rebuild_concurrency = 0", 1, "rebuild_concurrency = 0 is out of range; remedy: 1 to 1000"),
         ("heartbeat = \"1ms\"", 1, "heartbeat = 1ms is out of range; remedy: 100ms to 1m"),
         ("replica_lag_max = \"0s\"", 1, "is out of range; remedy: 10ms to 7d"),
         ("start_patience = \"0s\"", 1, "is out of range; remedy: 100ms to 7d"),
@@ -128,7 +129,8 @@ fn impossible_combinations_name_the_setting_to_change() {
 #[test]
 fn every_limit_can_be_set_by_file_and_flag() {
     let file = "min_in_sync = 2\nread_lease = \"4s\"\nreplica_lag_max = \"500ms\"\nheartbeat = \"500ms\"\n\
-                start_patience = \"1s\"\nrebuild_inflight = 8\nrebuild_bandwidth = \"50MiB\"\n";
+                start_patience = \"1s\"\nrebuild_inflight = 8\nrebuild_bandwidth = \"50MiB\"\n\
+                rebuild_concurrency = 2\n";
     let expected = Limits {
         min_in_sync: 2,
         read_lease: Duration::from_secs(4),
@@ -137,6 +139,7 @@ fn every_limit_can_be_set_by_file_and_flag() {
         start_patience: Duration::from_secs(1),
         rebuild_inflight: 8,
         rebuild_bandwidth: 50 << 20,
+        rebuild_concurrency: 2,
         ..Limits::default()
     };
     assert_eq!(resolve(&[], file).unwrap().limits, expected);
@@ -148,10 +151,11 @@ fn every_limit_can_be_set_by_file_and_flag() {
         "--start-patience=9s",
         "--rebuild-inflight=1",
         "--rebuild-bandwidth=0",
+        "--rebuild-concurrency=9",
     ];
     let over = resolve(&flags, file).unwrap();
     let list: Vec<_> = over.limits.list().into_iter().map(|(_, value)| value).collect();
-    assert_eq!(list, ["8s", "5m", "3", "6s", "1s", "2s", "9s", "1", "0"]);
+    assert_eq!(list, ["8s", "5m", "3", "6s", "1s", "2s", "9s", "1", "0", "9"]);
     let quick = resolve(&["--replica-timeout=1s"], "").unwrap().limits;
     assert_eq!(quick.heartbeat, Duration::from_millis(500), "nobody has to set both");
     let reload = resolve(&[], "").unwrap().reload(&over);

@@ -436,10 +436,13 @@ mod tests {
         let mut i = down();
         i.handle(Event::Spawning, secs(0));
         i.handle(Event::Ended("killed by signal 9".into()), secs(5));
-        assert_eq!(i.state(), &State::Down { error: Some("killed by signal 9".into()), retry_at: secs(6) });
+        let down = |at| State::Down { error: Some("killed by signal 9".into()), retry_at: secs(at) };
+        assert_eq!(i.state(), &down(5), "at once");
         assert_eq!((i.state_name(), i.reason().as_deref()), ("error", Some("killed by signal 9")));
-        i.handle(Event::Spawning, secs(6));
+        i.handle(Event::Spawning, secs(5));
         assert_eq!((i.restarts(), i.state_name()), (1, "pending"));
+        i.handle(Event::Ended("killed by signal 9".into()), secs(6));
+        assert_eq!(i.state(), &down(7), "not at once the second time");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod records;
 pub mod retry;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod turns;
 pub mod view;
 
 /// A moment on a monotonic clock that only the shell reads.

@@ -135,6 +135,9 @@ fn r1_attach_starts_degraded_when_a_replica_is_absent_or_fails_or_hangs() {
     node.absent.insert("demo.r1".parse().unwrap(), "missing: is the disk mounted?".into());
     node.run(&record, "demo.r2");
     node.feed("demo.r2", Event::Ended("exit code 1".into()));
+    assert!(node.changes().contains(&"spawn demo.r2".into()), "at once the first time");
+    node.feed("demo.r2", Event::Spawning);
+    node.feed("demo.r2", Event::Ended("exit code 1".into()));
     node.run(&record, "demo.r3");
     assert_eq!(node.changes(), Vec::<String>::new(), "r3 may still tell its address");
     assert_eq!(node.plan().next_at, Some(secs(101)), "r2 is started again first");
@@ -200,6 +203,9 @@ fn r7_a_failing_instance_is_started_again_for_ever_with_back_off() {
     let record = attached("demo", "node-a", 1);
     let mut node = Node::new(std::slice::from_ref(&record));
     node.run(&record, "demo.r1");
+    node.feed("demo.r1", Event::Ended("killed by signal 9".into()));
+    assert!(node.words().contains(&"spawn demo.r1".into()), "at once the first time");
+    node.feed("demo.r1", Event::Spawning);
     for _ in 0..50 {
         node.feed("demo.r1", Event::Ended("exit code 1".into()));
         assert!(!node.words().contains(&"spawn demo.r1".into()));

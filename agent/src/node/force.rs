@@ -7,6 +7,7 @@ use holdfast_proto::ids::{Lineage, ReplicaId, VolumeName};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::{ForceFrom, ReplicaSet, View, VolumeRecord};
 
+use super::replicas::no_such;
 use super::roles;
 use super::shared::{Shared, blocking};
 use super::volumes::read;
@@ -27,7 +28,7 @@ pub(super) async fn wanted(
     let record = read(shared, "attach", name).await?;
     if !record.status.configured.contains(id) {
         let there = record.status.configured;
-        return Err(Error::not_found(told(format!("there is no {id}, only {there}"))));
+        return Err(Error::not_found(told(no_such(&record, id, there))));
     }
     let serves = |state: &str| matches!(state, "healthy" | "degraded" | "suspended" | "detaching");
     if let Some(volume) = shared.volume(name.as_str()).filter(|volume| serves(&volume.state)) {

@@ -133,7 +133,15 @@ fn find<'a>(operation: &str, record: &'a VolumeRecord, replica: &str) -> Result<
         return Err(Error::conflict(told(format!("{id} is being removed already"))));
     }
     let there: ReplicaSet = record.spec.replicas.iter().map(|spec| spec.id).collect();
-    Err(Error::not_found(told(format!("there is no {id}, only {there}"))))
+    Err(Error::not_found(told(no_such(record, id, there))))
+}
+
+/// That `id` is none of `there`, and what to do.
+pub(super) fn no_such(record: &VolumeRecord, id: ReplicaId, there: ReplicaSet) -> String {
+    format!(
+        "there is no {id}, only {there}; give one of these: `holdfast volume show {}` says what each of them is",
+        record.name
+    )
 }
 
 fn check_room(operation: &str, record: &VolumeRecord) -> Result<(), Error> {
@@ -273,6 +281,8 @@ mod tests {
         use holdfast_proto::status::ErrorKind::{Conflict, Invalid, NotFound};
         assert_eq!(kind(&record, "r2"), Ok(ReplicaId(2)));
         assert_eq!(kind(&record, "r3").unwrap_err(), NotFound);
+        let told = find(REMOVE, &record, "r3").unwrap_err().to_string();
+        assert!(told.contains("only {r1,r2}") && told.contains("`holdfast volume show demo`"), "{told}");
         assert_eq!(kind(&record, "two").unwrap_err(), Invalid);
         unwant(&mut record, ReplicaId(2));
         assert_eq!(kind(&record, "r2").unwrap_err(), Conflict, "it is on its way out");

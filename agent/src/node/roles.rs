@@ -41,6 +41,7 @@ pub(super) fn engine(
     volume_key: &VolumeKey,
     replicas: Vec<pb::ReplicaEndpoint>,
     predecessor_gone: bool,
+    fill_pace: Option<pb::FillPace>,
 ) -> Result<Role, Error> {
     let (config, limits) = (&shared.config, &shared.config.limits);
     let configured = u32::try_from(record.status.configured.len()).unwrap_or(u32::MAX);
@@ -74,6 +75,7 @@ pub(super) fn engine(
             .and_then(|attach| attach.force_from.as_ref())
             .filter(|force| force.counts(&record.status))
             .map(force),
+        fill_pace,
     }))
 }
 

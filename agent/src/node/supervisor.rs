@@ -22,6 +22,7 @@ use crate::core::predecessor::EndedEngines;
 use crate::core::reconcile::{self, Action, Plan, World};
 use crate::core::records::{Lookup, RecordState, Records};
 use crate::core::retry::Retries;
+use crate::core::turns::{self, Turns, Want};
 use crate::core::view::{self, Viewer};
 use crate::error::Error;
 use crate::process::driver::{Begin, Context, DRAIN_WITHIN, Driver, Report, StopWish};
@@ -69,6 +70,7 @@ pub(super) struct Supervisor {
     absent: BTreeMap<InstanceName, String>,
     plan: Plan,
     retries: Retries,
+    turns: Turns,
     runs: u64,
     ticks: u64,
 }
@@ -97,6 +99,7 @@ impl Supervisor {
             absent: BTreeMap::new(),
             plan: Plan::default(),
             retries: Retries::new(now),
+            turns: Turns::default(),
             runs: 0,
             ticks: 0,
         }
@@ -240,12 +243,24 @@ impl Supervisor {
         let asked_at = shared.now();
         self.read_records(shared).await;
         self.absent = self.look_for_directories(shared).await;
+        self.give_turns(shared);
         let mut plan = reconcile::plan(self.world(shared, shared.now()));
         self.carry_out(shared, &mut plan).await;
         self.plan = plan;
         self.look_for_orphans(shared, asked_at).await;
         self.forget_ended(shared).await;
         self.publish(shared);
+    }
+
+    /// Decides whose replicas are filled now; engines hear of it with their next configuration, which is planned anyway.
+    fn give_turns(&mut self, shared: &Shared) {
+        let engines = self.instances.values().filter(|instance| instance.is_up());
+        let wants = engines.filter_map(|i| Some((i.volume_id(), Want::of(i.engine_status()?)?))).collect();
+        let limits = turns::Limits {
+            concurrency: usize::try_from(shared.config.limits.rebuild_concurrency).unwrap_or(usize::MAX),
+            bytes_per_second: shared.config.limits.rebuild_bandwidth,
+        };
+        self.turns.decide(&wants, limits, &shared.config.node, shared.now());
     }
 
     /// Does what is planned, volume by volume as far as it goes, where what failed before may be tried again.
@@ -418,7 +433,8 @@ impl Supervisor {
                 let gone = self.instances.get(name).is_some_and(|instance| {
                     self.ended.gone_before(record.id, &record.status, instance.uuid())
                 });
-                roles::engine(shared, record, &key, replicas.unwrap_or_default(), gone)?
+                let pace = self.turns.of(record.id).cloned();
+                roles::engine(shared, record, &key, replicas.unwrap_or_default(), gone, pace)?
             }
         };
         if let Some(driver) = self.drivers.get(name) {
@@ -534,19 +550,29 @@ impl Supervisor {
     }
 }
 
-/// What plans are made from; progress and counters are not. Of an engine also which replicas are configured: those that
-/// are no more are ended.
-fn relevant(instance: &Instance) -> (State, Option<String>, Option<String>, bool, Vec<u32>) {
+/// What plans are made from; progress and counters are not.
+#[derive(PartialEq)]
+struct Relevant {
+    state: State,
+    address: Option<String>,
+    data_problem: Option<String>,
+    fenced: bool,
+    /// Of an engine: replicas that are configured no more are ended.
+    configured: Vec<u32>,
+    /// Of an engine: who fills replicas takes turns.
+    want: Option<Want>,
+}
+
+fn relevant(instance: &Instance) -> Relevant {
     let engine = instance.engine_status();
-    let fenced = engine.is_some_and(|status| status.fenced);
-    let configured = engine.map(|status| status.configured.clone()).unwrap_or_default();
-    (
-        instance.state().clone(),
-        instance.address().map(str::to_owned),
-        instance.data_problem(),
-        fenced,
-        configured,
-    )
+    Relevant {
+        state: instance.state().clone(),
+        address: instance.address().map(str::to_owned),
+        data_problem: instance.data_problem(),
+        fenced: engine.is_some_and(|status| status.fenced),
+        configured: engine.map(|status| status.configured.clone()).unwrap_or_default(),
+        want: engine.and_then(Want::of),
+    }
 }
 
 fn state_of(entry: Entry) -> (String, RecordState) {

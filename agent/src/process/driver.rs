@@ -385,6 +385,8 @@ mod tests {
         next.status = Some(pb::VolumeStatus { generation: 4, ..Default::default() });
         next.predecessor_gone = true;
         assert!(same_settings(&Role::Engine(engine.clone()), &Role::Engine(next.clone())));
+        let paced = pb::EngineConfig { fill_pace: Some(pb::FillPace::default()), ..next.clone() };
+        assert!(!same_settings(&Role::Engine(next.clone()), &Role::Engine(paced)), "a turn is told");
         next.replicas.push(pb::ReplicaEndpoint::default());
         assert!(!same_settings(&Role::Engine(engine), &Role::Engine(next)));
     }

@@ -11,7 +11,7 @@ use holdfast_proto::record::{ReplicaSet, VolumeStatus};
 
 use super::message::Whereabouts;
 use crate::control::handshake::VolumeKey;
-use crate::core::engine::{Config, Force, Wanted};
+use crate::core::engine::{Config, Force, Pace, Wait, Wanted};
 use crate::error::Error;
 use crate::frontend::nbd::ExportInfo;
 use crate::units::{VOLUME_BYTES_MAX, is_block_aligned};
@@ -183,6 +183,14 @@ pub(super) fn force(config: &pb::EngineConfig) -> Result<Option<Force>, Error> {
     }))
 }
 
+/// How fillings fit in beside those of other volumes; none: as this engine was started.
+pub(super) fn pace(config: &pb::EngineConfig) -> Option<Pace> {
+    let pace = config.fill_pace.as_ref()?;
+    let at_most = Duration::from_millis(u64::from(pace.wait_ms));
+    let wait = Wait { at_most, reason: pace.reason.clone() };
+    Some(Pace { bytes_per_second: pace.bytes_per_second, wait: (pace.wait_ms > 0).then_some(wait) })
+}
+
 /// Where the replicas are, as this configuration says.
 ///
 /// # Errors
@@ -262,6 +270,18 @@ mod tests {
         assert!(error(|c| c.wanted = twice()).contains("wanted"));
         let nameless = pb::ForceFrom { replica_id: 1, ..Default::default() };
         assert!(error(|c| c.force_from = Some(nameless)).contains("force_from.lineage"));
+    }
+
+    #[test]
+    fn a_turn_is_waited_for_as_long_as_is_said() {
+        let paced = |wait_ms| {
+            let reason = "others first".to_owned();
+            let told = pb::FillPace { bytes_per_second: 7, wait_ms, reason, renewal: 3 };
+            pace(&pb::EngineConfig { fill_pace: Some(told), ..sample_config() }).unwrap()
+        };
+        assert_eq!(pace(&sample_config()), None, "an agent that says nothing");
+        assert_eq!(paced(0), Pace { bytes_per_second: 7, wait: None });
+        assert_eq!(paced(1500).wait.unwrap().at_most, Duration::from_millis(1500));
     }
 
     #[test]

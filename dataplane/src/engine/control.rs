@@ -12,7 +12,7 @@ use holdfast_proto::record::VolumeStatus;
 use pb::registry_result_request::Outcome;
 use tokio::sync::{Mutex, mpsc, watch};
 
-use super::config::{Endpoints, Settings, endpoints, force, wanted};
+use super::config::{Endpoints, Settings, endpoints, force, pace, wanted};
 use super::connect::{Connector, Task};
 use super::data;
 use super::listen::{self, Listeners};
@@ -116,6 +116,7 @@ impl Shared {
         let settings = Rc::new(settings);
         let mut core = Engine::new(settings.core.clone(), settings.record_version, settings.status.clone());
         core.want(wanted(config)?, Duration::ZERO);
+        core.pace_fill(pace(config), Duration::ZERO);
         let addresses = known_addresses(&endpoints).collect::<BTreeMap<_, _>>();
         let whereabouts = endpoints
             .iter()
@@ -146,6 +147,7 @@ impl Shared {
         let Some(running) = running.as_mut() else { return Ok(()) };
         running.settings.check_same(config)?;
         running.data.tell(Command::Want(wanted(config)?));
+        running.data.tell(Command::Pace(pace(config)));
         if let Some(force) = force(config)? {
             running.data.tell(Command::Force(force));
         }

@@ -296,6 +296,7 @@ impl Data {
         match command {
             Command::Locate(replica) => self.locate(replica),
             Command::Want(wanted) => self.core.want(wanted, self.now),
+            Command::Pace(pace) => self.core.pace_fill(pace, self.now),
             Command::Force(force) => self.core.force(force, self.now),
             Command::Connected { attempt, socket, welcome, boot } => {
                 if !self.is_last(attempt) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use holdfast_proto::ids::{BootId, Epoch, Generation, Lineage, ReplicaId};
 use holdfast_proto::record::VolumeStatus;
 
-use crate::core::engine::{ConnectFailure, Ending, Force, RegistryOutcome, Report, Wanted};
+use crate::core::engine::{ConnectFailure, Ending, Force, Pace, RegistryOutcome, Report, Wanted};
 use crate::frontend::nbd::Negotiated;
 use crate::io::Waker;
 use crate::wire::handshake::Welcome;
@@ -36,6 +36,8 @@ pub(super) enum Command {
     Locate(Whereabouts),
     /// Which replicas the volume is to have.
     Want(Vec<Wanted>),
+    /// What the node allows fillings.
+    Pace(Option<Pace>),
     /// A person's word about how to start.
     Force(Force),
     /// The handshake with a replica is done.

@@ -7,12 +7,14 @@
 
 mod copying;
 mod lacks;
+mod pace;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_proto::ids::ReplicaId;
 
+pub use self::pace::{Pace, Wait};
 use super::maps::{Learn, Purpose};
 use super::ops::Work;
 use super::view::Phase;
@@ -113,6 +115,8 @@ pub(super) struct Fill {
     pub(super) repairs: usize,
     /// How much may be copied and compared beside what clients do.
     pub(super) budget: RebuildBudget,
+    /// The node lets others go first.
+    waiting: Option<pace::Waiting>,
     /// Of the copy or repair that is ending: how much of it was sent.
     moved_bytes: u64,
     pub(super) learn: Option<Learn>,
@@ -134,6 +138,7 @@ impl Fill {
         Self {
             volume_bytes: config.volume_bytes,
             budget: RebuildBudget::new(limits, Duration::ZERO),
+            waiting: None,
             moved_bytes: 0,
             repair_unknown: false,
             repair_cursor: 0,
@@ -155,7 +160,7 @@ impl Fill {
         use std::hash::Hash;
         (self.repair_unknown, self.repair_cursor, self.repairs, self.copies, self.beginning, self.more)
             .hash(h);
-        self.budget.clone().may_start(now).hash(h);
+        (self.budget.clone().may_start(now), self.is_held(now)).hash(h);
         self.learn.hash(h);
         if let Some(t) = &self.target {
             (t.slot, t.stage, t.full, t.reaching, &t.todo, &t.compare, t.walk).hash(h);
@@ -220,11 +225,6 @@ impl Fill {
     /// Whether clients may feel what is done in the background.
     pub(super) fn is_busy(&self) -> bool {
         self.copies + self.repairs > 0
-    }
-    /// When the next copy may begin that the bandwidth limit holds back.
-    pub(super) fn next_at(&self) -> Option<Now> {
-        let copying = self.target.as_ref().is_some_and(|target| target.stage == Stage::Copying);
-        if copying { self.budget.next_at() } else { None }
     }
     /// Another replica has this place now.
     pub(super) fn forget(&mut self, slot: usize) {
@@ -396,9 +396,8 @@ impl Engine {
     /// A replica that should be getting something and gets nothing is told of, with what it waits for.
     pub(super) fn watch_fill(&mut self, now: Now) {
         let source = self.source();
-        let Some(target) = self.fill.target.as_ref().filter(|target| target.stage == Stage::Copying) else {
-            return;
-        };
+        let copying = self.fill.target.as_ref().filter(|target| target.stage == Stage::Copying);
+        let Some(target) = copying.filter(|_| !self.fill.is_held(now)) else { return };
         let name = |slot: Option<usize>| {
             slot.and_then(|slot| self.peers.get(slot))
                 .map_or("a source".to_owned(), |peer| peer.id.to_string())

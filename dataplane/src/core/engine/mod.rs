@@ -37,6 +37,8 @@ mod missed;
 #[cfg(test)]
 mod missed_tests;
 mod ops;
+#[cfg(test)]
+mod pace_tests;
 mod peers;
 #[cfg(test)]
 mod print;
@@ -54,6 +56,7 @@ use holdfast_proto::ids::{Epoch, Generation, InstanceUuid, Lineage, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
 
 pub use self::configure::Wanted;
+pub use self::fill::{Pace, Wait};
 pub use self::force::Force;
 pub use self::report::{EngineState, ReplicaMode, ReplicaReport, Report};
 pub use self::tag::OpId;

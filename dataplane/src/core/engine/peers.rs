@@ -243,12 +243,15 @@ impl Engine {
         let unflushed = self.writes_done != self.writes_flushed || self.ops.answered_by(slot);
         let rebooted = (peer.lost && kept(Rule::LostStays))
             || (peer.boot != former_boot && unflushed && kept(Rule::BootId));
-        let broken = peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty());
+        let broken = peer.welcome.as_ref().map_or("", |w| &w.failed);
         let others = self.required() & !bit(slot) & !self.unsure_target();
         let alone = slots(others).all(|other| self.peers[other].failed.is_some());
         // The last member stays although a flush failed on it: consumers were told, and no copy is better.
-        if rebooted || (broken && !alone) {
-            let reason = if rebooted { "its node restarted before a flush" } else { "a flush failed on it" };
+        if rebooted || (!broken.is_empty() && !alone) {
+            let reason = match rebooted {
+                true => "its node restarted: what it answered and had not flushed may be gone".to_owned(),
+                false => format!("a flush failed on it ({broken})"),
+            };
             self.peers[slot].lost = rebooted;
             let sure = self.required() & !self.unsure_target();
             if slots(sure).all(|member| self.peers[member].lost) {
@@ -257,7 +260,7 @@ impl Engine {
                 self.end(Ending::CacheLost, now);
                 return;
             }
-            self.member_failed(slot, reason.to_owned(), now);
+            self.member_failed(slot, reason, now);
             return;
         }
         let all_had_failed = slots(self.required()).all(|s| self.peers[s].failed.is_some());

@@ -163,7 +163,11 @@ impl Engine {
         let told =
             peer.absent.clone().or_else(|| Some(peer.reason.clone()).filter(|reason| !reason.is_empty()));
         let silent = || quiet.then(|| format!("it has not answered for over {} s", SUSPECT_AFTER.as_secs()));
-        let reason = told.or_else(silent).or(slow).unwrap_or_default();
+        let turn = || {
+            let target = self.fill.progress().is_some_and(|(target, ..)| target == slot);
+            self.fill.waits_for_turn(now).filter(|_| target).map(str::to_owned)
+        };
+        let reason = turn().or(told).or_else(silent).or(slow).unwrap_or_default();
         let moved = self.fill.moved.get(&peer.id).copied().unwrap_or_default();
         ReplicaReport {
             id: peer.id,

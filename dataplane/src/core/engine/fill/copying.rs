@@ -10,6 +10,10 @@ use crate::wire::payload::Extent;
 
 impl Engine {
     pub(super) fn copy_next(&mut self, now: Now) {
+        self.fill.end_turn_waited_for(now);
+        if self.fill.is_held(now) {
+            return;
+        }
         self.scan_next(now);
         while self.fill.budget.may_start(now) {
             let Some(target) = &mut self.fill.target else { return };
