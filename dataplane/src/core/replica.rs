@@ -206,18 +206,27 @@ impl Replica {
         &self.meta
     }
 
-    /// What the model checker tells states apart by, between two events: there is no work then. Session numbers and
-    /// flush sequences are left out: only equality with the present one is ever asked.
+    /// For the model checker, which gives other names to what is named in it.
     #[cfg(test)]
-    pub(crate) fn fingerprint(&self, h: &mut impl std::hash::Hasher) {
+    pub(crate) fn rename(&mut self, meta: Meta, boot: BootId) {
+        (self.meta, self.boot) = (meta, boot);
+    }
+
+    /// What the model checker tells states apart by, between two events: there is no work then. Session numbers and
+    /// flush sequences are left out: only equality with the present one is ever asked. `caches`: whether what is unflushed may be lost.
+    #[cfg(test)]
+    pub(crate) fn fingerprint(&self, caches: bool, h: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
         assert!(self.is_idle());
         let Meta { node: _, volume: _, volume_name: _, replica: _, size_bytes: _, lineage: _, .. } =
             &self.meta;
         (self.meta.promised, self.meta.promised_to, self.meta.view, self.meta.configured).hash(h);
         (self.meta.incarnation, self.meta.revision, self.meta.syncing, self.meta.boot).hash(h);
-        (self.meta.unflushed, self.meta.cache_lost, self.meta.failed.is_empty()).hash(h);
-        (self.boot, self.clean, self.failed_while_syncing, self.doubtful).hash(h);
+        (self.meta.cache_lost, self.meta.failed.is_empty()).hash(h);
+        if caches {
+            (self.meta.unflushed, self.clean).hash(h);
+        }
+        (self.boot, self.failed_while_syncing, self.doubtful).hash(h);
         (self.meta.basis, &self.meta.dirty).hash(h);
     }
 

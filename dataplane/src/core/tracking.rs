@@ -222,6 +222,12 @@ impl Tracking {
         }
     }
 
+    /// For the model checker, which gives other names to what is named in it.
+    #[cfg(test)]
+    pub(crate) fn bases_mut(&mut self) -> impl Iterator<Item = &mut Order> {
+        self.dirty.iter_mut().map(|dirty| &mut dirty.base)
+    }
+
     fn finish_clearing(&mut self) {
         if self.clearing.is_empty() || !self.dirty.iter().all(|dirty| dirty.paged.is_written()) {
             return;

@@ -36,12 +36,14 @@ const ONE: Budget = Budget {
     faults: 0,
     kills: 0,
     reboots: 0,
+    failures: 0,
     away: 0,
     restores: 0,
     detaches: 0,
 };
 /// An engine lives on when the next one starts.
-const ALIVE: Kind = Kind { overwrite: false, zombies: true, same_instance: false, sweeps: false };
+const ALIVE: Kind =
+    Kind { overwrite: false, zombies: true, same_instance: false, sweeps: false, as_named: false };
 /// It has ended by then, wherever it was.
 const DEAD: Kind = Kind { zombies: false, ..ALIVE };
 
@@ -149,7 +151,7 @@ fn holds(name: &str, world: &World, order: Order, limit: usize) -> Report {
 /// Without the rule there is a violation. `HOLDFAST_TRACE` prints it.
 fn needed(rule: Rule, world: &World) {
     without(Some(rule), || {
-        let report = run(&format!("without {rule:?}"), world, Order::Breadth, 3_000_000);
+        let report = run(&format!("without {rule:?}"), world, Order::Shortest, 3_000_000);
         assert!(report.violation.is_some(), "{rule:?} can go without a violation");
         if std::env::var_os("HOLDFAST_TRACE").is_some() {
             println!("{}", trace(world, &report));

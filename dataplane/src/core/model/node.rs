@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use holdfast_proto::ids::{BootId, Epoch, Generation, InstanceUuid, ProcessUuid, ReplicaId};
 
 use super::truth::{BLOCKS, Data};
-use super::world::SIZE;
+use super::world::{Names, SIZE};
 use crate::core::region_map::RegionMap;
 use crate::core::replica::{Action, NewMap, Replica, Tracked, reopened, welcome};
 use crate::core::rules::{Rule, kept};
@@ -33,6 +33,9 @@ impl Frame {
     pub(super) fn blocks(&self) -> std::ops::Range<usize> {
         let first = to_usize(self.header.offset / BLOCK_BYTES);
         first..first + to_usize(self.header.extent / BLOCK_BYTES)
+    }
+    pub(super) fn flushes(&self) -> bool {
+        self.header.kind == Kind::Flush
     }
     /// Whether a replica is another one after it.
     pub(super) fn changes(&self) -> bool {
@@ -65,6 +68,8 @@ pub(super) struct Node {
     pub(super) stable: Data,
     /// Something was written that no fsync covered.
     dirty: bool,
+    /// An fsync failed, and nothing has been filled anew since.
+    cannot_flush: bool,
     boot: u8,
     session: u64,
     /// The highest generation that an engine was told it was promised.
@@ -90,6 +95,7 @@ impl Node {
             data: [0; BLOCKS],
             stable: [0; BLOCKS],
             dirty: false,
+            cannot_flush: false,
             boot: 1,
             session: 0,
             told: Generation(0),
@@ -102,14 +108,44 @@ impl Node {
         node
     }
 
-    pub(super) fn fingerprint(&self, h: &mut impl Hasher) {
-        self.core.fingerprint(h);
-        (self.data, self.stable, self.dirty, self.engine, self.told).hash(h);
+    /// `caches`: whether what is unflushed may be lost, or was.
+    pub(super) fn fingerprint(&self, caches: bool, h: &mut impl Hasher) {
+        self.core.fingerprint(caches, h);
+        (self.data, self.engine, self.told).hash(h);
+        if caches {
+            (self.stable, self.dirty, self.cannot_flush).hash(h);
+        }
         for frame in &self.undrained {
             (frame.data, frame.header.offset, frame.header.extent).hash(h);
         }
         h.write_u8(0);
         (&self.tracking, &self.pages).hash(h);
+    }
+
+    /// Whether it lost its cache or failed to flush it, or nobody knows yet whether it did.
+    pub(super) fn lost_cache(&self) -> bool {
+        let lost = |meta: &Meta| meta.cache_lost || !meta.failed.is_empty() || meta.boot != self.boot();
+        lost(&self.meta) || lost(self.core.meta())
+    }
+
+    /// All that engines which are gone have left, to be named anew. It has no connection.
+    pub(super) fn rename(&mut self, names: &mut impl Names) {
+        let mut core = self.core.meta().clone();
+        let boot = if core.boot == self.boot() { 1 } else { 2 };
+        for meta in [&mut self.meta, &mut core] {
+            names.generation(&mut meta.promised);
+            names.engine(&mut meta.promised_to);
+            names.view(&mut meta.view);
+            names.heard(&mut meta.revision);
+            for (generation, epoch) in meta.dirty.iter_mut().map(|map| &mut map.base).chain(&mut meta.basis) {
+                names.order(generation, epoch);
+            }
+            meta.boot = boot_id(1);
+        }
+        self.boot = boot;
+        self.core.rename(core, self.boot());
+        names.generation(&mut self.told);
+        self.tracking.bases_mut().for_each(|(generation, epoch)| names.order(generation, epoch));
     }
 
     /// The word of a map on the disk.
@@ -187,7 +223,7 @@ impl Node {
             match action {
                 Action::DropSession => {
                     self.engine = None;
-                    self.core.handle_dropped(0, !self.dirty);
+                    self.core.handle_dropped(0, self.clean());
                 }
                 Action::Persist { meta, begin } => self.persist(*meta, &begin)?,
                 Action::Track(tracked) => self.track(&tracked, false),
@@ -207,10 +243,26 @@ impl Node {
         Err("a handshake without an answer".to_owned())
     }
 
+    fn clean(&self) -> bool {
+        !self.dirty && !self.cannot_flush
+    }
+
+    /// An fsync fails.
+    pub(super) fn flush_fails(&mut self) -> Result<(), String> {
+        self.cannot_flush = true;
+        self.core.handle_sync_failed("fsync".to_owned());
+        while let Some(action) = self.core.poll_action() {
+            if let Action::Persist { meta, begin } = action {
+                self.persist(*meta, &begin)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The connection is gone, and all that it had submitted has ended.
     pub(super) fn session_ended(&mut self) -> Result<(), String> {
         self.engine = None;
-        self.core.handle_session_ended(self.session, !self.dirty);
+        self.core.handle_session_ended(self.session, self.clean());
         while let Some(action) = self.core.poll_action() {
             if let Action::Persist { meta, begin } = action {
                 self.persist(*meta, &begin)?;
@@ -236,6 +288,7 @@ impl Node {
             self.meta = next;
         }
         self.dirty = self.meta.unflushed;
+        self.cannot_flush = !self.meta.failed.is_empty();
         self.core = Replica::new(self.meta.clone(), self.boot());
         self.open_maps();
     }
@@ -277,6 +330,7 @@ impl Node {
                     reply.header.length = u32::try_from(frame.header.extent).expect("small");
                 }
             }
+            Kind::Flush if self.cannot_flush => reply.header.status = Status::Failed,
             Kind::Flush => {
                 self.stable = self.data;
                 self.dirty = false;
@@ -324,7 +378,11 @@ impl Node {
     /// The regions that a replica may lack as this one knows, if it goes back to when that one was a member.
     pub(super) fn lacks(&self, other: &Self) -> Option<u64> {
         let id = other.meta.replica;
-        let reaches = self.tracking.base(id).zip(other.meta.basis).is_some_and(|(base, basis)| base <= basis);
+        let reaches = self
+            .tracking
+            .base(id)
+            .zip(other.meta.basis)
+            .is_some_and(|(base, basis)| base <= basis || !kept(Rule::BasisReaches));
         reaches.then(|| self.tracking.word(MapId::Dirty(id), 0) | other.tracking.word(MapId::Intent, 0))
     }
 
@@ -340,7 +398,14 @@ impl Node {
             match action {
                 Action::Persist { meta, begin } => self.persist(*meta, &begin)?,
                 Action::Track(tracked) => self.track(&tracked, false),
-                Action::AnswerView { status, .. } => return Ok(status),
+                Action::AnswerView { status, reopen, .. } => {
+                    if reopen {
+                        // What the failed fsync did not put on the disk is not there, whatever the page cache showed.
+                        self.data = self.stable;
+                        self.cannot_flush = false;
+                    }
+                    return Ok(status);
+                }
                 other => return Err(format!("not an answer to a view: {other:?}")),
             }
         }

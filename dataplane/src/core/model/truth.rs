@@ -4,6 +4,8 @@ use std::hash::{Hash, Hasher};
 
 use holdfast_proto::ids::Generation;
 
+use super::world::Names;
+
 /// The values of the volume's blocks, as a replica has them. 0: nothing was written.
 pub(super) const BLOCKS: usize = 2;
 pub(super) type Data = [u8; BLOCKS];
@@ -44,10 +46,34 @@ impl Truth {
         truth
     }
 
-    pub(super) fn fingerprint(&self, h: &mut impl Hasher) {
-        self.blocks.hash(h);
-        self.generations.hash(h);
+    /// What nobody asks any more is left out. `caches`: whether any may be lost, or was; else nobody asks what was made
+    /// durable. Under which generation a value was written is asked only while a block may be, or become, it.
+    pub(super) fn fingerprint(&self, caches: bool, h: &mut impl Hasher) {
+        for b in &self.blocks {
+            (b.current, b.pending, b.refused, if caches { b.durable } else { 0 }).hash(h);
+        }
+        let asked = self.asked(caches);
+        for (value, generation) in self.generations.iter().enumerate() {
+            if asked >> value & 1 == 1 { *generation } else { Generation(0) }.hash(h);
+        }
         self.serving.hash(h);
+    }
+
+    /// The values whose generation may be asked for.
+    fn asked(&self, caches: bool) -> Values {
+        let durable = |b: &Block| if caches { b.durable } else { 0 };
+        self.blocks.iter().fold(0, |set, b| set | b.pending | b.refused | durable(b))
+    }
+
+    /// See [`World::rename`](super::world::World).
+    pub(super) fn rename(&mut self, caches: bool, names: &mut impl Names) {
+        let asked = self.asked(caches);
+        for (value, generation) in self.generations.iter_mut().enumerate().skip(1) {
+            if asked >> value & 1 == 1 {
+                names.generation(generation);
+            }
+        }
+        names.generation(&mut self.serving);
     }
 
     /// How many writes were submitted.

@@ -12,8 +12,9 @@
 //! - *Time* is not here. [`Step::Tick`] is: everything that was to be done after a while is due. No answer is ever
 //!   too late by itself; an engine learns that a connection broke, or that none can be made.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
+use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_proto::ids::{Incarnation, InstanceUuid, ReplicaId};
@@ -32,6 +33,8 @@ use crate::wire::handshake::{RefusalKind, Refused};
 pub(super) const SIZE: u64 = BLOCKS as u64 * BLOCK_BYTES;
 /// Longer than anything in an engine but what never happens here.
 const A_WHILE: Duration = Duration::from_secs(3600);
+/// The UUID of an engine that starts when there is none: above all that are left of former ones.
+const NEW_ENGINE: u128 = 1000;
 const NEVER: Duration = Duration::from_secs(1 << 40);
 
 /// What may happen, how often.
@@ -48,12 +51,57 @@ pub(super) struct Budget {
     pub(super) kills: u8,
     /// Nodes that restart.
     pub(super) reboots: u8,
+    /// Flushes that a disk fails.
+    pub(super) failures: u8,
     /// Questions that the registry does not answer.
     pub(super) away: u8,
     /// The registry is restored from an older copy, with a new incarnation.
     pub(super) restores: u8,
     /// Engines that are asked to end cleanly.
     pub(super) detaches: u8,
+}
+
+/// A [`Budget`] in few bits: four for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Left(u64);
+
+impl Budget {
+    fn left(&self) -> Left {
+        let Self {
+            engines,
+            writes,
+            reads,
+            flushes,
+            faults,
+            kills,
+            reboots,
+            failures,
+            away,
+            restores,
+            detaches,
+        } = *self;
+        let all =
+            [engines, reads, flushes, faults, kills, reboots, failures, away, restores, detaches, writes];
+        Left(all.iter().fold(0, |left, n| {
+            assert!(*n < 16, "four bits");
+            left << 4 | u64::from(*n)
+        }))
+    }
+}
+
+impl Left {
+    fn each(self) -> impl Iterator<Item = u8> {
+        (0..16).map(move |place| (self.0 >> (4 * place) & 15) as u8)
+    }
+    /// The greater, the sooner it is looked at. Writes do not count: where fewer are left, the clients know it, and it is
+    /// another state.
+    pub(super) fn rank(self) -> u8 {
+        self.each().skip(1).sum()
+    }
+    /// Whether all that `other` allows is allowed.
+    pub(super) fn covers(self, other: Self) -> bool {
+        self.each().zip(other.each()).all(|(mine, theirs)| mine >= theirs)
+    }
 }
 
 /// What does not change.
@@ -67,9 +115,11 @@ pub(super) struct Kind {
     pub(super) same_instance: bool,
     /// With every tick write-intent bits are swept; else only at a clean end.
     pub(super) sweeps: bool,
+    /// Numbers and names stay as they are: to see that renaming them loses nothing.
+    pub(super) as_named: bool,
 }
 
-/// One thing that happens. Engines are numbered in the order in which they started.
+/// One thing that happens. Engines are numbered in the order in which they started, since there was none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Start,
@@ -90,6 +140,8 @@ pub(super) enum Step {
     /// An engine learns that its connection is gone.
     Notice(u8, u8),
     Deliver(u8, u8),
+    /// A replica's disk fails the flush that it is told.
+    FlushFails(u8, u8),
     /// A replica does what it is told, and no answer comes on this connection any more.
     Lose(u8, u8),
     Tick(u8),
@@ -143,8 +195,11 @@ struct Running {
 pub(super) struct World {
     kind: Kind,
     left: Budget,
-    pub(super) nodes: Vec<Node>,
+    /// Shared by the states in which they are the same.
+    pub(super) nodes: Vec<Rc<Node>>,
     engines: Vec<Running>,
+    /// One is about to start, where no other is left: made when it is looked at, since many such states wait for that.
+    starting: bool,
     pub(super) record: (u64, VolumeStatus),
     /// The oldest record that an engine may have read which does not reach the registry now.
     first: VolumeStatus,
@@ -168,8 +223,9 @@ impl World {
         Self {
             kind,
             left,
-            nodes,
+            nodes: nodes.into_iter().map(Rc::new).collect(),
             engines: Vec::new(),
+            starting: false,
             first: status.clone(),
             record: (1, status),
             lives: 1,
@@ -179,26 +235,75 @@ impl World {
         }
     }
 
+    fn node(&mut self, r: usize) -> &mut Node {
+        Rc::make_mut(&mut self.nodes[r])
+    }
+
+    pub(super) fn left(&self) -> Left {
+        self.left.left()
+    }
+
+    /// Whether what is not flushed may be lost, or was.
+    fn caches(&self) -> bool {
+        let left = &self.left;
+        left.reboots + left.failures > 0
+            || self.kind.as_named
+            || self.nodes.iter().any(|node| node.lost_cache())
+    }
+
+    /// Of all but what is left of the budget.
     pub(super) fn fingerprint(&self) -> u128 {
         let mut h = Print::new();
-        self.left.hash(&mut h);
-        self.nodes.iter().for_each(|node| node.fingerprint(&mut h));
+        if self.kind.as_named {
+            self.left.hash(&mut h);
+        }
+        let caches = self.caches();
+        self.nodes.iter().for_each(|node| node.fingerprint(caches, &mut h));
         self.record.0.hash(&mut h);
         print::status(&self.record.1, &mut h);
         for (version, status) in self.late.iter().chain(&self.history) {
             version.hash(&mut h);
             print::status(status, &mut h);
         }
-        self.truth.fingerprint(&mut h);
+        self.truth.fingerprint(caches, &mut h);
+        self.starting.hash(&mut h);
         self.engines.iter().for_each(|running| running.fingerprint(&mut h));
         h.finish128()
+    }
+
+    /// What would be left of this state if no engine were, as it is named then, and whatever may still happen: for
+    /// comparing what is found with these reductions and without.
+    pub(super) fn outcome(&self) -> u128 {
+        let mut world = self.clone();
+        (world.left.reboots, world.left.failures, world.kind.as_named) = (0, 0, false);
+        (0..world.engines.len()).for_each(|e| world.gone(e).expect("it only ends"));
+        world.rename();
+        world.fingerprint()
+    }
+
+    /// The same without reductions.
+    pub(super) fn plain(mut self) -> Self {
+        self.kind.as_named = true;
+        self
     }
 
     // ---- what they do ----
 
     pub(super) fn apply(&mut self, step: Step) -> Result<(), String> {
+        self.wake()?;
         match step {
-            Step::Start => self.start()?,
+            Step::Start if self.kind.zombies => {
+                self.left.engines -= 1;
+                self.start()?;
+            }
+            Step::Start => {
+                self.left.engines -= 1;
+                (0..self.engines.len()).try_for_each(|e| self.gone(e))?;
+                if !self.kind.as_named && !self.kind.same_instance {
+                    self.rename();
+                }
+                self.starting = true;
+            }
             Step::Answer(e) => {
                 let Some((ask, version, status)) = self.engines[index(e)].ask.take() else { return Ok(()) };
                 let outcome = self.swap(version, status);
@@ -233,6 +338,11 @@ impl World {
             }
             Step::Notice(e, r) => self.notice(e, r)?,
             Step::Deliver(e, r) => self.deliver(e, r)?,
+            Step::FlushFails(e, r) => {
+                self.left.failures -= 1;
+                self.node(index(r)).flush_fails()?;
+                self.deliver(e, r)?;
+            }
             Step::Lose(e, r) => self.lose(index(e), index(r))?,
             Step::Tick(e) => {
                 self.engines[index(e)].now += A_WHILE;
@@ -267,7 +377,7 @@ impl World {
                 self.restart(index(r), Some(lost))?;
             }
             Step::Undrained(r) => {
-                let node = &mut self.nodes[index(r)];
+                let node = self.node(index(r));
                 let frame = node.undrained.remove(0);
                 node.write(&frame);
             }
@@ -290,15 +400,31 @@ impl World {
         }
     }
 
-    fn start(&mut self) -> Result<(), String> {
-        self.left.engines -= 1;
-        if !self.kind.zombies {
-            for e in 0..self.engines.len() {
-                self.gone(e)?;
-            }
+    /// Before a state is looked at.
+    pub(super) fn wake(&mut self) -> Result<(), String> {
+        if std::mem::take(&mut self.starting) {
+            self.start()?;
+            self.normalise();
         }
+        Ok(())
+    }
+
+    /// Replicas that are the same in several states waiting for an engine are kept once.
+    pub(super) fn share(&mut self, shared: &mut HashMap<u128, Rc<Node>>) {
+        if !self.starting || self.kind.as_named {
+            return;
+        }
+        for (slot, node) in self.nodes.iter_mut().enumerate() {
+            let mut h = Print::new();
+            slot.hash(&mut h);
+            node.fingerprint(true, &mut h);
+            *node = shared.entry(h.finish128()).or_insert_with(|| node.clone()).clone();
+        }
+    }
+
+    fn start(&mut self) -> Result<(), String> {
         let number = self.engines.len();
-        let uuid = if self.kind.same_instance { 7 } else { 7 + number as u128 };
+        let uuid = if self.kind.same_instance { 0 } else { number as u128 } + NEW_ENGINE;
         let uuid = InstanceUuid(uuid::Uuid::from_u128(uuid));
         let mut config = Config::new(SIZE, uuid);
         (config.replica_timeout, config.suspend_timeout, config.heartbeat) = (NEVER, NEVER, NEVER);
@@ -441,4 +567,7 @@ fn slot(replica: ReplicaId) -> usize {
 
 mod check;
 mod network;
+mod rename;
 mod steps;
+
+pub(super) use self::rename::Names;

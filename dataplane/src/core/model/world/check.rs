@@ -115,7 +115,7 @@ impl World {
     /// Whoever starts now, with any replicas and with the registry or without: each of its members has every write that
     /// was acknowledged. With all of them here, somebody can start.
     fn every_start_is_sound(&self) -> Result<(), String> {
-        let welcomes: Vec<Welcome> = self.nodes.iter().map(Node::welcome).collect();
+        let welcomes: Vec<Welcome> = self.nodes.iter().map(|node| node.welcome()).collect();
         let all = 1u32 << self.nodes.len();
         for here in 1..all {
             let fenced: Vec<_> = (0..self.nodes.len())

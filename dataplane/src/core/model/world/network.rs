@@ -5,10 +5,10 @@ use super::*;
 impl World {
     pub(super) fn fence(&mut self, e: u8, r: u8, heard: bool) -> Result<(), String> {
         let (ei, ri) = (index(e), index(r));
-        let running = &mut self.engines[ei];
-        let generation = running.wanted_generation();
+        let running = &self.engines[ei];
+        let (generation, uuid) = (running.wanted_generation(), running.uuid);
         let had = self.nodes[ri].engine;
-        let answer = self.nodes[ri].fence(ei, generation, running.uuid)?;
+        let answer = self.node(ri).fence(ei, generation, uuid)?;
         if let Some(old) = had.filter(|_| self.nodes[ri].engine != had || answer.is_ok()) {
             self.end_link(old, ri, Link::Dead);
         }
@@ -24,7 +24,7 @@ impl World {
                 self.failed(e, r, ConnectFailure::Fenced { generation, engine })
             }
             Ok(_) => {
-                self.nodes[ri].session_ended()?;
+                self.node(ri).session_ended()?;
                 self.failed(e, r, ConnectFailure::Unreachable(String::new()))
             }
             Err(_) => self.failed(e, r, ConnectFailure::Unreachable(String::new())),
@@ -36,7 +36,7 @@ impl World {
         if let Link::Up { queue, .. } = std::mem::replace(&mut self.engines[e].links[r], then)
             && !kept(Rule::Drain)
         {
-            self.nodes[r].undrained.extend(
+            self.node(r).undrained.extend(
                 queue.into_iter().filter(|f| f.changes() && f.update.is_none() && f.header.extent > 0),
             );
         }
@@ -61,15 +61,15 @@ impl World {
     pub(super) fn hang_up(&mut self, e: usize, r: usize) -> Result<(), String> {
         let up = matches!(self.engines[e].links[r], Link::Up { .. });
         self.end_link(e, r, Link::None);
-        if up && self.nodes[r].engine == Some(e) { self.nodes[r].session_ended() } else { Ok(()) }
+        if up && self.nodes[r].engine == Some(e) { self.node(r).session_ended() } else { Ok(()) }
     }
 
     pub(super) fn restart(&mut self, r: usize, lost: Option<u8>) -> Result<(), String> {
         if let Some(e) = self.nodes[r].engine {
             self.engines[e].links[r] = Link::Dead;
         }
-        self.nodes[r].undrained.clear();
-        self.nodes[r].restart(lost);
+        self.node(r).undrained.clear();
+        self.node(r).restart(lost);
         Ok(())
     }
 
@@ -92,7 +92,7 @@ impl World {
         let (ei, ri) = (index(e), index(r));
         let Link::Up { queue, .. } = &mut self.engines[ei].links[ri] else { return Ok(()) };
         let Some(frame) = queue.pop_front() else { return Ok(()) };
-        let reply = self.nodes[ri].carry_out(&frame)?;
+        let reply = self.node(ri).carry_out(&frame)?;
         let running = &mut self.engines[ei];
         match running.engine.payload_use(&reply.header) {
             PayloadUse::Fill(op) => {
@@ -111,7 +111,7 @@ impl World {
             self.left.faults -= 1;
         }
         while let Some(frame) = queue.pop_front() {
-            self.nodes[r].carry_out(&frame)?;
+            Rc::make_mut(&mut self.nodes[r]).carry_out(&frame)?;
             if frame.changes() {
                 break;
             }

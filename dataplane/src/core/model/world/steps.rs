@@ -59,6 +59,9 @@ impl World {
                 Link::Up { queue, mute } => {
                     if !queue.is_empty() && !mute {
                         out.push(Step::Deliver(e, r));
+                        if left.failures > 0 && queue.front().is_some_and(Frame::flushes) {
+                            out.push(Step::FlushFails(e, r));
+                        }
                     }
                     if (*mute || left.faults > 0) && queue.iter().any(Frame::changes) {
                         out.push(Step::Lose(e, r));
