@@ -26,7 +26,7 @@ use holdfast_proto::pb::agent as pb;
 use tokio::sync::{broadcast, watch};
 
 use self::shared::{Command, Shared};
-use crate::config::Limits;
+use crate::config::{Limits, RegistryHome};
 use crate::error::Error;
 
 /// What a node is started with.
@@ -34,7 +34,9 @@ use crate::error::Error;
 pub struct NodeConfig {
     /// Its name in volume records.
     pub node: NodeName,
-    /// Where records, instances and replicas are kept.
+    /// Where the records live.
+    pub registry: RegistryHome,
+    /// Where instances, replicas and, in their file home, records are kept.
     pub data_dir: PathBuf,
     /// A short directory for sockets.
     pub runtime_dir: PathBuf,
@@ -62,6 +64,7 @@ impl NodeConfig {
     pub fn new(node: NodeName, data_dir: PathBuf, runtime_dir: PathBuf) -> Self {
         Self {
             node,
+            registry: RegistryHome::File,
             data_dir,
             runtime_dir,
             bin_dir: None,
