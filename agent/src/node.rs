@@ -79,6 +79,7 @@ impl NodeConfig {
     }
 }
 
+pub use self::startup::open_registry;
 pub use self::volumes::IO_MODE_DEFAULT;
 pub use self::wishes::allow_uninstall;
 pub use crate::core::inventory::{Change, Snapshot};

@@ -75,6 +75,22 @@ impl Etcd {
         self.dir.path()
     }
 
+    /// How many members it has, running or not.
+    #[must_use]
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+    /// Forgets all revisions up to now.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn compact(&self) {
+        let said = self.post("/v3/kv/range", r#"{"key":"AA==","range_end":"AA=="}"#);
+        let (_, rest) = said.split_once("\"revision\":\"").unwrap_or_else(|| panic!("no revision: {said}"));
+        let revision = rest.split('"').next().unwrap_or_default();
+        self.post("/v3/kv/compaction", &format!("{{\"revision\":\"{revision}\",\"physical\":true}}"));
+    }
+
     fn port(&self, index: usize, kind: u16) -> u16 {
         let index = u16::try_from(index).expect("few members");
         self.ports.data_port_range().start() + index * 2 + kind

@@ -22,6 +22,7 @@ use holdfast_proto::status::ErrorKind;
 pub use flags::AgentFlags;
 pub(crate) use flags::{absolute, parse_listen};
 pub use limits::Limits;
+pub(crate) use registry::parse_place;
 pub use registry::{EtcdHome, EtcdPlace, RegistryHome, RegistryPlace};
 pub use reload::Reload;
 

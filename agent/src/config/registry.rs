@@ -53,7 +53,8 @@ pub enum RegistryPlace {
 }
 
 /// The settings that only etcd has.
-pub(super) const ETCD_ONLY: &str = "registry_ca, registry_cert, registry_key, registry_user, registry_password_file";
+pub(super) const ETCD_ONLY: &str =
+    "registry_ca, registry_cert, registry_key, registry_user, registry_password_file";
 
 impl fmt::Display for RegistryHome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,7 +77,7 @@ impl fmt::Display for RegistryHome {
     }
 }
 
-pub(super) fn parse_place(text: &str) -> Result<RegistryPlace, String> {
+pub(crate) fn parse_place(text: &str) -> Result<RegistryPlace, String> {
     if text == "file" {
         return Ok(RegistryPlace::File);
     }
@@ -181,7 +182,9 @@ mod tests {
 
     #[test]
     fn what_is_no_url_is_told_what_one_looks_like() {
-        for bad in ["", "etcd", "http://a:1", "etcd://", "etcd://a,,b", "etcd://a:b", "etcd://::1", "etcd://a/x y"] {
+        for bad in
+            ["", "etcd", "http://a:1", "etcd://", "etcd://a,,b", "etcd://a:b", "etcd://::1", "etcd://a/x y"]
+        {
             assert!(parse_place(bad).is_err(), "{bad}");
         }
         let said = parse_place("etcd://root:secret@a:2379").unwrap_err();

@@ -46,7 +46,7 @@ struct Prepared {
 pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let preparing = config.clone();
     let prepared = blocking(move || prepare(&preparing)).await?;
-    let registry = open_registry(&config, &prepared.data).await?;
+    let registry = open_registry(&config).await?;
     let Prepared { data, boot_id, warnings, .. } = prepared;
     let (shared, commands) = Shared::new(config, Homes { data, registry, boot_id, warnings });
     let shared = Arc::new(shared);
@@ -94,14 +94,17 @@ fn prepare(config: &NodeConfig) -> Result<Prepared, Error> {
 
 /// Opens the home of the records that is configured. One that this node did not use before has no record of what it
 /// runs and stores, which must not look as if nobody owned it.
-async fn open_registry(config: &NodeConfig, data: &DataDir) -> Result<Arc<dyn Registry>, Error> {
-    let dir = data.registry();
+///
+/// # Errors
+/// When it is another one than before, or cannot be used.
+pub async fn open_registry(config: &NodeConfig) -> Result<Arc<dyn Registry>, Error> {
+    let dir = DataDir::registry_in(&config.data_dir);
     let other = |here: &str| {
         Error::refused(format!(
             "open the registry {}: the records of {} are {here}; set the registry that they are in, or use another \
              --data-dir",
             config.registry,
-            data.root().display()
+            config.data_dir.display()
         ))
     };
     match &config.registry {

@@ -87,7 +87,15 @@ impl FileRegistry {
             }
         }
         let changed = watch::Sender::new(0);
-        let inner = Inner { volumes, keys, nodes, incarnation, writing: Mutex::new(()), changed, here: Mutex::default() };
+        let inner = Inner {
+            volumes,
+            keys,
+            nodes,
+            incarnation,
+            writing: Mutex::new(()),
+            changed,
+            here: Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -174,8 +174,7 @@ impl Client {
             request_union: Some(pb::watch_request::RequestUnion::CreateRequest(range)),
         });
         // The stream of requests stays open: its end would end the watch.
-        let requests =
-            tokio_stream::StreamExt::chain(tokio_stream::iter(requests), tokio_stream::pending());
+        let requests = tokio_stream::StreamExt::chain(tokio_stream::iter(requests), tokio_stream::pending());
         let mut watch =
             WatchClient::new(connection.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
         let call = watch.watch(connection.request(requests));
@@ -250,10 +249,7 @@ impl Client {
                 .tls_config(tls.clone())
                 .map_err(|e| failed(format!("TLS: {}", root_cause(&e)), ErrorKind::Invalid))?;
         }
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|e| failed(root_cause(&e), ErrorKind::Unreachable))?;
+        let channel = endpoint.connect().await.map_err(|e| failed(root_cause(&e), ErrorKind::Unreachable))?;
         let token = match &self.home.user {
             None => None,
             Some((user, file)) => Some(self.log_in(server, &channel, user, file).await?),

@@ -1,7 +1,8 @@
 //! The registry in etcd: as many nodes as use it.
 //!
 //! Below a prefix: `incarnation` names this life of the registry, `volumes/NAME` are the records, `keys/VOLUME-ID` the
-//! keys, `wishes/NODE` the records of nodes, `inventory/NODE` what a node published last, `nodes/NODE` the same for as long as its agent lives (a lease).
+//! keys, `wishes/NODE` the records of nodes, `inventory/NODE` what a node published last, `nodes/NODE` the same for as
+//! long as its agent lives (a lease).
 //!
 //! Every question is a linearizable transaction under the condition that the incarnation is the one that this node
 //! knows: where it is missing or another one, the answer is an error and never "there is nothing". An etcd that
@@ -64,8 +65,7 @@ impl EtcdRegistry {
     /// When a file cannot be used, or etcd cannot be reached the first time.
     pub async fn open(home: EtcdHome, dir: &Path, node: NodeName) -> Result<Self, Error> {
         let (prefix, path) = (home.place.prefix.clone(), dir.to_owned());
-        let (client, memory) =
-            blocking(move || Ok((Client::new(home)?, Memory::load(&path)?))).await?;
+        let (client, memory) = blocking(move || Ok((Client::new(home)?, Memory::load(&path)?))).await?;
         let memory = match memory {
             Some(memory) => memory,
             None => {
@@ -111,7 +111,7 @@ async fn meet(client: &Client, prefix: &str) -> Result<Stored, Error> {
     };
     // Repeated without harm: a second one finds what the first one made.
     let answer = client.ask(OPERATION, &request).await?;
-    let header = answer.header.clone().unwrap_or_default();
+    let header = answer.header.unwrap_or_default();
     if answer.succeeded {
         tracing::info!(incarnation = %mine, prefix, "a new registry");
         return Ok(Stored::first(mine, &header));
@@ -188,9 +188,9 @@ impl Inner {
     }
 
     fn believe(&self, operation: &str, answer: &pb::TxnResponse, asked_at: i64) -> Result<(), Error> {
-        self.memory.check(answer.header.as_ref(), asked_at, &self.prefix).map_err(|why| {
-            Error::failed(format!("{operation} in etcd ({}): {why}", self.client.servers()))
-        })
+        self.memory
+            .check(answer.header.as_ref(), asked_at, &self.prefix)
+            .map_err(|why| Error::failed(format!("{operation} in etcd ({}): {why}", self.client.servers())))
     }
 
     fn foreign(&self, operation: &str, failed: &pb::TxnResponse) -> Error {

@@ -89,8 +89,7 @@ async fn claim(inner: &Inner, inventory: &NodeInventory, lease: i64) -> Result<(
     let answer = inner.read(&operation, vec![range(&alive)]).await?;
     let before = found(&answer, 0).first();
     if let Some(kv) = before
-        && let Read::Found(other) =
-            atomic::parse_json::<NodeInventory>(&kv.value, &alive, INVENTORY_SCHEMA)
+        && let Read::Found(other) = atomic::parse_json::<NodeInventory>(&kv.value, &alive, INVENTORY_SCHEMA)
         && other.home != inventory.home
     {
         return Err(Error::conflict(format!(

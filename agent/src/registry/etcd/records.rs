@@ -7,9 +7,7 @@ use tokio::sync::watch;
 use super::{EtcdRegistry, Inner, delete, found, presence, put, range, range_below, unchanged};
 use crate::error::Error;
 use crate::registry::stored_key::{KEY_SCHEMA, StoredKey};
-use crate::registry::{
-    Entry, NodeInventory, NodeState, Read, Registry, Swap, VolumeKey, check_record,
-};
+use crate::registry::{Entry, NodeInventory, NodeState, Read, Registry, Swap, VolumeKey, check_record};
 use crate::store::atomic;
 
 const VOLUMES: &str = "volumes";
@@ -143,7 +141,12 @@ impl Inner {
     }
 
     /// Changes a key whatever it was: as often as it takes, with the same end.
-    async fn change_key(&self, operation: String, id: VolumeId, new: Option<&VolumeKey>) -> Result<(), Error> {
+    async fn change_key(
+        &self,
+        operation: String,
+        id: VolumeId,
+        new: Option<&VolumeKey>,
+    ) -> Result<(), Error> {
         let key = self.key(KEYS, id);
         self.read(&operation, vec![range(&key)]).await?;
         let change = match new {

@@ -61,7 +61,9 @@ async fn follow(inner: &Inner, from: &mut From) -> String {
 
 fn take(inner: &Inner, from: &mut From, message: &pb::WatchResponse) -> Result<(), String> {
     let index = usize::try_from(message.watch_id - 1).unwrap_or(usize::MAX);
-    let Some(from) = from.get_mut(index) else { return Err("it answers a watch that was not asked for".into()) };
+    let Some(from) = from.get_mut(index) else {
+        return Err("it answers a watch that was not asked for".into());
+    };
     let now = message.header.as_ref().map_or(0, |header| header.revision);
     if message.canceled {
         if message.compact_revision > 0 {
