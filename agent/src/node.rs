@@ -27,7 +27,7 @@ use holdfast_proto::pb::agent as pb;
 use tokio::sync::{broadcast, watch};
 
 use self::shared::{Command, OrphanWish, Shared};
-use crate::config::Limits;
+use crate::config::{Limits, RegistryHome};
 use crate::core::orphan;
 use crate::error::Error;
 
@@ -36,7 +36,9 @@ use crate::error::Error;
 pub struct NodeConfig {
     /// Its name in volume records.
     pub node: NodeName,
-    /// Where records, instances and replicas are kept.
+    /// Where the records live.
+    pub registry: RegistryHome,
+    /// Where instances, replicas and, in their file home, records are kept.
     pub data_dir: PathBuf,
     /// A short directory for sockets.
     pub runtime_dir: PathBuf,
@@ -66,6 +68,7 @@ impl NodeConfig {
     pub fn new(node: NodeName, data_dir: PathBuf, runtime_dir: PathBuf) -> Self {
         Self {
             node,
+            registry: RegistryHome::File,
             data_dir,
             runtime_dir,
             bin_dir: None,
@@ -81,6 +84,7 @@ impl NodeConfig {
     }
 }
 
+pub use self::startup::open_registry;
 pub use self::volumes::IO_MODE_DEFAULT;
 pub use self::wishes::allow_uninstall;
 pub use crate::core::inventory::{Change, Snapshot};

@@ -18,7 +18,11 @@ pub mod pb {
     pub mod instance {
         tonic::include_proto!("holdfast.instance.v1");
     }
-    /// The encoded descriptors of both, for reflection.
+    /// What the registry asks of etcd.
+    pub mod etcd {
+        tonic::include_proto!("etcdserverpb");
+    }
+    /// The encoded descriptors of the first two, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 

@@ -19,6 +19,7 @@ Examples:
   holdfast agent   records in /var/lib/holdfast, socket in /run/holdfast
   holdfast agent --config /etc/holdfast/agent.toml
   holdfast agent --data-dir ./data --listen unix:./agent.sock --node node-1
+  holdfast agent --node a --bind 10.0.0.7 --registry etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379
 
 The file holds the same settings, with underscores:
   data_dir = \"/srv/holdfast\"
@@ -84,6 +85,7 @@ pub(super) fn node_config(config: &AgentConfig) -> NodeConfig {
     let own = |dir: &Path| (dir != config.data_dir.join("bin")).then(|| dir.to_owned());
     NodeConfig {
         bin_dir: own(&config.bin_dir),
+        registry: config.registry.clone(),
         bind: config.bind,
         advertise: config.advertise,
         data_ports: config.data_ports.clone(),

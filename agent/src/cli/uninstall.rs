@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::pb::agent as pb;
@@ -19,8 +20,7 @@ use super::output::Out;
 use crate::complaint::Complaint;
 use crate::config::{AgentConfig, AgentFlags, Surroundings};
 use crate::node;
-use crate::registry::file::FileRegistry;
-use crate::registry::{Entry, Registry as _};
+use crate::registry::{Entry, Registry};
 use crate::store::DataDir;
 use crate::store::lock::AgentLock;
 use crate::store::uninstall::{Places, UninstallLock};
@@ -54,6 +54,9 @@ pub(super) struct Args {
     /// The node's name [default: the host name]
     #[arg(long, value_name = "NAME")]
     node: Option<holdfast_proto::ids::NodeName>,
+    /// Where its records live, if not in its files; how etcd is reached is read from --config
+    #[arg(long, value_name = "file|etcd://...", value_parser = crate::config::parse_place)]
+    registry: Option<crate::config::RegistryPlace>,
     /// Where its instances are run from [default: DATA_DIR/bin]
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -80,6 +83,7 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Complaint> {
         data_dir: args.data_dir.clone(),
         listen: args.listen.clone(),
         node: args.node.clone(),
+        registry: args.registry.clone(),
         bin_dir: args.bin_dir.clone(),
         runtime_dir: args.runtime_dir.clone(),
         ..AgentFlags::default()
@@ -117,7 +121,7 @@ enum Home {
     /// An agent runs.
     Agent(Client),
     /// None does, and none starts while the lock is held.
-    Here { _lock: AgentLock, registry: FileRegistry },
+    Here { _lock: AgentLock, registry: Arc<dyn Registry> },
 }
 
 impl Uninstall<'_> {
@@ -145,13 +149,15 @@ impl Uninstall<'_> {
         let (removed, kept) = self.places.clear()?;
         done.removed = removed;
         done.kept = kept;
-        let data = self.places.data_dir.join("replicas");
-        if self.args.purge_data && !data.exists() {
-            self.places.clear_registry(&mut done.removed)?;
-        } else if self.config.data_dir.join("registry").exists() {
+        let registry = DataDir::registry_in(&self.config.data_dir);
+        if registry.exists() {
             // What is installed here next is confirmed anew.
             self.home().await?.allow(&self.config, Some(false)).await?;
-            done.kept.push(self.config.data_dir.join("registry"));
+            if self.args.purge_data && !self.places.data_dir.join("replicas").exists() {
+                self.places.clear_registry(&mut done.removed)?;
+            } else {
+                done.kept.push(registry);
+            }
         }
         self.places.clear_locks(lock)?;
         self.tell(&done)
@@ -166,7 +172,7 @@ impl Uninstall<'_> {
         }
         match AgentLock::take(&DataDir::lock_in(&config.data_dir), config.node.as_str(), "uninstall") {
             Ok(lock) => {
-                let registry = FileRegistry::open(&config.data_dir.join("registry"))?;
+                let registry = node::open_registry(&agent::node_config(config)).await?;
                 Ok(Home::Here { _lock: lock, registry })
             }
             Err(error) if error.kind() == ErrorKind::Conflict => {
@@ -278,7 +284,9 @@ impl Home {
                 let request = pb::AllowUninstallRequest { allowed };
                 Ok(ask("look at the node", client.node().allow_uninstall(request)).await?.allowed)
             }
-            Self::Here { registry, .. } => Ok(node::allow_uninstall(registry, &config.node, allowed).await?),
+            Self::Here { registry, .. } => {
+                Ok(node::allow_uninstall(&**registry, &config.node, allowed).await?)
+            }
         }
     }
 

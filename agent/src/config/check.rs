@@ -19,6 +19,7 @@ impl Partial {
     /// Appends what is wrong.
     pub(super) fn check(&self, problems: &mut Vec<String>) {
         self.check_addresses(problems);
+        self.check_registry(problems);
         self.check_ranges(problems);
         self.check_times(problems);
     }

@@ -8,13 +8,20 @@ use std::str::FromStr;
 use toml::de::{DeTable, DeValue};
 
 use super::flags::parse_listen;
+use super::registry::parse_place;
 use super::{Origin, Partial, Sourced};
 use crate::units::{parse_duration, parse_ports, parse_size};
 
-const KEYS: [&str; 24] = [
+const KEYS: [&str; 30] = [
     "data_dir",
     "listen",
     "node",
+    "registry",
+    "registry_ca",
+    "registry_cert",
+    "registry_key",
+    "registry_user",
+    "registry_password_file",
     "data_ports",
     "bind",
     "advertise",
@@ -77,6 +84,12 @@ impl Place<'_> {
             "data_dir" => self.set(key, &mut into.data_dir, full_path),
             "listen" => self.set(key, &mut into.listen, |t| full_path(&parse_listen(t)?.to_string_lossy())),
             "node" => self.set(key, &mut into.node, from_str),
+            "registry" => self.set(key, &mut into.registry, parse_place),
+            "registry_ca" => self.set(key, &mut into.registry_ca, full_path),
+            "registry_cert" => self.set(key, &mut into.registry_cert, full_path),
+            "registry_key" => self.set(key, &mut into.registry_key, full_path),
+            "registry_user" => self.set(key, &mut into.registry_user, from_str),
+            "registry_password_file" => self.set(key, &mut into.registry_password_file, full_path),
             "data_ports" => self.set(key, &mut into.data_ports, parse_ports),
             "bind" => self.set(key, &mut into.bind, ip_address),
             "advertise" => self.set(key, &mut into.advertise, ip_address),
@@ -177,6 +190,12 @@ fn example(key: &str) -> &'static str {
         "data_dir" => "data_dir = \"/var/lib/holdfast\"",
         "listen" => "listen = \"unix:/run/holdfast/agent.sock\"",
         "node" => "node = \"node-1\"",
+        "registry" => "registry = \"etcd://10.0.0.1:2379,10.0.0.2:2379/holdfast\" or \"file\"",
+        "registry_ca" => "registry_ca = \"/etc/holdfast/etcd-ca.pem\"",
+        "registry_cert" => "registry_cert = \"/etc/holdfast/etcd-client.pem\"",
+        "registry_key" => "registry_key = \"/etc/holdfast/etcd-client.key\"",
+        "registry_user" => "registry_user = \"holdfast\"",
+        "registry_password_file" => "registry_password_file = \"/etc/holdfast/etcd-password\"",
         "data_ports" => "data_ports = \"20000-29999\"",
         "bind" => "bind = \"127.0.0.1\" or \"::1\"",
         "advertise" => "advertise = \"10.0.0.7\"",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use holdfast_proto::ids::NodeName;
 
+use super::registry::{RegistryPlace, parse_place};
 use super::{Origin, Partial, Sourced, Surroundings};
 use crate::core::orphan::Class;
 use crate::telemetry::{LogFormat, LogLevel};
@@ -27,6 +28,24 @@ pub struct AgentFlags {
     /// Name of this node [default: the host name]
     #[arg(long, value_name = "NAME")]
     pub node: Option<NodeName>,
+    /// Where the records live: file, or etcd://HOST:PORT[,HOST:PORT...][/PREFIX] [default: file]
+    #[arg(long, value_name = "file|etcd://...", value_parser = parse_place)]
+    pub registry: Option<RegistryPlace>,
+    /// PEM file of who signed etcd's certificates; with it, TLS is spoken
+    #[arg(long, value_name = "FILE")]
+    pub registry_ca: Option<PathBuf>,
+    /// PEM file of the certificate that this node shows to etcd
+    #[arg(long, value_name = "FILE")]
+    pub registry_cert: Option<PathBuf>,
+    /// PEM file of that certificate's private key
+    #[arg(long, value_name = "FILE")]
+    pub registry_key: Option<PathBuf>,
+    /// User in etcd
+    #[arg(long, value_name = "NAME")]
+    pub registry_user: Option<String>,
+    /// File that has the user's password and nothing else
+    #[arg(long, value_name = "FILE")]
+    pub registry_password_file: Option<PathBuf>,
     /// TCP ports that replicas may listen on [default: 20000-29999]
     #[arg(long, value_name = "FIRST-LAST", value_parser = parse_ports)]
     pub data_ports: Option<RangeInclusive<u16>>,
@@ -121,6 +140,12 @@ impl AgentFlags {
             data_dir: path("--data-dir", self.data_dir.as_ref()),
             listen: path("--listen", self.listen.as_ref()),
             node: flag("--node", self.node.as_ref()),
+            registry: flag("--registry", self.registry.as_ref()),
+            registry_ca: path("--registry-ca", self.registry_ca.as_ref()),
+            registry_cert: path("--registry-cert", self.registry_cert.as_ref()),
+            registry_key: path("--registry-key", self.registry_key.as_ref()),
+            registry_user: flag("--registry-user", self.registry_user.as_ref()),
+            registry_password_file: path("--registry-password-file", self.registry_password_file.as_ref()),
             data_ports: flag("--data-ports", self.data_ports.as_ref()),
             bind: flag("--bind", self.bind.as_ref()),
             advertise: flag("--advertise", self.advertise.as_ref()),

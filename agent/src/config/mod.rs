@@ -7,6 +7,7 @@ mod check;
 mod file;
 mod flags;
 mod limits;
+mod registry;
 mod reload;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,8 @@ use holdfast_proto::status::ErrorKind;
 pub use flags::AgentFlags;
 pub(crate) use flags::{absolute, parse_listen};
 pub use limits::Limits;
+pub(crate) use registry::parse_place;
+pub use registry::{EtcdHome, EtcdPlace, RegistryHome, RegistryPlace};
 pub use reload::Reload;
 
 use crate::complaint::Complaint;
@@ -48,6 +51,8 @@ pub struct AgentConfig {
     pub listen: PathBuf,
     /// This node's name.
     pub node: NodeName,
+    /// Where the records live.
+    pub registry: RegistryHome,
     /// What replicas listen on.
     pub data_ports: RangeInclusive<u16>,
     /// The address they listen on.
@@ -101,6 +106,12 @@ struct Partial {
     data_dir: Option<Sourced<PathBuf>>,
     listen: Option<Sourced<PathBuf>>,
     node: Option<Sourced<NodeName>>,
+    registry: Option<Sourced<RegistryPlace>>,
+    registry_ca: Option<Sourced<PathBuf>>,
+    registry_cert: Option<Sourced<PathBuf>>,
+    registry_key: Option<Sourced<PathBuf>>,
+    registry_user: Option<Sourced<String>>,
+    registry_password_file: Option<Sourced<PathBuf>>,
     data_ports: Option<Sourced<RangeInclusive<u16>>>,
     bind: Option<Sourced<IpAddr>>,
     advertise: Option<Sourced<IpAddr>>,
@@ -131,6 +142,12 @@ impl Partial {
             data_dir: self.data_dir.or(weaker.data_dir),
             listen: self.listen.or(weaker.listen),
             node: self.node.or(weaker.node),
+            registry: self.registry.or(weaker.registry),
+            registry_ca: self.registry_ca.or(weaker.registry_ca),
+            registry_cert: self.registry_cert.or(weaker.registry_cert),
+            registry_key: self.registry_key.or(weaker.registry_key),
+            registry_user: self.registry_user.or(weaker.registry_user),
+            registry_password_file: self.registry_password_file.or(weaker.registry_password_file),
             data_ports: self.data_ports.or(weaker.data_ports),
             bind: self.bind.or(weaker.bind),
             advertise: self.advertise.or(weaker.advertise),
@@ -245,6 +262,7 @@ impl Partial {
             setting.map_or_else(default, |s| s.value)
         }
         let limits = self.limits();
+        let registry = self.registry_home();
         let packaged = PathBuf::from(DATA_DIR);
         let data_dir = or(self.data_dir, || packaged.clone());
         // An agent beside the packaged one has sockets of its own, found again by its data directory.
@@ -258,6 +276,7 @@ impl Partial {
         AgentConfig {
             listen: or(self.listen, || PathBuf::from(LISTEN)),
             node,
+            registry,
             data_ports: or(self.data_ports, || DATA_PORTS),
             bind: or(self.bind, || IpAddr::V4(Ipv4Addr::LOCALHOST)),
             advertise: self.advertise.map(|advertise| advertise.value),

@@ -42,6 +42,7 @@ impl AgentConfig {
         fixed("data_dir", old.data_dir.display().to_string(), new.data_dir.display().to_string());
         fixed("listen", old.listen.display().to_string(), new.listen.display().to_string());
         fixed("node", old.node.to_string(), new.node.to_string());
+        fixed("registry", old.registry.to_string(), new.registry.to_string());
         fixed("data_ports", format!("{:?}", old.data_ports), format!("{:?}", new.data_ports));
         fixed("bind", old.bind.to_string(), new.bind.to_string());
         let advertised = |c: &Self| c.advertise.unwrap_or(c.bind).to_string();

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::shared::{Homes, Shared, blocking};
 use super::supervisor::{Found, Orphans, Supervisor};
 use super::{NodeConfig, Snapshot};
+use crate::config::RegistryHome;
 use crate::core::Moment;
 use crate::core::instance::{Instance, InstanceName, State};
 use crate::error::Error;
@@ -20,7 +21,9 @@ use crate::process::cgroup::Cgroup;
 use crate::process::driver::Context;
 use crate::process::proc::{self, Life};
 use crate::process::spawn::check_socket_path;
-use crate::registry::file::FileRegistry;
+use crate::registry::Registry;
+use crate::registry::etcd::{self, EtcdRegistry};
+use crate::registry::file::{self, FileRegistry};
 use crate::store::instances::{InstanceStore, SpawnRecord};
 use crate::store::lock::AgentLock;
 use crate::store::{DataDir, Read, atomic};
@@ -31,7 +34,9 @@ const EVENTS_MAX: usize = 1024;
 const ADOPT_WITHIN: Duration = Duration::from_secs(2);
 
 struct Prepared {
-    homes: Homes,
+    data: DataDir,
+    boot_id: BootId,
+    warnings: Vec<String>,
     lock: AgentLock,
     binary: Binary,
     cgroup: Cgroup,
@@ -41,7 +46,9 @@ struct Prepared {
 pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let preparing = config.clone();
     let prepared = blocking(move || prepare(&preparing)).await?;
-    let (shared, commands) = Shared::new(config, prepared.homes);
+    let registry = open_registry(&config).await?;
+    let Prepared { data, boot_id, warnings, .. } = prepared;
+    let (shared, commands) = Shared::new(config, Homes { data, registry, boot_id, warnings });
     let shared = Arc::new(shared);
     let (events, reports) = mpsc::channel(EVENTS_MAX);
     let context = Context {
@@ -80,12 +87,50 @@ fn prepare(config: &NodeConfig) -> Result<Prepared, Error> {
     make_runtime_dir(&config.runtime_dir)?;
     let mut warnings = Vec::new();
     require_io_uring(&mut warnings)?;
-    let registry = FileRegistry::open(&data.registry())?;
+    warnings.extend(plain_registry(&config.registry));
     let source = config.binary.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
     let bin_dir = config.bin_dir.clone().unwrap_or_else(|| data.bin());
     let binary = binary::install(&source, &bin_dir)?;
-    let homes = Homes { data, registry: Arc::new(registry), boot_id: proc::boot_id()?, warnings };
-    Ok(Prepared { homes, lock, binary, cgroup: Cgroup::detect() })
+    Ok(Prepared { data, boot_id: proc::boot_id()?, warnings, lock, binary, cgroup: Cgroup::detect() })
+}
+
+/// Opens the home of the records that is configured. One that this node did not use before has no record of what it
+/// runs and stores, which must not look as if nobody owned it.
+///
+/// # Errors
+/// When it is another one than before, or cannot be used.
+pub async fn open_registry(config: &NodeConfig) -> Result<Arc<dyn Registry>, Error> {
+    let dir = DataDir::registry_in(&config.data_dir);
+    let other = |here: &str| {
+        Error::refused(format!(
+            "open the registry {}: the records of {} are {here}; set the registry that they are in, or use another \
+             --data-dir",
+            config.registry,
+            config.data_dir.display()
+        ))
+    };
+    match &config.registry {
+        RegistryHome::File if etcd::was_used(&dir) => Err(other("in etcd")),
+        RegistryHome::Etcd(_) if file::has_records(&dir) => Err(other("in its files")),
+        RegistryHome::File => {
+            let registry = blocking(move || FileRegistry::open(&dir)).await?;
+            Ok(Arc::new(registry))
+        }
+        RegistryHome::Etcd(home) => {
+            Ok(Arc::new(EtcdRegistry::open(home.clone(), &dir, config.node.clone()).await?))
+        }
+    }
+}
+
+/// What a person should know who keeps keys in an etcd that anybody on the way can listen to.
+fn plain_registry(home: &RegistryHome) -> Option<String> {
+    let RegistryHome::Etcd(etcd) = home else { return None };
+    let local = |server: &String| ["127.", "localhost:", "[::1]:"].iter().any(|own| server.starts_with(own));
+    let plain = etcd.ca.is_none() && !etcd.place.endpoints.iter().all(local);
+    plain.then(|| {
+        "etcd is spoken to without TLS: whoever can listen on the way reads the keys of all volumes; set registry_ca"
+            .to_owned()
+    })
 }
 
 fn make_runtime_dir(dir: &Path) -> Result<(), Error> {

@@ -13,26 +13,18 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Entry, Read, Registry, Swap, VolumeKey, check_record};
+use super::stored_key::{KEY_SCHEMA, StoredKey};
+use super::{Entry, NodeInventory, NodeState, Read, Registry, Swap, VolumeKey, check_record};
 use crate::error::Error;
 use crate::store::atomic;
 
 const HOME_SCHEMA: u32 = 1;
-const KEY_SCHEMA: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Home {
     schema: u32,
     incarnation: Incarnation,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KeyFile {
-    schema: u32,
-    key_id: u64,
-    key_hex: String,
 }
 
 /// Records as files.
@@ -50,6 +42,17 @@ struct Inner {
     // Held from the read that compares to the write that replaces; only ever inside blocking work.
     writing: Mutex<()>,
     changed: watch::Sender<u64>,
+    // This node is the only one, and known only while its agent runs.
+    here: Mutex<Option<NodeInventory>>,
+}
+
+/// Whether records are kept in the files below `root`; where that cannot be told, they are.
+#[must_use]
+pub fn has_records(root: &Path) -> bool {
+    match std::fs::read_dir(root.join("volumes")) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
 }
 
 impl FileRegistry {
@@ -84,7 +87,15 @@ impl FileRegistry {
             }
         }
         let changed = watch::Sender::new(0);
-        let inner = Inner { volumes, keys, nodes, incarnation, writing: Mutex::new(()), changed };
+        let inner = Inner {
+            volumes,
+            keys,
+            nodes,
+            incarnation,
+            writing: Mutex::new(()),
+            changed,
+            here: Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -208,26 +219,12 @@ impl Inner {
 
     fn key(&self, id: VolumeId) -> Read<VolumeKey> {
         let path = self.key_path(id);
-        match atomic::read_json::<KeyFile>(&path, KEY_SCHEMA) {
-            Read::Found(file) => match unhex(&file.key_hex) {
-                Some(key) => Read::Found(VolumeKey { key_id: file.key_id, key }),
-                // Without the text: it may be most of a key.
-                None => Read::Unreadable(format!("{}: expected 64 hexadecimal digits", path.display())),
-            },
-            Read::Absent => Read::Absent,
-            // serde's message may quote what it found, which may be the key.
-            Read::Unreadable(_) => Read::Unreadable(format!("{} is damaged", path.display())),
-        }
+        let read = atomic::read_json::<StoredKey>(&path, KEY_SCHEMA);
+        StoredKey::to_key(read, &path.display().to_string())
     }
 
     fn put_key(&self, id: VolumeId, key: &VolumeKey) -> Result<(), Error> {
-        use std::fmt::Write as _;
-        let mut key_hex = String::with_capacity(64);
-        for byte in key.key {
-            write!(key_hex, "{byte:02x}").map_err(|e| Error::failed(format!("encode a key: {e}")))?;
-        }
-        let file = KeyFile { schema: KEY_SCHEMA, key_id: key.key_id, key_hex };
-        atomic::replace_json(&self.key_path(id), &file)
+        atomic::replace_json(&self.key_path(id), &StoredKey::of(key))
     }
 
     fn delete_key(&self, id: VolumeId) -> Result<(), Error> {
@@ -274,17 +271,6 @@ impl Inner {
     }
 }
 
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut key = [0; 32];
-    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (byte, at) in key.iter_mut().zip((0..).step_by(2)) {
-        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
-    }
-    Some(key)
-}
-
 #[tonic::async_trait]
 impl Registry for FileRegistry {
     fn incarnation(&self) -> Incarnation {
@@ -322,6 +308,13 @@ impl Registry for FileRegistry {
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.blocking(move |inner| inner.put_node(record)).await
+    }
+    fn publish(&self, inventory: NodeInventory) {
+        *self.inner.here.lock() = Some(inventory);
+    }
+    async fn nodes(&self) -> Result<Vec<NodeState>, Error> {
+        let here = self.inner.here.lock().clone();
+        Ok(here.into_iter().map(|inventory| NodeState { alive: true, inventory }).collect())
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()

@@ -1,6 +1,5 @@
 use std::os::unix::fs::PermissionsExt as _;
 
-use holdfast_proto::record::{AttachSpec, Intent};
 use holdfast_proto::status::ErrorKind;
 
 use super::*;
@@ -17,6 +16,12 @@ fn name(text: &str) -> VolumeName {
 }
 
 #[tokio::test]
+async fn files_are_a_home_like_any_other() {
+    let (_tmp, registry) = open();
+    crate::registry::conformance::all(std::sync::Arc::new(registry)).await;
+}
+
+#[tokio::test]
 async fn a_record_is_created_once_and_found_by_the_next_agent() {
     let (tmp, registry) = open();
     let made = registry.create(record("demo", "node-a", 3)).await.unwrap();
@@ -27,42 +32,6 @@ async fn a_record_is_created_once_and_found_by_the_next_agent() {
     assert_eq!(reopened.incarnation(), registry.incarnation());
     assert_eq!(reopened.get(&name("demo")).await.unwrap(), Read::Found(made));
     assert_eq!(reopened.get(&name("other")).await.unwrap(), Read::Absent);
-}
-
-#[tokio::test]
-async fn compare_and_swap_takes_exactly_the_expected_version() {
-    let (_tmp, registry) = open();
-    let mut record = registry.create(record("demo", "node-a", 3)).await.unwrap();
-    record.status.clean = true;
-    let Swap::Stored(second) = registry.compare_and_swap(1, record.clone()).await.unwrap() else {
-        panic!("version 1 was current")
-    };
-    assert_eq!(second.version, 2);
-    for stale in [0, 1, 3] {
-        let Swap::Conflict(found) = registry.compare_and_swap(stale, record.clone()).await.unwrap() else {
-            panic!("{stale} is not current")
-        };
-        assert_eq!(found, second);
-    }
-    let mut stranger = record.clone();
-    stranger.id = VolumeId::random();
-    assert_eq!(registry.compare_and_swap(2, stranger).await.unwrap(), Swap::Missing);
-    assert_eq!(registry.delete(&name("demo"), record.id, 1).await.unwrap(), Swap::Conflict(second.clone()));
-    assert_eq!(registry.delete(&name("demo"), record.id, 2).await.unwrap(), Swap::Stored(second));
-    assert_eq!(registry.compare_and_swap(2, record).await.unwrap(), Swap::Missing);
-}
-
-#[tokio::test]
-async fn concurrent_swaps_of_one_version_let_one_through() {
-    let (_tmp, registry) = open();
-    let record = registry.create(record("demo", "node-a", 3)).await.unwrap();
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..16 {
-        let (registry, record) = (registry.clone(), record.clone());
-        tasks.spawn(async move { registry.compare_and_swap(1, record).await.unwrap() });
-    }
-    let stored = tasks.join_all().await.into_iter().filter(|swap| matches!(swap, Swap::Stored(_))).count();
-    assert_eq!(stored, 1);
 }
 
 #[tokio::test]
@@ -133,30 +102,6 @@ async fn a_damaged_home_is_refused_and_a_lost_one_is_a_new_incarnation() {
     std::fs::remove_file(&home).unwrap();
     let next = FileRegistry::open(&tmp.path().join("registry")).unwrap();
     assert_ne!(next.incarnation(), registry.incarnation());
-}
-
-#[tokio::test]
-async fn n3_status_writes_do_not_tick_and_spec_writes_do() {
-    let (_tmp, registry) = open();
-    let mut changes = registry.changes();
-    let mut record = registry.create(record("demo", "node-a", 3)).await.unwrap();
-    assert!(changes.has_changed().unwrap());
-    changes.mark_unchanged();
-    for version in 1..4 {
-        record.status.generation = record.status.generation.next();
-        assert!(matches!(registry.compare_and_swap(version, record.clone()).await, Ok(Swap::Stored(_))));
-    }
-    assert!(!changes.has_changed().unwrap(), "an engine's own write");
-    record.spec.attach =
-        Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: None });
-    registry.compare_and_swap(4, record.clone()).await.unwrap();
-    assert!(changes.has_changed().unwrap());
-    changes.mark_unchanged();
-    record.spec.attach = None;
-    record.spec.intent = Intent::Delete;
-    registry.compare_and_swap(5, record.clone()).await.unwrap();
-    registry.delete(&record.name, record.id, 6).await.unwrap();
-    assert!(changes.has_changed().unwrap());
 }
 
 #[tokio::test]

@@ -1,12 +1,17 @@
 //! The registry: where volume records live, behind one trait.
 //!
-//! Its first home is a directory of files ([`mod@file`]). The trait is shaped for shared homes too: every read is
-//! three-valued, every write compares the version of the whole record, and a home may answer "I do not know" (an
-//! error) at any time. A home over etcd must read linearizably and compare in one transaction; one over Kubernetes
-//! maps the version to its own resource version and never answers from a cache.
+//! Its homes are a directory of files ([`mod@file`]) and etcd ([`mod@etcd`]). Every read is three-valued, every write
+//! compares the version of the whole record, and a home may answer "I do not know" (an error) at any time. One over
+//! Kubernetes would map the version to its own resource version and never answer from a cache. `conformance` is what
+//! every home must pass.
 
+#[cfg(test)]
+mod conformance;
 pub mod engine_cas;
+pub mod etcd;
 pub mod file;
+pub mod nodes;
+mod stored_key;
 
 use std::fmt;
 
@@ -14,6 +19,7 @@ use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{NodeRecord, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord};
 use tokio::sync::watch;
 
+pub use self::nodes::{NodeInventory, NodeState, ReplicaPlace};
 pub use crate::store::Read;
 
 use crate::error::Error;
@@ -99,8 +105,13 @@ pub trait Registry: fmt::Debug + Send + Sync {
     async fn node(&self, name: &NodeName) -> Result<Read<NodeRecord>, Error>;
     /// Writes it if its version is still the one in `record`; the version grows by one. Returns whether it was.
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error>;
-    /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
-    /// engines' own, made through this agent, and must not wake it.
+    /// Makes this node's inventory the one that others see, now or when the home can be reached again. Replaces what
+    /// was published before.
+    fn publish(&self, inventory: NodeInventory);
+    /// What every node published last, and whether its agent lives.
+    async fn nodes(&self) -> Result<Vec<NodeState>, Error>;
+    /// Ticks after a record came, went, or got another `spec`, and after another node's inventory changed. Writes of
+    /// `status` alone never tick: they are the engines' own, and must not wake the agent that made them.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 

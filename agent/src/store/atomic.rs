@@ -107,27 +107,30 @@ pub fn read_json<T: DeserializeOwned>(path: &Path, schema: u32) -> Read<T> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Read::Absent,
         Err(error) => return Read::Unreadable(format!("read {}: {error}", path.display())),
     };
-    let value: serde_json::Value = match serde_json::from_slice(&bytes) {
+    parse_json(&bytes, &path.display().to_string(), schema)
+}
+
+/// The same for bytes that were read elsewhere, from `place`. Never [`Read::Absent`].
+#[must_use]
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8], place: &str, schema: u32) -> Read<T> {
+    let value: serde_json::Value = match serde_json::from_slice(bytes) {
         Ok(value) => value,
-        Err(error) => {
-            return Read::Unreadable(format!("{} is damaged: {error}", path.display()));
-        }
+        Err(error) => return Read::Unreadable(format!("{place} is damaged: {error}")),
     };
     match value.get("schema").and_then(serde_json::Value::as_u64) {
         Some(found) if found == u64::from(schema) => {}
         Some(found) => {
             return Read::Unreadable(format!(
-                "{}: expected schema {schema}, found {found}: use a holdfast that knows it",
-                path.display()
+                "{place}: expected schema {schema}, found {found}: use a holdfast that knows it"
             ));
         }
         None => {
-            return Read::Unreadable(format!("{}: expected schema {schema}, found none", path.display()));
+            return Read::Unreadable(format!("{place}: expected schema {schema}, found none"));
         }
     }
     match serde_json::from_value(value) {
         Ok(found) => Read::Found(found),
-        Err(error) => Read::Unreadable(format!("{}: {error}", path.display())),
+        Err(error) => Read::Unreadable(format!("{place}: {error}")),
     }
 }
 

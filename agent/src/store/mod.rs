@@ -56,7 +56,12 @@ impl DataDir {
     /// The file home of the registry.
     #[must_use]
     pub fn registry(&self) -> PathBuf {
-        self.root.join("registry")
+        Self::registry_in(&self.root)
+    }
+    /// [`Self::registry`] of a data directory that may not be there yet.
+    #[must_use]
+    pub fn registry_in(root: &Path) -> PathBuf {
+        root.join("registry")
     }
     /// One directory per instance.
     #[must_use]

@@ -11,8 +11,8 @@ use crate::error::Error;
 use crate::process::binary;
 use crate::process::proc::{self, Life};
 
-use super::atomic;
 use super::instances::InstanceStore;
+use super::{DataDir, atomic};
 
 /// Held by the one that takes the agent of a data directory away.
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl Places {
     /// # Errors
     /// As for [`Self::clear`].
     pub fn clear_registry(&self, gone: &mut Vec<PathBuf>) -> Result<(), Error> {
-        let registry = self.data_dir.join("registry");
+        let registry = DataDir::registry_in(&self.data_dir);
         if registry.is_dir() {
             std::fs::remove_dir_all(&registry).map_err(Error::io("remove", &registry))?;
             gone.push(registry);

@@ -1,0 +1,155 @@
+//! What every home of the registry must do: one list of tests, run against each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_proto::ids::{InstanceUuid, NodeName, VolumeId, VolumeName};
+use holdfast_proto::record::{AttachSpec, Intent, NodeRecord, VolumeRecord};
+use holdfast_proto::status::ErrorKind;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{Entry, Read, Registry, Swap, VolumeKey};
+use crate::core::testing::record;
+
+/// A tick that is due has come by then, however busy the machine.
+const SOON: Duration = Duration::from_secs(20);
+/// A home that has ticks to give gives the next one within this.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Runs all of it against a home that is empty.
+pub(super) async fn all(home: Arc<dyn Registry>) {
+    created_read_and_listed(&*home).await;
+    a_write_compares_the_version_of_the_whole_record(&*home).await;
+    a_record_of_another_volume_of_the_same_name_is_not_touched(&*home).await;
+    of_many_at_once_one_is_first(&home).await;
+    n3_status_writes_do_not_tick_and_spec_writes_do(&*home).await;
+    keys_come_and_go(&*home).await;
+    wishes_for_a_node_are_compared_too(&*home).await;
+}
+
+fn name(name: &str) -> VolumeName {
+    name.parse().unwrap()
+}
+
+async fn stored(home: &dyn Registry, name: &str) -> VolumeRecord {
+    home.create(record(name, "node-a", 3)).await.unwrap()
+}
+
+fn attached(mut record: VolumeRecord) -> VolumeRecord {
+    record.spec.attach =
+        Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: None });
+    record
+}
+
+async fn created_read_and_listed(home: &dyn Registry) {
+    assert_eq!(home.list().await.unwrap(), [], "an empty home is empty and says so");
+    assert_eq!(home.get(&name("b")).await.unwrap(), Read::Absent, "not there is an answer");
+    let (b, a) = (stored(home, "b").await, stored(home, "a").await);
+    assert_eq!((a.version, b.version), (1, 1));
+    assert_eq!(home.get(&name("b")).await.unwrap(), Read::Found(b.clone()));
+    let all = [a, b.clone()].map(|record| Entry::Readable(Box::new(record)));
+    assert_eq!(home.list().await.unwrap(), all, "by name");
+    let taken = home.create(record("b", "node-a", 1)).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Conflict, "{taken}");
+    let mut nonsense = record("c", "node-a", 1);
+    nonsense.spec.size_bytes = 5;
+    assert_eq!(home.create(nonsense).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(home.get(&name("b")).await.unwrap(), Read::Found(b), "as it was");
+}
+
+async fn a_write_compares_the_version_of_the_whole_record(home: &dyn Registry) {
+    let first = stored(home, "swap").await;
+    let Swap::Stored(second) = home.compare_and_swap(1, attached(first.clone())).await.unwrap() else {
+        panic!("nobody else writes");
+    };
+    assert_eq!((second.version, second.spec.attach.is_some()), (2, true));
+    let late = home.compare_and_swap(1, first.clone()).await.unwrap();
+    assert_eq!(late, Swap::Conflict(second.clone()), "with the record as it is");
+    let early = home.compare_and_swap(9, first.clone()).await.unwrap();
+    assert_eq!(early, Swap::Conflict(second.clone()));
+    assert_eq!(home.delete(&first.name, first.id, 1).await.unwrap(), Swap::Conflict(second.clone()));
+    assert_eq!(home.delete(&first.name, first.id, 2).await.unwrap(), Swap::Stored(second.clone()));
+    assert_eq!(home.get(&first.name).await.unwrap(), Read::Absent);
+    assert_eq!(home.compare_and_swap(2, first.clone()).await.unwrap(), Swap::Missing);
+    assert_eq!(home.delete(&first.name, first.id, 2).await.unwrap(), Swap::Missing);
+}
+
+async fn a_record_of_another_volume_of_the_same_name_is_not_touched(home: &dyn Registry) {
+    let old = stored(home, "again").await;
+    home.delete(&old.name, old.id, 1).await.unwrap();
+    let new = stored(home, "again").await;
+    assert_eq!(home.compare_and_swap(1, old.clone()).await.unwrap(), Swap::Missing);
+    assert_eq!(home.delete(&old.name, old.id, 1).await.unwrap(), Swap::Missing);
+    assert_eq!(home.get(&old.name).await.unwrap(), Read::Found(new));
+}
+
+async fn of_many_at_once_one_is_first(home: &Arc<dyn Registry>) {
+    let begun = stored(&**home, "race").await;
+    let mut tasks = JoinSet::new();
+    for _ in 0..16 {
+        let (home, mut mine) = (Arc::clone(home), begun.clone());
+        mine.status.engine_uuid = InstanceUuid::random();
+        tasks.spawn(async move { (mine.status.engine_uuid, home.compare_and_swap(1, mine).await.unwrap()) });
+    }
+    let done = tasks.join_all().await;
+    let won: Vec<_> = done.iter().filter(|(_, swap)| matches!(swap, Swap::Stored(_))).collect();
+    assert_eq!(won.len(), 1, "{done:?}");
+    let Read::Found(after) = home.get(&begun.name).await.unwrap() else { panic!("it is there") };
+    assert_eq!((after.version, after.status.engine_uuid), (2, won[0].0));
+}
+
+async fn ticked(changes: &mut watch::Receiver<u64>) {
+    tokio::time::timeout(SOON, changes.changed()).await.expect("a tick").expect("the home is open");
+}
+
+/// How often it has ticked once nothing more comes.
+async fn quiet(changes: &mut watch::Receiver<u64>) -> u64 {
+    while tokio::time::timeout(QUIET, changes.changed()).await.is_ok() {}
+    *changes.borrow_and_update()
+}
+
+async fn n3_status_writes_do_not_tick_and_spec_writes_do(home: &dyn Registry) {
+    let mut changes = home.changes();
+    let mut record = stored(home, "ticks").await;
+    ticked(&mut changes).await;
+    let before = quiet(&mut changes).await;
+    for _ in 0..3 {
+        record.status.generation = record.status.generation.next();
+        record = match home.compare_and_swap(record.version, record).await.unwrap() {
+            Swap::Stored(record) => *record,
+            other => panic!("{other:?}"),
+        };
+    }
+    assert_eq!(quiet(&mut changes).await, before, "an engine's own writes");
+    record.spec.intent = Intent::Delete;
+    home.compare_and_swap(record.version, record.clone()).await.unwrap();
+    ticked(&mut changes).await;
+    home.delete(&record.name, record.id, record.version + 1).await.unwrap();
+    ticked(&mut changes).await;
+}
+
+async fn keys_come_and_go(home: &dyn Registry) {
+    let id = VolumeId::random();
+    assert_eq!(home.key(id).await.unwrap(), Read::Absent);
+    for key_id in [1, 2] {
+        let key = VolumeKey { key_id, key: [0x5A; 32] };
+        home.put_key(id, key.clone()).await.unwrap();
+        assert_eq!(home.key(id).await.unwrap(), Read::Found(key));
+    }
+    home.delete_key(id).await.unwrap();
+    home.delete_key(id).await.unwrap();
+    assert_eq!(home.key(id).await.unwrap(), Read::Absent);
+}
+
+async fn wishes_for_a_node_are_compared_too(home: &dyn Registry) {
+    let node: NodeName = "node-x".parse().unwrap();
+    assert_eq!(home.node(&node).await.unwrap(), Read::Absent);
+    let first = NodeRecord::new(node.clone());
+    assert!(home.put_node(first.clone()).await.unwrap());
+    let wanted = NodeRecord { uninstall_allowed: true, version: 1, ..first.clone() };
+    assert!(home.put_node(wanted.clone()).await.unwrap());
+    assert!(!home.put_node(wanted.clone()).await.unwrap(), "the version was another one");
+    assert!(!home.put_node(first).await.unwrap());
+    assert_eq!(home.node(&node).await.unwrap(), Read::Found(NodeRecord { version: 2, ..wanted }));
+}

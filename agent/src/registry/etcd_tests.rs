@@ -1,0 +1,186 @@
+use std::time::Duration;
+
+use holdfast_tests::etcd::Etcd;
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::EtcdPlace;
+use crate::core::testing::record;
+use crate::registry::{Read, Registry as _, Swap, conformance};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn home(etcd: &Etcd, prefix: &str) -> EtcdHome {
+    let endpoints = (0..etcd.members()).map(|index| etcd.endpoint(index)).collect();
+    EtcdHome {
+        place: EtcdPlace { endpoints, prefix: prefix.to_owned() },
+        ca: None,
+        certificate: None,
+        user: None,
+    }
+}
+
+/// What one node knows and sees of the registry below `prefix`.
+async fn open(etcd: &Etcd, prefix: &str, node: &str) -> (TempDir, EtcdRegistry) {
+    let tmp = tempfile::tempdir().unwrap();
+    let registry = EtcdRegistry::open(home(etcd, prefix), tmp.path(), node.parse().unwrap()).await.unwrap();
+    (tmp, registry)
+}
+
+/// Repeats a question until it is answered.
+async fn answered<T, F: Future<Output = Result<T, Error>>>(ask: impl Fn() -> F) -> T {
+    tokio::time::timeout(SOON, async {
+        loop {
+            if let Ok(answer) = ask().await {
+                return answer;
+            }
+        }
+    })
+    .await
+    .expect("an answer in time")
+}
+
+#[tokio::test]
+async fn etcd_is_a_home_like_any_other() {
+    let etcd = Etcd::start(1);
+    let (_tmp, registry) = open(&etcd, "/conformance", "node-a").await;
+    conformance::all(Arc::new(registry)).await;
+}
+
+#[tokio::test]
+async fn two_nodes_see_one_registry_and_another_prefix_is_another() {
+    let etcd = Etcd::start(1);
+    let ((_a, a), (_b, b)) = (open(&etcd, "/one", "node-a").await, open(&etcd, "/one", "node-b").await);
+    let (_c, c) = open(&etcd, "/other", "node-a").await;
+    assert_eq!(a.incarnation(), b.incarnation());
+    assert_ne!(a.incarnation(), c.incarnation());
+    let mut changes = b.changes();
+    let made = a.create(record("demo", "node-a", 1)).await.unwrap();
+    assert_eq!(
+        b.get(&made.name).await.unwrap(),
+        Read::Found(made.clone()),
+        "read at once, wherever it was written"
+    );
+    assert_eq!(c.list().await.unwrap(), []);
+    tokio::time::timeout(SOON, changes.wait_for(|ticks| *ticks >= 2)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn one_of_three_members_may_be_killed_or_silent_and_two_may_not() {
+    let mut etcd = Etcd::start(3);
+    let (_tmp, registry) = open(&etcd, "/hf", "node-a").await;
+    let mut record = registry.create(record("demo", "node-a", 1)).await.unwrap();
+    let leader = etcd.leader();
+    etcd.kill(leader);
+    assert_eq!(answered(|| registry.list()).await.len(), 1);
+    etcd.run(leader);
+    etcd.wait_healthy();
+    let leader = etcd.leader();
+    etcd.freeze(leader);
+    record = loop {
+        // A change whose answer was lost is decided by what stands there.
+        match registry.compare_and_swap(record.version, record.clone()).await {
+            Ok(Swap::Stored(stored) | Swap::Conflict(stored)) => break *stored,
+            Ok(Swap::Missing) => panic!("it is there"),
+            Err(_) => {}
+        }
+    };
+    assert_eq!(record.version, 2);
+    etcd.kill((leader + 1) % 3);
+    let said = registry.list().await.unwrap_err().to_string();
+    assert!(said.contains("127.0.0.1"), "an error names the servers, it is no empty list: {said}");
+    etcd.thaw(leader);
+    assert_eq!(answered(|| registry.list()).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_after_a_compaction() {
+    let etcd = Etcd::start(1);
+    let (_tmp, registry) = open(&etcd, "/hf", "node-a").await;
+    let (_other, other) = open(&etcd, "/hf", "node-b").await;
+    let mut changes = registry.changes();
+    etcd.freeze(0);
+    etcd.thaw(0);
+    for n in 0..5 {
+        other.create(record(&format!("v{n}"), "node-b", 1)).await.unwrap();
+    }
+    etcd.compact();
+    other.create(record("after", "node-b", 1)).await.unwrap();
+    tokio::time::timeout(SOON, changes.changed()).await.unwrap().unwrap();
+    assert_eq!(registry.list().await.unwrap().len(), 6);
+}
+
+#[tokio::test]
+async fn o4_an_etcd_that_was_emptied_is_an_error_and_never_an_empty_list() {
+    let mut etcd = Etcd::start(1);
+    let (_tmp, registry) = open(&etcd, "/hf", "node-a").await;
+    let made = registry.create(record("demo", "node-a", 1)).await.unwrap();
+    etcd.with_all_down(|etcd| std::fs::remove_dir_all(etcd.data_dir(0)).unwrap());
+    for _ in 0..5 {
+        assert!(registry.list().await.is_err());
+        assert!(registry.get(&made.name).await.is_err());
+        assert!(registry.compare_and_swap(1, made.clone()).await.is_err());
+        assert!(registry.node(&"node-a".parse().unwrap()).await.is_err());
+    }
+    let said = registry.list().await.unwrap_err().to_string();
+    assert!(
+        said.contains("incarnation") || said.contains("cluster") || said.contains("back in time"),
+        "{said}"
+    );
+    let mut fresh = record("demo", "node-a", 1);
+    fresh.id = made.id;
+    assert!(registry.create(fresh).await.is_err(), "nothing is written into it either");
+}
+
+#[tokio::test]
+async fn an_etcd_that_went_back_in_time_is_not_believed() {
+    let mut etcd = Etcd::start(1);
+    let (tmp, registry) = open(&etcd, "/hf", "node-a").await;
+    let backup = tempfile::tempdir().unwrap();
+    let early = backup.path().join("m0");
+    let copy = |from: &Path, to: &Path| {
+        let done = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+        assert!(done.success());
+    };
+    etcd.with_all_down(|etcd| copy(&etcd.data_dir(0), &early));
+    let made = answered(|| registry.create(record("demo", "node-a", 1))).await;
+    etcd.with_all_down(|etcd| {
+        std::fs::remove_dir_all(etcd.data_dir(0)).unwrap();
+        copy(&early, &etcd.data_dir(0));
+    });
+    for _ in 0..3 {
+        assert!(registry.get(&made.name).await.is_err(), "the record that was acknowledged is not there");
+    }
+    drop(registry);
+    // The next agent of this node remembers it too.
+    let again = EtcdRegistry::open(home(&etcd, "/hf"), tmp.path(), "node-a".parse().unwrap()).await.unwrap();
+    let said = again.list().await.unwrap_err().to_string();
+    assert!(said.contains("back in time") && said.contains("etcdctl del /hf/incarnation"), "{said}");
+}
+
+#[tokio::test]
+async fn a_node_is_alive_while_its_agent_speaks_and_known_afterwards() {
+    let etcd = Etcd::start(1);
+    let ((_a, a), (_b, b)) = (open(&etcd, "/hf", "node-a").await, open(&etcd, "/hf", "node-b").await);
+    let inventory = NodeInventory {
+        schema: crate::registry::nodes::INVENTORY_SCHEMA,
+        node: "node-b".parse().unwrap(),
+        home: uuid::Uuid::new_v4(),
+        version: "0.1.0".into(),
+        boot_id: holdfast_proto::ids::BootId::random(),
+        address: "127.0.0.1".into(),
+        replicas: Vec::new(),
+    };
+    b.publish(inventory.clone());
+    let seen = |alive: bool| {
+        let (a, inventory) = (&a, &inventory);
+        async move {
+            let nodes = a.nodes().await?;
+            let there = nodes.iter().any(|n| n.alive == alive && n.inventory == *inventory);
+            if there { Ok(()) } else { Err(Error::failed("not yet")) }
+        }
+    };
+    answered(|| seen(true)).await;
+    drop(b);
+    answered(|| seen(false)).await;
+}

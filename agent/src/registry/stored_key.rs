@@ -1,0 +1,54 @@
+//! A volume's key as JSON, the same in every home.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Read, VolumeKey};
+
+pub(super) const KEY_SCHEMA: u32 = 1;
+
+/// What is stored. It has no `Debug`: that would print the key.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StoredKey {
+    schema: u32,
+    key_id: u64,
+    key_hex: String,
+}
+
+impl StoredKey {
+    pub(super) fn of(key: &VolumeKey) -> Self {
+        let key_hex = key.key.iter().fold(String::with_capacity(64), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        });
+        Self { schema: KEY_SCHEMA, key_id: key.key_id, key_hex }
+    }
+
+    /// The key; what is wrong with one at `place` is told without quoting it.
+    pub(super) fn to_key(read: Read<Self>, place: &str) -> Read<VolumeKey> {
+        match read {
+            Read::Found(stored) => match unhex(&stored.key_hex) {
+                Some(key) => Read::Found(VolumeKey { key_id: stored.key_id, key }),
+                // Without the text: it may be most of a key.
+                None => Read::Unreadable(format!("{place}: expected 64 hexadecimal digits")),
+            },
+            Read::Absent => Read::Absent,
+            // serde's message may quote what it found, which may be the key.
+            Read::Unreadable(_) => Read::Unreadable(format!("{place} is damaged")),
+        }
+    }
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, at) in key.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(key)
+}

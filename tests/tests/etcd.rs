@@ -1,0 +1,119 @@
+//! An agent whose records live in etcd.
+#![forbid(unsafe_code)]
+
+use holdfast_tests::cluster::{AgentOptions, HEALTHY_WITHIN, SOON};
+use holdfast_tests::etcd::Etcd;
+use holdfast_tests::process::kill;
+use holdfast_tests::wait::check;
+use holdfast_tests::{Cluster, MIB, eventually};
+
+fn agent(etcd: &Etcd) -> Cluster {
+    let mut cluster = Cluster::agent(AgentOptions::with(&["--registry", &etcd.url("/test")]));
+    // Said while etcd is away, as it should be.
+    cluster.allow_errors("the registry cannot be read; nothing is started or stopped");
+    cluster
+}
+
+#[test]
+fn a_volume_lives_through_the_loss_of_a_member_and_of_all_of_etcd() {
+    let mut etcd = Etcd::start(3);
+    let mut cluster = agent(&etcd);
+    cluster.create_attached("demo", "64MiB", 3);
+    let mut client = cluster.connect("demo");
+    client.write_fua(MIB, &[1; 4096]).unwrap();
+
+    // A replica dies while one member is lost: the view without it is committed all the same.
+    etcd.kill(etcd.leader());
+    kill(cluster.volume("demo").replica("r3").pid().unwrap());
+    client.write_fua(2 * MIB, &[2; 4096]).unwrap();
+    cluster.wait_healthy("demo");
+
+    // Without any: I/O goes on, nothing is started or stopped, and a new agent finds what runs.
+    let before = cluster.instance_processes();
+    etcd.with_all_down(|_| {
+        client.write_fua(3 * MIB, &[3; 4096]).unwrap();
+        let said = cluster.cli(&["node", "show"]).expect_code(0).said();
+        let warned = eventually(SOON, "it says so", || {
+            let said = cluster.cli(&["node", "show"]).said();
+            check(said.contains("the registry cannot be read"), || said.clone()).map(|()| said)
+        });
+        assert!(warned.contains("127.0.0.1"), "with the servers: {said}");
+        cluster.kill_agent();
+        cluster.start();
+        assert_eq!(cluster.instance_processes(), before, "nothing was stopped or started");
+        client.write_fua(4 * MIB, &[4; 4096]).unwrap();
+    });
+    eventually(HEALTHY_WITHIN, "the volume is listed again", || {
+        let said = cluster.cli(&["volume", "show", "demo"]);
+        check(said.0.code == Some(0) && said.said().contains("healthy"), || said.said())
+    });
+    for (at, byte) in [(1, 1), (2, 2), (3, 3), (4, 4)] {
+        assert_eq!(client.read(at * MIB, 4096).unwrap(), [byte; 4096]);
+    }
+    drop(client);
+    cluster.cli(&["volume", "detach", "demo"]).expect_code(0);
+    cluster.cli(&["volume", "delete", "demo", "--purge-data"]).expect_code(0);
+}
+
+#[test]
+fn o4_an_emptied_etcd_is_no_reason_to_stop_or_delete_anything() {
+    let mut etcd = Etcd::start(1);
+    let cluster = agent(&etcd);
+    cluster.create_attached("demo", "64MiB", 2);
+    let before = cluster.instance_processes();
+    etcd.with_all_down(|etcd| std::fs::remove_dir_all(etcd.data_dir(0)).unwrap());
+    eventually(SOON, "it is noticed", || {
+        let said = cluster.cli(&["node", "show"]).said();
+        check(said.contains("the registry cannot be read"), || said.clone())
+    });
+    cluster.cli(&["volume", "create", "other", "--size", "64MiB"]).expect_code(1);
+    let said = cluster.cli(&["instance", "ls"]).expect_code(0).said();
+    assert!(said.contains("unknown") && !said.contains("unclaimed"), "{said}");
+    assert_eq!(cluster.instance_processes(), before);
+    cluster.connect("demo").write_fua(MIB, &[5; 4096]).unwrap();
+}
+
+#[test]
+fn a_password_opens_etcd_and_is_never_an_argument() {
+    let etcd = Etcd::start(1);
+    for (path, body) in [
+        ("/v3/auth/user/add", r#"{"name":"root","password":"r"}"#),
+        ("/v3/auth/user/grant", r#"{"user":"root","role":"root"}"#),
+        ("/v3/auth/user/add", r#"{"name":"holdfast","password":"pa55word"}"#),
+        ("/v3/auth/role/add", r#"{"name":"holdfast"}"#),
+        // Everything below /test/: the keys are base64.
+        (
+            "/v3/auth/role/grant",
+            r#"{"name":"holdfast","perm":{"permType":"READWRITE","key":"L3Rlc3Qv","range_end":"L3Rlc3Qw"}}"#,
+        ),
+        ("/v3/auth/user/grant", r#"{"user":"holdfast","role":"holdfast"}"#),
+        ("/v3/auth/enable", "{}"),
+    ] {
+        etcd.post(path, body);
+    }
+    let password = etcd.root().join("password");
+    let options = |user: &str| {
+        let file = password.to_string_lossy().into_owned();
+        AgentOptions::with(&[
+            "--registry",
+            &etcd.url("/test"),
+            "--registry-user",
+            user,
+            "--registry-password-file",
+            &file,
+        ])
+    };
+    std::fs::write(&password, "wrong\n").unwrap();
+    let mut refused = Cluster::agent_not_started(options("holdfast"));
+    refused.spawn();
+    let said = refused.ready_or_ended().unwrap_err();
+    assert!(said.contains("registry_user") || said.contains("password"), "with the remedy: {said}");
+    assert!(!said.contains("wrong"), "{said}");
+
+    std::fs::write(&password, "pa55word\n").unwrap();
+    let cluster = Cluster::agent(options("holdfast"));
+    cluster.create_attached("demo", "64MiB", 1);
+    for process in holdfast_tests::process::processes_of(cluster.root()) {
+        assert!(!process.has_argument("pa55word"), "{process:?}");
+    }
+}
