@@ -116,9 +116,7 @@ pub async fn open_registry(config: &NodeConfig) -> Result<Arc<dyn Registry>, Err
             let registry = blocking(move || FileRegistry::open(&dir)).await?;
             Ok(Arc::new(registry))
         }
-        RegistryHome::Etcd(home) => {
-            Ok(Arc::new(EtcdRegistry::open(home.clone(), &dir, config.node.clone()).await?))
-        }
+        RegistryHome::Etcd(home) => Ok(Arc::new(EtcdRegistry::open(home.clone(), &dir).await?)),
     }
 }
 

@@ -21,9 +21,9 @@ fn home(etcd: &Etcd, prefix: &str) -> EtcdHome {
 }
 
 /// What one node knows and sees of the registry below `prefix`.
-async fn open(etcd: &Etcd, prefix: &str, node: &str) -> (TempDir, EtcdRegistry) {
+async fn open(etcd: &Etcd, prefix: &str) -> (TempDir, EtcdRegistry) {
     let tmp = tempfile::tempdir().unwrap();
-    let registry = EtcdRegistry::open(home(etcd, prefix), tmp.path(), node.parse().unwrap()).await.unwrap();
+    let registry = EtcdRegistry::open(home(etcd, prefix), tmp.path()).await.unwrap();
     (tmp, registry)
 }
 
@@ -43,15 +43,15 @@ async fn answered<T, F: Future<Output = Result<T, Error>>>(ask: impl Fn() -> F) 
 #[tokio::test]
 async fn etcd_is_a_home_like_any_other() {
     let etcd = Etcd::start(1);
-    let (_tmp, registry) = open(&etcd, "/conformance", "node-a").await;
+    let (_tmp, registry) = open(&etcd, "/conformance").await;
     conformance::all(Arc::new(registry)).await;
 }
 
 #[tokio::test]
 async fn two_nodes_see_one_registry_and_another_prefix_is_another() {
     let etcd = Etcd::start(1);
-    let ((_a, a), (_b, b)) = (open(&etcd, "/one", "node-a").await, open(&etcd, "/one", "node-b").await);
-    let (_c, c) = open(&etcd, "/other", "node-a").await;
+    let ((_a, a), (_b, b)) = (open(&etcd, "/one").await, open(&etcd, "/one").await);
+    let (_c, c) = open(&etcd, "/other").await;
     assert_eq!(a.incarnation(), b.incarnation());
     assert_ne!(a.incarnation(), c.incarnation());
     let mut changes = b.changes();
@@ -68,7 +68,7 @@ async fn two_nodes_see_one_registry_and_another_prefix_is_another() {
 #[tokio::test]
 async fn one_of_three_members_may_be_killed_or_silent_and_two_may_not() {
     let mut etcd = Etcd::start(3);
-    let (_tmp, registry) = open(&etcd, "/hf", "node-a").await;
+    let (_tmp, registry) = open(&etcd, "/hf").await;
     let mut record = registry.create(record("demo", "node-a", 1)).await.unwrap();
     let leader = etcd.leader();
     etcd.kill(leader);
@@ -96,8 +96,8 @@ async fn one_of_three_members_may_be_killed_or_silent_and_two_may_not() {
 #[tokio::test]
 async fn a_watch_goes_on_after_a_compaction() {
     let etcd = Etcd::start(1);
-    let (_tmp, registry) = open(&etcd, "/hf", "node-a").await;
-    let (_other, other) = open(&etcd, "/hf", "node-b").await;
+    let (_tmp, registry) = open(&etcd, "/hf").await;
+    let (_other, other) = open(&etcd, "/hf").await;
     let mut changes = registry.changes();
     etcd.freeze(0);
     etcd.thaw(0);
@@ -113,7 +113,7 @@ async fn a_watch_goes_on_after_a_compaction() {
 #[tokio::test]
 async fn o4_an_etcd_that_was_emptied_is_an_error_and_never_an_empty_list() {
     let mut etcd = Etcd::start(1);
-    let (_tmp, registry) = open(&etcd, "/hf", "node-a").await;
+    let (_tmp, registry) = open(&etcd, "/hf").await;
     let made = registry.create(record("demo", "node-a", 1)).await.unwrap();
     etcd.with_all_down(|etcd| std::fs::remove_dir_all(etcd.data_dir(0)).unwrap());
     for _ in 0..5 {
@@ -135,7 +135,7 @@ async fn o4_an_etcd_that_was_emptied_is_an_error_and_never_an_empty_list() {
 #[tokio::test]
 async fn an_etcd_that_went_back_in_time_is_not_believed() {
     let mut etcd = Etcd::start(1);
-    let (tmp, registry) = open(&etcd, "/hf", "node-a").await;
+    let (tmp, registry) = open(&etcd, "/hf").await;
     let backup = tempfile::tempdir().unwrap();
     let early = backup.path().join("m0");
     let copy = |from: &Path, to: &Path| {
@@ -153,34 +153,7 @@ async fn an_etcd_that_went_back_in_time_is_not_believed() {
     }
     drop(registry);
     // The next agent of this node remembers it too.
-    let again = EtcdRegistry::open(home(&etcd, "/hf"), tmp.path(), "node-a".parse().unwrap()).await.unwrap();
+    let again = EtcdRegistry::open(home(&etcd, "/hf"), tmp.path()).await.unwrap();
     let said = again.list().await.unwrap_err().to_string();
     assert!(said.contains("back in time") && said.contains("etcdctl del /hf/incarnation"), "{said}");
-}
-
-#[tokio::test]
-async fn a_node_is_alive_while_its_agent_speaks_and_known_afterwards() {
-    let etcd = Etcd::start(1);
-    let ((_a, a), (_b, b)) = (open(&etcd, "/hf", "node-a").await, open(&etcd, "/hf", "node-b").await);
-    let inventory = NodeInventory {
-        schema: crate::registry::nodes::INVENTORY_SCHEMA,
-        node: "node-b".parse().unwrap(),
-        home: uuid::Uuid::new_v4(),
-        version: "0.1.0".into(),
-        boot_id: holdfast_proto::ids::BootId::random(),
-        address: "127.0.0.1".into(),
-        replicas: Vec::new(),
-    };
-    b.publish(inventory.clone());
-    let seen = |alive: bool| {
-        let (a, inventory) = (&a, &inventory);
-        async move {
-            let nodes = a.nodes().await?;
-            let there = nodes.iter().any(|n| n.alive == alive && n.inventory == *inventory);
-            if there { Ok(()) } else { Err(Error::failed("not yet")) }
-        }
-    };
-    answered(|| seen(true)).await;
-    drop(b);
-    answered(|| seen(false)).await;
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::stored_key::{KEY_SCHEMA, StoredKey};
-use super::{Entry, NodeInventory, NodeState, Read, Registry, Swap, VolumeKey, check_record};
+use super::{Entry, Read, Registry, Swap, VolumeKey, check_record};
 use crate::error::Error;
 use crate::store::atomic;
 
@@ -43,7 +43,6 @@ struct Inner {
     writing: Mutex<()>,
     changed: watch::Sender<u64>,
     // This node is the only one, and known only while its agent runs.
-    here: Mutex<Option<NodeInventory>>,
 }
 
 /// Whether records are kept in the files below `root`; where that cannot be told, they are.
@@ -87,15 +86,7 @@ impl FileRegistry {
             }
         }
         let changed = watch::Sender::new(0);
-        let inner = Inner {
-            volumes,
-            keys,
-            nodes,
-            incarnation,
-            writing: Mutex::new(()),
-            changed,
-            here: Mutex::default(),
-        };
+        let inner = Inner { volumes, keys, nodes, incarnation, writing: Mutex::new(()), changed };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -308,13 +299,6 @@ impl Registry for FileRegistry {
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.blocking(move |inner| inner.put_node(record)).await
-    }
-    fn publish(&self, inventory: NodeInventory) {
-        *self.inner.here.lock() = Some(inventory);
-    }
-    async fn nodes(&self) -> Result<Vec<NodeState>, Error> {
-        let here = self.inner.here.lock().clone();
-        Ok(here.into_iter().map(|inventory| NodeState { alive: true, inventory }).collect())
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()

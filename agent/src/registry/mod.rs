@@ -10,7 +10,6 @@ mod conformance;
 pub mod engine_cas;
 pub mod etcd;
 pub mod file;
-pub mod nodes;
 mod stored_key;
 
 use std::fmt;
@@ -19,7 +18,6 @@ use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{NodeRecord, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord};
 use tokio::sync::watch;
 
-pub use self::nodes::{NodeInventory, NodeState, ReplicaPlace};
 pub use crate::store::Read;
 
 use crate::error::Error;
@@ -105,13 +103,8 @@ pub trait Registry: fmt::Debug + Send + Sync {
     async fn node(&self, name: &NodeName) -> Result<Read<NodeRecord>, Error>;
     /// Writes it if its version is still the one in `record`; the version grows by one. Returns whether it was.
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error>;
-    /// Makes this node's inventory the one that others see, now or when the home can be reached again. Replaces what
-    /// was published before.
-    fn publish(&self, inventory: NodeInventory);
-    /// What every node published last, and whether its agent lives.
-    async fn nodes(&self) -> Result<Vec<NodeState>, Error>;
-    /// Ticks after a record came, went, or got another `spec`, and after another node's inventory changed. Writes of
-    /// `status` alone never tick: they are the engines' own, and must not wake the agent that made them.
+    /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
+    /// engines' own, and must not wake the agent that made them.
     fn changes(&self) -> watch::Receiver<u64>;
 }
 

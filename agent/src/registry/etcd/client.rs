@@ -14,7 +14,6 @@ use std::time::Duration;
 use holdfast_proto::pb::etcd as pb;
 use holdfast_proto::pb::etcd::auth_client::AuthClient;
 use holdfast_proto::pb::etcd::kv_client::KvClient;
-use holdfast_proto::pb::etcd::lease_client::LeaseClient;
 use holdfast_proto::pb::etcd::watch_client::WatchClient;
 use holdfast_proto::status::ErrorKind;
 use parking_lot::Mutex;
@@ -143,38 +142,16 @@ impl Client {
         self.finish(&connection, timeout(ATTEMPT_WITHIN, call).await)
     }
 
-    /// A lease of so many seconds.
-    pub(super) async fn grant(&self, ttl_s: i64) -> Result<i64, Failure> {
-        let connection = self.connection().await?;
-        let mut leases = LeaseClient::new(connection.channel.clone());
-        let call = leases.lease_grant(connection.request(pb::LeaseGrantRequest { ttl: ttl_s, id: 0 }));
-        Ok(self.finish(&connection, timeout(ATTEMPT_WITHIN, call).await)?.id)
-    }
-
-    /// Keeps a lease for its time again. `false`: there is none any more.
-    pub(super) async fn keep_alive(&self, lease: i64) -> Result<bool, Failure> {
-        let connection = self.connection().await?;
-        let mut leases = LeaseClient::new(connection.channel.clone());
-        let once = tokio_stream::once(pb::LeaseKeepAliveRequest { id: lease });
-        let call = async {
-            let mut answers = leases.lease_keep_alive(connection.request(once)).await?.into_inner();
-            let answer = answers.message().await?;
-            answer.map(tonic::Response::new).ok_or_else(|| Status::unavailable("it closed the stream"))
-        };
-        Ok(self.finish(&connection, timeout(ATTEMPT_WITHIN, call).await)?.ttl > 0)
-    }
-
-    /// A stream of what changes in the ranges. It ends with an error when its server fails.
+    /// A stream of what changes in the range. It ends with an error when its server fails.
     pub(super) async fn watch(
         &self,
-        ranges: Vec<pb::WatchCreateRequest>,
+        range: pb::WatchCreateRequest,
     ) -> Result<(Arc<Connection>, tonic::Streaming<pb::WatchResponse>), Failure> {
         let connection = self.connection().await?;
-        let requests = ranges.into_iter().map(|range| pb::WatchRequest {
-            request_union: Some(pb::watch_request::RequestUnion::CreateRequest(range)),
-        });
+        let request =
+            pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(range)) };
         // The stream of requests stays open: its end would end the watch.
-        let requests = tokio_stream::StreamExt::chain(tokio_stream::iter(requests), tokio_stream::pending());
+        let requests = tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());
         let mut watch =
             WatchClient::new(connection.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
         let call = watch.watch(connection.request(requests));

@@ -1,8 +1,7 @@
 //! The registry in etcd: as many nodes as use it.
 //!
 //! Below a prefix: `incarnation` names this life of the registry, `volumes/NAME` are the records, `keys/VOLUME-ID` the
-//! keys, `wishes/NODE` the records of nodes, `inventory/NODE` what a node published last, `nodes/NODE` the same for as
-//! long as its agent lives (a lease).
+//! keys, `wishes/NODE` the records of nodes.
 //!
 //! Every question is a linearizable transaction under the condition that the incarnation is the one that this node
 //! knows: where it is missing or another one, the answer is an error and never "there is nothing". An etcd that
@@ -12,14 +11,13 @@
 
 mod client;
 mod memory;
-mod presence;
 mod records;
 mod watcher;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use holdfast_proto::ids::{Incarnation, NodeName};
+use holdfast_proto::ids::Incarnation;
 use holdfast_proto::pb::etcd as pb;
 use holdfast_proto::pb::etcd::compare::{CompareTarget, TargetUnion};
 use holdfast_proto::pb::etcd::request_op::Request;
@@ -29,7 +27,6 @@ use tokio::task::AbortHandle;
 
 use self::client::Client;
 use self::memory::{Memory, Stored};
-use super::NodeInventory;
 use crate::config::EtcdHome;
 use crate::error::Error;
 
@@ -37,19 +34,17 @@ use crate::error::Error;
 #[derive(Debug)]
 pub struct EtcdRegistry {
     inner: Arc<Inner>,
-    /// Of the watch and of what keeps this node known; they end with the registry.
-    tasks: Vec<AbortHandle>,
+    /// It ends with the registry.
+    watcher: AbortHandle,
 }
 
 #[derive(Debug)]
 struct Inner {
     client: Client,
     prefix: String,
-    node: NodeName,
     incarnation: Incarnation,
     memory: Arc<Memory>,
     changed: watch::Sender<u64>,
-    published: watch::Sender<Option<NodeInventory>>,
 }
 
 /// Whether an earlier agent of this data directory kept its records in etcd.
@@ -63,7 +58,7 @@ impl EtcdRegistry {
     ///
     /// # Errors
     /// When a file cannot be used, or etcd cannot be reached the first time.
-    pub async fn open(home: EtcdHome, dir: &Path, node: NodeName) -> Result<Self, Error> {
+    pub async fn open(home: EtcdHome, dir: &Path) -> Result<Self, Error> {
         let (prefix, path) = (home.place.prefix.clone(), dir.to_owned());
         let (client, memory) = blocking(move || Ok((Client::new(home)?, Memory::load(&path)?))).await?;
         let memory = match memory {
@@ -77,25 +72,18 @@ impl EtcdRegistry {
         let inner = Arc::new(Inner {
             client,
             prefix,
-            node,
             incarnation: memory.stored().incarnation,
             memory: Arc::new(memory),
             changed: watch::Sender::new(0),
-            published: watch::Sender::new(None),
         });
-        let tasks = vec![
-            tokio::spawn(watcher::run(Arc::clone(&inner))).abort_handle(),
-            tokio::spawn(presence::run(Arc::clone(&inner))).abort_handle(),
-        ];
-        Ok(Self { inner, tasks })
+        let watcher = tokio::spawn(watcher::run(Arc::clone(&inner))).abort_handle();
+        Ok(Self { inner, watcher })
     }
 }
 
 impl Drop for EtcdRegistry {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.watcher.abort();
     }
 }
 

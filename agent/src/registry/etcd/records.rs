@@ -4,10 +4,10 @@ use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
 use tokio::sync::watch;
 
-use super::{EtcdRegistry, Inner, delete, found, presence, put, range, range_below, unchanged};
+use super::{EtcdRegistry, Inner, delete, found, put, range, range_below, unchanged};
 use crate::error::Error;
 use crate::registry::stored_key::{KEY_SCHEMA, StoredKey};
-use crate::registry::{Entry, NodeInventory, NodeState, Read, Registry, Swap, VolumeKey, check_record};
+use crate::registry::{Entry, Read, Registry, Swap, VolumeKey, check_record};
 use crate::store::atomic;
 
 const VOLUMES: &str = "volumes";
@@ -239,16 +239,6 @@ impl Registry for EtcdRegistry {
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.inner.put_node(record).await
-    }
-    fn publish(&self, inventory: NodeInventory) {
-        self.inner.published.send_if_modified(|now| {
-            let new = now.as_ref() != Some(&inventory);
-            *now = Some(inventory);
-            new
-        });
-    }
-    async fn nodes(&self) -> Result<Vec<NodeState>, Error> {
-        presence::nodes(&self.inner).await
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()

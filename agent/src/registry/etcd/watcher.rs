@@ -11,15 +11,14 @@ use tokio::time::sleep;
 use super::{Inner, end_of};
 
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// What is watched, and under which id less one. Not keys: they need not travel.
-const WATCHED: [&str; 3] = ["volumes/", "inventory/", "nodes/"];
-
-/// The revision from which each watch goes on; 0: from now on.
-type From = [i64; WATCHED.len()];
+/// What is watched. Not keys: they need not travel.
+const WATCHED: &str = "volumes";
+const WATCH_ID: i64 = 1;
 
 /// Ticks for as long as the registry is open.
 pub(super) async fn run(inner: Arc<Inner>) {
-    let mut from = From::default();
+    // The revision from which the watch goes on; 0: from now on.
+    let mut from = 0;
     loop {
         let why = follow(&inner, &mut from).await;
         tracing::debug!(why, ?from, "the watch goes on elsewhere");
@@ -28,19 +27,17 @@ pub(super) async fn run(inner: Arc<Inner>) {
 }
 
 /// Follows one stream to its end.
-async fn follow(inner: &Inner, from: &mut From) -> String {
-    let ranges = WATCHED.iter().zip(from.iter()).zip(1..).map(|((kind, from), id)| {
-        let prefix = format!("{}/{kind}", inner.prefix);
-        pb::WatchCreateRequest {
-            range_end: end_of(&prefix),
-            key: prefix.into_bytes(),
-            start_revision: *from,
-            progress_notify: true,
-            prev_kv: true,
-            watch_id: id,
-        }
-    });
-    let (connection, mut stream) = match inner.client.watch(ranges.collect()).await {
+async fn follow(inner: &Inner, from: &mut i64) -> String {
+    let prefix = inner.key(WATCHED, "");
+    let range = pb::WatchCreateRequest {
+        range_end: end_of(&prefix),
+        key: prefix.into_bytes(),
+        start_revision: *from,
+        progress_notify: true,
+        prev_kv: true,
+        watch_id: WATCH_ID,
+    };
+    let (connection, mut stream) = match inner.client.watch(range).await {
         Ok(opened) => opened,
         Err(failure) => return failure.to_string(),
     };
@@ -59,11 +56,10 @@ async fn follow(inner: &Inner, from: &mut From) -> String {
     why
 }
 
-fn take(inner: &Inner, from: &mut From, message: &pb::WatchResponse) -> Result<(), String> {
-    let index = usize::try_from(message.watch_id - 1).unwrap_or(usize::MAX);
-    let Some(from) = from.get_mut(index) else {
+fn take(inner: &Inner, from: &mut i64, message: &pb::WatchResponse) -> Result<(), String> {
+    if message.watch_id != WATCH_ID {
         return Err("it answers a watch that was not asked for".into());
-    };
+    }
     let now = message.header.as_ref().map_or(0, |header| header.revision);
     if message.canceled {
         if message.compact_revision > 0 {
@@ -79,7 +75,7 @@ fn take(inner: &Inner, from: &mut From, message: &pb::WatchResponse) -> Result<(
         }
         return Ok(());
     }
-    if message.events.iter().any(|event| matters(inner, event)) {
+    if message.events.iter().any(matters) {
         inner.tick();
     }
     // A message has all events of its last revision; one without events says that there were none.
@@ -89,15 +85,8 @@ fn take(inner: &Inner, from: &mut From, message: &pb::WatchResponse) -> Result<(
 }
 
 /// Whether a plan may depend on it.
-fn matters(inner: &Inner, event: &pb::Event) -> bool {
+fn matters(event: &pb::Event) -> bool {
     let Some(kv) = &event.kv else { return true };
-    let key = String::from_utf8_lossy(&kv.key);
-    let rest = key.strip_prefix(&inner.prefix).unwrap_or_default();
-    if let Some(node) = rest.strip_prefix("/inventory/").or_else(|| rest.strip_prefix("/nodes/")) {
-        // This node's own, or a lease that was only written again.
-        let same = event.prev_kv.as_ref().is_some_and(|before| before.value == kv.value);
-        return node != inner.node.as_str() && !same;
-    }
     let new = spec(Some(kv).filter(|_| event.r#type() == pb::event::EventType::Put));
     // A `status` alone is an engine's.
     new.is_none() || new != spec(event.prev_kv.as_ref())
