@@ -127,7 +127,6 @@ impl Maps {
     }
 
     pub(super) fn track(&mut self, files: &mut Files, tracked: &Tracked, size: u64) {
-        self.tracking.enable(tracked.enabled);
         let mut kept = BTreeMap::from([(MapId::Intent, self.files[&MapId::Intent])]);
         let mut maps = Vec::new();
         for map in &tracked.dirty {

@@ -74,8 +74,6 @@ pub struct NewMap {
 /// What a replica's maps are to remember.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tracked {
-    /// Whether there is anybody to differ from.
-    pub enabled: bool,
     /// The dirty maps.
     pub dirty: Vec<DirtyMap>,
     /// Those of them that begin anew.
@@ -86,7 +84,7 @@ impl Tracked {
     /// What a replica that is opened remembers.
     #[must_use]
     pub fn of(meta: &Meta) -> Self {
-        Self { enabled: meta.configured.len() > 1, dirty: meta.dirty.clone(), begun: Vec::new() }
+        Self { dirty: meta.dirty.clone(), begun: Vec::new() }
     }
 }
 

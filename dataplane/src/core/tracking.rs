@@ -100,8 +100,6 @@ struct Dirty {
 /// The maps of one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tracking {
-    /// With a single configured replica there is nobody to differ from.
-    enabled: bool,
     intent: Paged,
     /// Groups whose bit is on stable storage.
     durable: RegionMap,
@@ -122,18 +120,12 @@ impl Tracking {
             fresh.insert_bytes(group * GROUP_BYTES, GROUP_BYTES.min(size_bytes - group * GROUP_BYTES));
         }
         Self {
-            enabled: true,
             durable: intent.clone(),
             intent: Paged::new(intent),
             fresh,
             clearing: RegionMap::of(groups),
             dirty: Vec::new(),
         }
-    }
-
-    /// Whether changes are to be remembered at all.
-    pub fn enable(&mut self, enabled: bool) {
-        self.enabled = enabled;
     }
 
     /// From now on these are the replicas that dirty maps are kept for. A map that is given replaces the one there was;
@@ -155,9 +147,6 @@ impl Tracking {
 
     /// A change of `offset..offset + len` is about to be made. False: it has to wait until [`Self::is_admitted`].
     pub fn admit(&mut self, offset: u64, len: u64) -> bool {
-        if !self.enabled {
-            return true;
-        }
         self.fresh.insert_bytes(offset, len);
         let mut admitted = true;
         for group in groups_of(offset, len) {
@@ -179,14 +168,14 @@ impl Tracking {
     /// Whether a change may be made now; for one that [`Self::admit`] has seen.
     #[must_use]
     pub fn is_admitted(&self, offset: u64, len: u64) -> bool {
-        !self.enabled || groups_of(offset, len).all(|group| self.durable.contains(group))
+        groups_of(offset, len).all(|group| self.durable.contains(group))
     }
 
     /// Whether a change still may be admitted: its bits are set, or on their way. Not so after a page could not be
     /// written.
     #[must_use]
     pub fn is_awaited(&self, offset: u64, len: u64) -> bool {
-        !self.enabled || groups_of(offset, len).all(|group| self.intent.map.contains(group))
+        groups_of(offset, len).all(|group| self.intent.map.contains(group))
     }
 
     /// Members are equal in these groups, on stable storage: their bits are cleared, once what they stood for is in the

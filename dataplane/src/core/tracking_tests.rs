@@ -209,14 +209,6 @@ fn a_write_during_clearing_keeps_its_group() {
 }
 
 #[test]
-fn a_single_replica_remembers_nothing() {
-    let mut tracking = Tracking::new(SIZE, RegionMap::of(6));
-    tracking.enable(false);
-    assert!(tracking.admit(0, 4096));
-    assert_eq!((tracking.poll_page(), tracking.word(MapId::Intent, 0)), (None, 0));
-}
-
-#[test]
 fn what_an_absent_replica_got_is_taken_from_its_map_alone() {
     let mut tracking = Tracking::new(SIZE, RegionMap::of(6));
     let mut full = RegionMap::of(81);

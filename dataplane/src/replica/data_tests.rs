@@ -58,7 +58,7 @@ fn options(dir: &Path) -> DataOptions {
         dirty: false,
         failed: false,
         intent: (map_file(&dir.join("intent.bm")), RegionMap::of(SIZE.div_ceil(GROUP_BYTES))),
-        track: Track { enabled: true, dirty: vec![TrackFor { map, new }] },
+        track: Track { dirty: vec![TrackFor { map, new }] },
     }
 }
 

@@ -53,7 +53,6 @@ impl Maps {
     }
 
     pub(super) fn track(&mut self, driver: &mut Driver, track: Track) {
-        self.tracking.enable(track.enabled);
         let mut kept = Vec::with_capacity(track.dirty.len());
         let mut maps = Vec::with_capacity(track.dirty.len());
         for one in track.dirty {

@@ -31,8 +31,6 @@ pub(crate) enum ToData {
 /// What to remember changes for.
 #[derive(Debug)]
 pub(crate) struct Track {
-    /// Whether there is anybody to differ from.
-    pub(crate) enabled: bool,
     /// The dirty maps.
     pub(crate) dirty: Vec<TrackFor>,
 }

@@ -429,7 +429,7 @@ impl Open {
                 Some(TrackFor { map: *map, new })
             })
             .collect();
-        self.data.send(ToData::Track(Box::new(Track { enabled: tracked.enabled, dirty })));
+        self.data.send(ToData::Track(Box::new(Track { dirty })));
     }
 
     fn open_dirty(&self, replica: ReplicaId) -> Option<(File, RegionMap)> {
@@ -537,7 +537,7 @@ fn open(config: &ReplicaConfig, boot: BootId) -> Result<Open, Error> {
     }
     let options = DataOptions {
         intent,
-        track: Track { enabled: Tracked::of(&meta).enabled, dirty },
+        track: Track { dirty },
         size_bytes: meta.size_bytes,
         io_mode: config.io_mode,
         dirty: meta.unflushed,

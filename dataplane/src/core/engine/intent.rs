@@ -105,15 +105,9 @@ impl IntentClock {
 }
 
 impl Engine {
-    /// There is nobody to differ from.
-    fn remembers(&self) -> bool {
-        self.registry.status.configured.len() > 1
-    }
-
+    /// Also where there is one replica: another may be added, and is filled from what that one's cache holds.
     pub(super) fn wrote(&mut self, offset: u64, len: u64) {
-        if self.remembers() {
-            self.intent.wrote(offset, len);
-        }
+        self.intent.wrote(offset, len);
     }
 
     /// A flush is being sent: it covers all that was answered before.
@@ -131,7 +125,7 @@ impl Engine {
     /// Clears what has been cold for long, and flushes where nobody else does.
     pub(super) fn sweep_intent(&mut self, now: Now) {
         let calm = self.phase == Phase::Serving && self.proposal.is_none() && !self.any_failed_member();
-        if now < self.intent.next_sweep || !calm || !self.remembers() || self.fill.hands_over() {
+        if now < self.intent.next_sweep || !calm || self.fill.hands_over() {
             return;
         }
         self.intent.next_sweep = now + self.config.intent_sweep;

@@ -167,7 +167,6 @@ impl Node {
     }
 
     fn track(&mut self, tracked: &Tracked, opens: bool) {
-        self.tracking.enable(tracked.enabled);
         let maps: Vec<_> = tracked
             .dirty
             .iter()

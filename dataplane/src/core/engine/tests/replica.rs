@@ -107,7 +107,6 @@ impl Disk {
         self.core = Replica::new(meta, self.boot());
         self.waiting.clear();
         self.tracking = Tracking::new(SIZE, self.map(MapId::Intent, SIZE.div_ceil(GROUP_BYTES)));
-        self.tracking.enable(tracked.enabled);
         let maps: Vec<_> = tracked
             .dirty
             .iter()
@@ -200,7 +199,6 @@ impl Disk {
                 self.core.handle_persisted(Ok(()));
             }
             Action::Track(tracked) => {
-                self.tracking.enable(tracked.enabled);
                 let maps: Vec<_> = tracked
                     .dirty
                     .iter()
