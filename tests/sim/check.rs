@@ -27,6 +27,8 @@ struct Candidate {
 pub struct Registers {
     units: Vec<Vec<Candidate>>,
     now: Moment,
+    /// When all caches were lost the last time.
+    lost_at: Moment,
 }
 
 impl Registers {
@@ -42,7 +44,7 @@ impl Registers {
             by_read: false,
             dead: false,
         };
-        Self { units: vec![vec![zero]; units], now: 0 }
+        Self { units: vec![vec![zero]; units], now: 0, lost_at: 0 }
     }
 
     /// The next moment.
@@ -118,6 +120,10 @@ impl Registers {
                 unit.iter().filter(|c| c.gone.is_none_or(|gone| gone > began)).map(|c| c.stamp).collect();
             return Err(format!("unit {at}: read {value}, possible {possible:?}"));
         }
+        if began < self.lost_at {
+            // It may have been read before all caches were lost: what it did not see may have come back since.
+            return Ok(());
+        }
         for other in unit.iter_mut().filter(|c| c.stamp != value && c.gone.is_none()) {
             if other.decided.is_some_and(|at| at < began) {
                 other.gone = Some(now);
@@ -138,6 +144,7 @@ impl Registers {
 
     /// Every member lost its cache: what no flush covers may be undone.
     pub fn caches_lost(&mut self) {
+        self.lost_at = self.moment();
         for candidate in self.units.iter_mut().flatten().filter(|c| !c.dead) {
             candidate.gone = None;
             candidate.by_read = false;
@@ -177,6 +184,18 @@ mod tests {
         r.read(0, began, 0).unwrap();
         let later = r.moment();
         assert!(r.read(0, later, 0).is_err());
+    }
+
+    #[test]
+    fn a_read_from_before_all_caches_were_lost_says_nothing_of_what_came_back() {
+        let mut r = Registers::new(1);
+        r.write_begins(1, 0..1, 11, 0);
+        r.write_done(1, 0..1, false);
+        let before = r.moment();
+        r.caches_lost();
+        r.read(0, before, 11).unwrap();
+        let later = r.moment();
+        r.read(0, later, 0).unwrap();
     }
 
     #[test]

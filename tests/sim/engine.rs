@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use holdfast_dataplane::core::engine::{
-    Action, Body, Config, ConnectFailure, Ending, Engine, EngineState, Outcome, PayloadUse, Request,
+    Action, Body, Config, ConnectFailure, Ending, Engine, EngineState, Outcome, PayloadUse, Request, Wanted,
 };
 use holdfast_dataplane::units::{BLOCK_BYTES, PART_BYTES_MAX, REGION_BYTES, block_cover, to_u64, to_usize};
 use holdfast_dataplane::wire::handshake::{Hello, RefusalKind, Refused, Role};
@@ -71,7 +71,7 @@ pub(super) fn now_of(time: Time) -> Duration {
     Duration::from_micros(time + 1_000_000)
 }
 
-fn slot_of(replica: ReplicaId) -> usize {
+pub(super) fn slot_of(replica: ReplicaId) -> usize {
     usize::try_from(replica.0).unwrap_or(usize::MAX).wrapping_sub(1)
 }
 
@@ -90,14 +90,21 @@ fn failure(refused: &Refused) -> ConnectFailure {
     }
 }
 
+impl Host {
+    pub(super) fn has_one_more_replica(&mut self) {
+        self.links.push(None);
+        self.tries.push(None);
+        self.addresses.push(None);
+    }
+}
+
 impl World {
     /// An engine begins on `node`, with the record as its agent read it.
     pub(super) fn start_engine(
         &mut self,
         node: usize,
         uuid: InstanceUuid,
-        version: u64,
-        status: VolumeStatus,
+        (version, status, wanted): (u64, VolumeStatus, Vec<Wanted>),
     ) -> usize {
         // Promises are made to the process, not to the instance.
         let process =
@@ -131,6 +138,7 @@ impl World {
             self.locate(engine, slot);
         }
         let now = now_of(self.queue.now());
+        self.engines[engine].core.want(wanted, now);
         self.engines[engine].core.start(now);
         self.act_engine(engine);
         engine
@@ -552,6 +560,21 @@ impl World {
             return;
         }
         let Some((request, offset, len)) = self.choose_request() else { return };
+        self.submit(engine, request, offset, len);
+    }
+
+    /// A client of an engine that was replaced reads on: what its writes wait for is nothing to it.
+    pub(super) fn reader(&mut self, engine: usize) {
+        let reads = self.engines[engine].clients.values().filter(|op| op.request == Request::Read);
+        if reads.count() >= self.plan.depth {
+            return;
+        }
+        if let Some((Request::Read, offset, len)) = self.choose_request() {
+            self.submit(engine, Request::Read, offset, len);
+        }
+    }
+
+    fn submit(&mut self, engine: usize, request: Request, offset: u64, len: u64) {
         let now = now_of(self.queue.now());
         let Ok(op) = self.engines[engine].core.submit(request, offset, len, now) else { return };
         self.next_write += 1;
@@ -624,7 +647,6 @@ impl World {
             return self.fail(format!("e{engine}: {key:?} is answered twice"));
         };
         self.answered += 1;
-        let newest = self.newest_served.is_some_and(|(_, newest)| newest == engine);
         match (op.request, outcome) {
             (_, Outcome::Failed(_)) => {
                 self.failed_ops += 1;
@@ -636,8 +658,6 @@ impl World {
                 self.registers.write_done(op.write, op.units, fua);
             }
             (Request::Trim, _) => self.registers.write_done(op.write, op.units, false),
-            // Without a lease, an engine that was replaced and has not heard of it may read what is no longer so.
-            (Request::Read | Request::Extents | Request::Flush, _) if !newest => {}
             (Request::Read, _) => {
                 let skip = to_usize(op.offset % BLOCK_BYTES / UNIT_BYTES);
                 let read = buffer.unwrap_or_default();

@@ -12,6 +12,7 @@ macro_rules! trace {
     };
 }
 
+mod changes;
 pub mod check;
 pub mod disk;
 mod engine;
@@ -46,25 +47,30 @@ pub struct Report {
     pub sim_us: u64,
 }
 
-/// The command that shows what happens in the world of a seed.
+/// The command that shows what happens in a world.
 #[must_use]
-pub fn replay(seed: u64) -> String {
-    format!("cargo run --release -p holdfast-tests --bin sim -- --seed {seed} --trace")
+pub fn replay(plan: &Plan) -> String {
+    let first = if plan.first { " --first" } else { "" };
+    format!("cargo run --release -p holdfast-tests --bin sim -- --seed {}{first} --trace", plan.seed)
 }
 
-/// The seeds that once found something.
-pub fn regressions() -> impl Iterator<Item = u64> {
+/// The worlds that once found something.
+pub fn regressions() -> impl Iterator<Item = Plan> {
     let lines = include_str!("regressions.txt").lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.split_whitespace().next()?.parse().ok())
+    lines.filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let seed = words.next()?.parse().ok()?;
+        Some(if words.next() == Some("first") { Plan::first(seed) } else { Plan::of(seed) })
+    })
 }
 
-/// Runs the world of a seed. A panic in a core is a failure like any other.
+/// Runs the world of a seed.
 #[must_use]
 pub fn run(seed: u64, trace: bool) -> Report {
     run_plan(Plan::of(seed), trace)
 }
 
-/// Runs a world.
+/// Runs a world. A panic in a core is a failure like any other.
 #[must_use]
 pub fn run_plan(plan: Plan, trace: bool) -> Report {
     let result = std::panic::catch_unwind(|| World::new(plan, trace).run());

@@ -110,6 +110,12 @@ pub struct Plan {
     pub faults: Vec<(Fault, u64)>,
     /// Whether nodes restart.
     pub reboots: bool,
+    /// Between two changes of the wanted replicas, in the mean; 0: there are none.
+    pub change_every: Time,
+    /// Whether an engine that was replaced goes on being read, however many of its clients' writes hang.
+    pub readers: bool,
+    /// Made by [`Plan::first`].
+    pub first: bool,
 }
 
 fn mix(kind: Kind) -> Vec<(Fault, u64)> {
@@ -164,6 +170,15 @@ impl Plan {
     /// The world of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Self {
+        let mut random = Random::new(seed ^ 0x7f4a_7c15);
+        let change_every = if random.one_in(3) { random.between(500, 6000) * MS } else { 0 };
+        Self { change_every, readers: true, first: false, ..Self::first(seed) }
+    }
+
+    /// The world that a seed made before replicas were added and removed, and before there were such readers: what it
+    /// found then is found in this world.
+    #[must_use]
+    pub fn first(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let kind = match random.below(16) {
             0 => Kind::Calm,
@@ -200,6 +215,9 @@ impl Plan {
             fault_every: random.between(100, 1500) * MS,
             reboots: matches!(kind, Kind::Reboots | Kind::All),
             faults: mix(kind),
+            change_every: 0,
+            readers: false,
+            first: true,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The registry: one record behind compare-and-swap, which engines reach through the agent of their node.
 
-use holdfast_dataplane::core::engine::RegistryOutcome;
+use holdfast_dataplane::core::engine::{RegistryOutcome, Wanted};
 use holdfast_proto::ids::{Generation, Incarnation};
 use holdfast_proto::record::VolumeStatus;
 use uuid::Uuid;
@@ -17,6 +17,8 @@ const REGISTRY_WITHIN: u64 = 5 * SEC;
 pub(super) struct Registry {
     pub(super) version: u64,
     pub(super) status: VolumeStatus,
+    /// What the record's spec wants; empty in worlds in which nobody says.
+    pub(super) wanted: Vec<Wanted>,
     pub(super) incarnation: u128,
     pub(super) up: bool,
     /// One in so many answers is lost.
@@ -104,6 +106,11 @@ impl World {
 
     /// An old backup is put in the place of the record: a new life of the registry.
     pub(super) fn restore_registry(&mut self) {
+        // A record from before a change of the set says nothing of replicas that may decide a start, and agents end or
+        // leave those: what becomes of it is for people to say.
+        if self.plan.change_every > 0 {
+            return;
+        }
         if let Some((version, status)) = self.registry.backup.take() {
             trace!(self, "registry restored to version {version}: {status:?}");
             self.registry.version = version;

@@ -1,6 +1,6 @@
 //! A world: nodes with agents, replicas and engines, a network, a registry, clients, and what happens to them.
 
-use holdfast_dataplane::core::engine::{ConnectFailure, RegistryOutcome};
+use holdfast_dataplane::core::engine::{ConnectFailure, RegistryOutcome, Wanted as WantedReplica};
 use holdfast_dataplane::layout::Meta;
 use holdfast_dataplane::units::{BLOCK_BYTES, REGION_BYTES};
 use holdfast_proto::ids::{
@@ -102,7 +102,17 @@ pub(super) enum Event {
     NodeUp {
         node: usize,
     },
+    /// Other replicas are wanted.
+    Change,
+    /// An engine is told which are.
+    Want {
+        engine: usize,
+    },
+    EndRemoved,
 }
+
+/// Reads that are asked of an engine that was replaced, beside its clients' own.
+const READERS: usize = 3;
 
 /// How a fault ends.
 #[derive(Debug, Clone, Copy)]
@@ -124,7 +134,7 @@ pub(super) struct Node {
     /// Its agent cannot reach the registry.
     pub(super) registry_cut: bool,
     /// The record as its agent last read it.
-    known: (u64, VolumeStatus),
+    known: (u64, VolumeStatus, Vec<WantedReplica>),
 }
 
 /// Where the volume is wanted, and by which engine.
@@ -166,7 +176,7 @@ pub(super) struct World {
     pub(super) trace: bool,
 }
 
-fn first_meta(replica: ReplicaId, size_bytes: u64, view: View, configured: ReplicaSet) -> Meta {
+pub(super) fn first_meta(replica: ReplicaId, size_bytes: u64, view: View, configured: ReplicaSet) -> Meta {
     Meta {
         node: "node".parse().expect("a name"),
         volume: VolumeId(Uuid::from_u128(1)),
@@ -208,9 +218,14 @@ impl World {
             clean: true,
             instance_uuids: std::collections::BTreeMap::new(),
         };
+        let mut wanted = Vec::new();
+        if plan.change_every > 0 {
+            let all = configured.iter();
+            wanted.extend(all.map(|replica| WantedReplica { replica, replaces: ReplicaSet::new() }));
+        }
         let mut random = Random::new(plan.seed ^ 0x51ed_270b);
-        let node =
-            |_| Node { boot: 1, up: true, agent_up: true, registry_cut: false, known: (1, status.clone()) };
+        let known = (1, status.clone(), wanted.clone());
+        let node = |_| Node { boot: 1, up: true, agent_up: true, registry_cut: false, known: known.clone() };
         let replicas = (0..plan.replicas)
             .map(|slot| {
                 let meta = first_meta(engine::id_of(slot), size, view, configured);
@@ -228,6 +243,7 @@ impl World {
             registry: Registry {
                 version: 1,
                 status: status.clone(),
+                wanted,
                 incarnation: 1,
                 up: true,
                 lose_one_in: 0,
@@ -265,6 +281,10 @@ impl World {
         self.queue.after(MS, Event::Client);
         self.queue.after(SEC, Event::Fault);
         self.queue.after(10 * MS, Event::WriteBack);
+        if self.plan.change_every > 0 {
+            self.queue.after(SEC, Event::Change);
+            self.queue.after(SEC, Event::EndRemoved);
+        }
     }
 
     pub(super) fn fail(&mut self, why: String) {
@@ -321,6 +341,7 @@ impl World {
             && host.ended.is_none()
             && host.clients.is_empty()
             && self.is_healthy(current)
+            && self.registry.is_as_wanted()
             && self.engines.iter().all(|host| host.clients.is_empty() || !host.alive)
     }
 
@@ -341,9 +362,10 @@ impl World {
             .map(|r| r.open.as_ref().map_or("not open".to_owned(), |open| format!("{:?}", open.core.meta())))
             .collect();
         format!(
-            "{current:?}\nrecord {} {:?}\n{}",
+            "{current:?}\nrecord {} {:?} wanted {:?}\n{}",
             self.registry.version,
             self.registry.status,
+            self.registry.wanted,
             metas.join("\n")
         )
     }
@@ -391,6 +413,9 @@ impl World {
                 self.queue.after(50 * MS, Event::WriteBack);
             }
             Event::NodeUp { node } => self.node_up(node),
+            Event::Change => self.change_due(),
+            Event::Want { engine } => self.tell_wanted(engine),
+            Event::EndRemoved => self.end_removed(),
         }
     }
 
@@ -408,6 +433,11 @@ impl World {
                 for _ in 0..=self.random.below(self.plan.burst) {
                     self.client(engine);
                 }
+                if self.plan.readers && self.newest_served.is_some_and(|(_, newest)| newest != engine) {
+                    for _ in 0..READERS {
+                        self.reader(engine);
+                    }
+                }
             }
         }
         let next = self.random.below(2 * self.plan.client_every);
@@ -417,12 +447,13 @@ impl World {
     /// All copies are the same, and are what clients were told.
     fn check_copies(&mut self) {
         let blocks = self.blocks();
-        let first: Vec<_> = self.replicas[0].image.read(0, blocks).collect();
-        for slot in 1..self.replicas.len() {
+        let slots: Vec<_> = self.registry.status.configured.iter().map(engine::slot_of).collect();
+        let first: Vec<_> = self.replicas[slots[0]].image.read(0, blocks).collect();
+        for &slot in &slots[1..] {
             let differs = self.replicas[slot].image.read(0, blocks).zip(&first).position(|(a, b)| a != *b);
             if let Some(unit) = differs {
                 let values: Vec<_> =
-                    self.replicas.iter().map(|r| r.image.read(0, blocks).nth(unit)).collect();
+                    slots.iter().map(|slot| self.replicas[*slot].image.read(0, blocks).nth(unit)).collect();
                 return self.fail(format!("copies differ in unit {unit}: {values:?}"));
             }
         }
@@ -446,7 +477,7 @@ impl World {
     }
 
     fn replica_due(&mut self, slot: usize) {
-        if self.replicas[slot].running {
+        if self.replicas[slot].running || self.was_removed(slot) {
             return;
         }
         if self.agent_is_up(self.replicas[slot].node) {
@@ -484,13 +515,18 @@ impl World {
             return self.want_engine(500 * MS);
         }
         if self.registry_answers(node) {
-            self.nodes[node].known = (self.registry.version, self.registry.for_engine());
+            let registry = &self.registry;
+            self.nodes[node].known = (registry.version, registry.for_engine(), registry.wanted.clone());
         }
-        let (version, status) = self.nodes[node].known.clone();
+        let known = self.nodes[node].known.clone();
         let uuid = InstanceUuid(Uuid::from_u128(self.wanted.uuid));
         let engine = self.engines.len();
         self.wanted.engine = Some(engine);
-        self.start_engine(node, uuid, version, status);
+        self.start_engine(node, uuid, known);
+        if self.plan.change_every > 0 {
+            // Its agent looks at the record again, as every few seconds.
+            self.queue.after(5 * SEC, Event::Want { engine });
+        }
     }
 
     /// The current engine's process is gone: its agent starts it again.

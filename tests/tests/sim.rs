@@ -1,14 +1,14 @@
 //! The simulation: the seeds that once found something, and the first 2,000 of all.
 #![forbid(unsafe_code)]
 
-use holdfast_tests::sim;
+use holdfast_tests::sim::{self, plan::Plan};
 
-fn runs(seeds: impl IntoIterator<Item = u64>) -> u64 {
+fn runs(plans: impl IntoIterator<Item = Plan>) -> u64 {
     let mut answered = 0;
-    for seed in seeds {
-        let report = sim::run(seed, false);
+    for plan in plans {
+        let report = sim::run_plan(plan.clone(), false);
         if let Some(why) = report.failure {
-            panic!("seed {seed}: {why}\nreplay: {}", sim::replay(seed));
+            panic!("seed {}: {why}\nreplay: {}", plan.seed, sim::replay(&plan));
         }
         answered += report.answered;
     }
@@ -22,12 +22,12 @@ fn seeds_that_found_something() {
 
 #[test]
 fn the_first_seeds() {
-    assert!(runs(0..1000) > 50_000, "the seeds have done next to nothing");
+    assert!(runs((0..1000).map(Plan::of)) > 50_000, "the seeds have done next to nothing");
 }
 
 #[test]
 fn the_next_seeds() {
-    assert!(runs(1000..2000) > 50_000, "the seeds have done next to nothing");
+    assert!(runs((1000..2000).map(Plan::of)) > 50_000, "the seeds have done next to nothing");
 }
 
 #[test]

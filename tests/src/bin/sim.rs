@@ -1,13 +1,14 @@
 //! Many seeds of the simulation, or one of them aloud.
 //!
-//! `sim [--seeds N] [--from S] [--keep-going] [--dump-kinds]`, `sim --seed S [--trace]`
+//! `sim [--seeds N] [--from S] [--keep-going] [--dump-kinds]`, `sim --seed S [--trace]`; `--first`: worlds as they
+//! were at first
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use holdfast_tests::sim::plan::Plan;
-use holdfast_tests::sim::{Report, replay, run};
+use holdfast_tests::sim::{Report, replay, run_plan};
 
 #[derive(Debug, Default)]
 struct Args {
@@ -16,6 +17,13 @@ struct Args {
     seed: Option<u64>,
     trace: bool,
     keep_going: bool,
+    first: bool,
+}
+
+impl Args {
+    fn plan(&self, seed: u64) -> Plan {
+        if self.first { Plan::first(seed) } else { Plan::of(seed) }
+    }
 }
 
 fn args() -> Result<Args, String> {
@@ -31,6 +39,7 @@ fn args() -> Result<Args, String> {
             "--from" => args.from = number()?,
             "--seed" => args.seed = Some(number()?),
             "--trace" => args.trace = true,
+            "--first" => args.first = true,
             "--keep-going" => args.keep_going = true,
             other => return Err(format!("argument {other:?} is not known")),
         }
@@ -38,15 +47,15 @@ fn args() -> Result<Args, String> {
     Ok(args)
 }
 
-fn failed(seed: u64, report: &Report) {
-    let plan = Plan::of(seed);
+fn failed(plan: &Plan, report: &Report) {
     println!(
-        "seed {seed} ({:?}, {} replicas): {}",
+        "seed {} ({:?}, {} replicas): {}",
+        plan.seed,
         plan.kind,
         plan.replicas,
         report.failure.as_deref().unwrap_or("")
     );
-    println!("replay: {}", replay(seed));
+    println!("replay: {}", replay(plan));
 }
 
 fn main() {
@@ -55,11 +64,12 @@ fn main() {
         std::process::exit(2);
     });
     if let Some(seed) = args.seed {
-        println!("{:?}", Plan::of(seed));
-        let report = run(seed, args.trace);
+        let plan = args.plan(seed);
+        println!("{plan:?}");
+        let report = run_plan(plan.clone(), args.trace);
         println!("{report:?}");
         if report.failure.is_some() {
-            failed(seed, &report);
+            failed(&plan, &report);
             std::process::exit(1);
         }
         return;
@@ -70,7 +80,8 @@ fn main() {
     let mut failures: BTreeMap<String, u64> = BTreeMap::new();
     let mut count = 0;
     for seed in args.from..args.from.saturating_add(args.seeds) {
-        let report = run(seed, false);
+        let plan = args.plan(seed);
+        let report = run_plan(plan.clone(), false);
         count += 1;
         answered += report.answered;
         failed_ops += report.failed_ops;
@@ -78,7 +89,7 @@ fn main() {
         engines += report.engines;
         sim_us += report.sim_us;
         if let Some(why) = &report.failure {
-            failed(seed, &report);
+            failed(&plan, &report);
             *failures.entry(why.split(':').next().unwrap_or_default().to_owned()).or_default() += 1;
             if !args.keep_going {
                 break;
