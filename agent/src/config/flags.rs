@@ -28,7 +28,7 @@ pub struct AgentFlags {
     /// Name of this node [default: the host name]
     #[arg(long, value_name = "NAME")]
     pub node: Option<NodeName>,
-    /// Where the records live: file, or etcd://HOST:PORT[,HOST:PORT...][/PREFIX] [default: file]
+    /// Where the records live: file, or etcd://HOST:PORT,HOST:PORT/PREFIX [default: file]
     #[arg(long, value_name = "file|etcd://...", value_parser = parse_place)]
     pub registry: Option<RegistryPlace>,
     /// PEM file of who signed etcd's certificates; with it, TLS is spoken

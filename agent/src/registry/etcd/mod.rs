@@ -5,7 +5,7 @@
 //!
 //! Every question is a linearizable transaction under the condition that the incarnation is the one that this node
 //! knows: where it is missing or another one, the answer is an error and never "there is nothing". An etcd that
-//! went back in time is recognised by its revision, another one by its cluster id ([`memory`]). Every change compares
+//! went back in time is recognised by its revision, another one by its cluster id (`memory`). Every change compares
 //! the revision of the key that it replaces in the same transaction. A change whose answer is lost is read back; what
 //! cannot be told then is an error.
 
