@@ -61,6 +61,7 @@ fn o4_an_emptied_etcd_is_no_reason_to_stop_or_delete_anything() {
     let cluster = agent(&etcd);
     cluster.create_attached("demo", "64MiB", 2);
     let before = cluster.instance_processes();
+    let mut client = cluster.connect("demo");
     etcd.with_all_down(|etcd| std::fs::remove_dir_all(etcd.data_dir(0)).unwrap());
     eventually(SOON, "it is noticed", || {
         let said = cluster.cli(&["node", "show"]).said();
@@ -71,7 +72,7 @@ fn o4_an_emptied_etcd_is_no_reason_to_stop_or_delete_anything() {
     let claims: Vec<_> = said["instances"].as_array().unwrap().iter().map(|one| &one["claim"]).collect();
     assert_eq!(claims, ["unknown"; 3], "{said}");
     assert_eq!(cluster.instance_processes(), before);
-    cluster.connect("demo").write_fua(MIB, &[5; 4096]).unwrap();
+    client.write_fua(MIB, &[5; 4096]).unwrap();
 }
 
 #[test]
