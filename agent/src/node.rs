@@ -211,11 +211,6 @@ impl NodeHandle {
     pub fn orphans(&self) -> Vec<pb::Orphan> {
         orphans::list(&self.shared)
     }
-    /// The numbers of orphans, for metrics.
-    #[must_use]
-    pub fn orphan_stats(&self) -> orphan::Stats {
-        self.shared.orphans.lock().2.clone()
-    }
     /// What is cleaned from now on.
     pub fn set_orphan_settings(&self, settings: orphan::Settings) {
         *self.shared.orphan_settings.lock() = settings;

@@ -1,9 +1,12 @@
 //! An agent whose records live in etcd.
 #![forbid(unsafe_code)]
 
+use std::path::Path;
+
 use holdfast_tests::cluster::{AgentOptions, HEALTHY_WITHIN, SOON};
 use holdfast_tests::etcd::Etcd;
-use holdfast_tests::process::kill;
+use holdfast_tests::process::{kill, run};
+use holdfast_tests::tools::tool;
 use holdfast_tests::wait::check;
 use holdfast_tests::{Cluster, MIB, eventually};
 
@@ -32,12 +35,11 @@ fn a_volume_lives_through_the_loss_of_a_member_and_of_all_of_etcd() {
     let before = cluster.instance_processes();
     etcd.with_all_down(|_| {
         client.write_fua(3 * MIB, &[3; 4096]).unwrap();
-        let said = cluster.cli(&["node", "show"]).expect_code(0).said();
         let warned = eventually(SOON, "it says so", || {
             let said = cluster.cli(&["node", "show"]).said();
             check(said.contains("the registry cannot be read"), || said.clone()).map(|()| said)
         });
-        assert!(warned.contains("127.0.0.1"), "with the servers: {said}");
+        assert!(warned.contains("127.0.0.1"), "with the servers: {warned}");
         cluster.kill_agent();
         cluster.start();
         assert_eq!(cluster.instance_processes(), before, "nothing was stopped or started");
@@ -118,4 +120,66 @@ fn a_password_opens_etcd_and_is_never_an_argument() {
     for process in holdfast_tests::process::processes_of(cluster.root()) {
         assert!(!process.has_argument("pa55word"), "{process:?}");
     }
+}
+
+/// A certificate and its key, signed by the one named `ca`, or by itself where that is its own name.
+fn certificate(dir: &Path, name: &str, ca: &str) {
+    let path = |name: &str, kind: &str| dir.join(format!("{name}.{kind}"));
+    let mut command = tool("openssl");
+    command.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]);
+    command.args(["-subj", &format!("/CN={name}")]).arg("-keyout").arg(path(name, "key")).arg("-out");
+    command.arg(path(name, "pem"));
+    if name == ca {
+        command.args(["-addext", "keyUsage=critical,keyCertSign"]);
+    } else {
+        command.arg("-CA").arg(path(ca, "pem")).arg("-CAkey").arg(path(ca, "key"));
+        command.args([
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ]);
+    }
+    assert_eq!(run(command, SOON).code, Some(0), "{name}");
+}
+
+#[test]
+fn with_tls_the_agent_shows_who_it_is_and_believes_nobody_else() {
+    let etcd = Etcd::start_with(1, |dir| {
+        for (name, ca) in [("ca", "ca"), ("server", "ca"), ("client", "ca"), ("other", "other")] {
+            certificate(dir, name, ca);
+        }
+        let file = |flag: &str, name: &str| format!("{flag}={}", dir.join(name).display());
+        let mut args = vec![file("--cert-file", "server.pem"), file("--key-file", "server.key")];
+        args.extend([file("--trusted-ca-file", "ca.pem"), "--client-cert-auth".to_owned()]);
+        args
+    });
+    let options = |ca: &str, client: bool| {
+        let file = |name: &str| etcd.root().join(name).to_string_lossy().into_owned();
+        let url = etcd.url("/test");
+        let mut extra = vec!["--registry".to_owned(), url, "--registry-ca".to_owned(), file(ca)];
+        if client {
+            extra.extend(["--registry-cert".to_owned(), file("client.pem")]);
+            extra.extend(["--registry-key".to_owned(), file("client.key")]);
+        }
+        AgentOptions { extra, data_ports: None }
+    };
+    for (what, ca, client) in [("a stranger's server", "other.pem", true), ("nobody", "ca.pem", false)] {
+        let mut refused = Cluster::agent_not_started(options(ca, client));
+        refused.spawn();
+        let said = refused.ready_or_ended().unwrap_err();
+        assert!(said.contains(&etcd.endpoint(0)) && said.contains("certificate"), "{what}: {said}");
+    }
+    let cluster = Cluster::agent(options("ca.pem", true));
+    cluster.create_attached("demo", "64MiB", 1);
 }

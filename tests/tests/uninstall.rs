@@ -180,6 +180,9 @@ fn a_directory_that_is_not_ours_is_left_alone() {
     std::fs::create_dir(cluster.data_dir()).unwrap();
     assert_eq!(uninstall(&cluster, &[]).json()["result"], "nothing_here");
     assert!(cluster.data_dir().is_dir());
-    let missing = uninstall(&cluster, &["--data-dir", "/nowhere/at/all"]);
-    assert!(missing.0.code == Some(2), "given twice: {}", missing.said());
+    std::fs::remove_dir(cluster.data_dir()).unwrap();
+    assert_eq!(uninstall(&cluster, &[]).json()["result"], "nothing_here");
+    let missing = uninstall(&cluster, &["--allow"]).expect_code(3).said();
+    assert!(missing.contains("--data-dir"), "with the remedy: {missing}");
+    assert!(!cluster.data_dir().exists());
 }

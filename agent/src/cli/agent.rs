@@ -19,7 +19,7 @@ Examples:
   holdfast agent   records in /var/lib/holdfast, socket in /run/holdfast
   holdfast agent --config /etc/holdfast/agent.toml
   holdfast agent --data-dir ./data --listen unix:./agent.sock --node node-1
-  holdfast agent --node a --bind 10.0.0.7 --registry etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379
+  holdfast agent --node a --bind 10.0.0.7 --registry etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/nodes/a
 
 The file holds the same settings, with underscores:
   data_dir = \"/srv/holdfast\"

@@ -19,6 +19,7 @@ use super::client::{Client, ask};
 use super::output::Out;
 use crate::complaint::Complaint;
 use crate::config::{AgentConfig, AgentFlags, Surroundings};
+use crate::error::Error;
 use crate::node;
 use crate::registry::{Entry, Registry};
 use crate::store::DataDir;
@@ -146,21 +147,30 @@ impl Uninstall<'_> {
             home.end(self.out).await?;
             self.end_instances(&mut done).await?;
         }
-        let (removed, kept) = self.places.clear()?;
-        done.removed = removed;
-        done.kept = kept;
+        // Nothing is taken away under an agent that was started meanwhile.
+        let agent = self.lock_agent()?;
+        (done.removed, done.kept) = self.places.clear()?;
         let registry = DataDir::registry_in(&self.config.data_dir);
         if registry.exists() {
             // What is installed here next is confirmed anew.
-            self.home().await?.allow(&self.config, Some(false)).await?;
+            let home = node::open_registry(&agent::node_config(&self.config)).await?;
+            node::allow_uninstall(&*home, &self.config.node, Some(false)).await?;
             if self.args.purge_data && !self.places.data_dir.join("replicas").exists() {
                 self.places.clear_registry(&mut done.removed)?;
             } else {
-                done.kept.push(registry);
+                let orphans = DataDir::orphans_in(&self.config.data_dir);
+                done.kept.extend([registry, orphans].into_iter().filter(|path| path.exists()));
             }
         }
         self.places.clear_locks(lock)?;
+        drop(agent);
         self.tell(&done)
+    }
+
+    /// No agent runs on the data directory, and none starts while this is held.
+    fn lock_agent(&self) -> Result<AgentLock, Error> {
+        let config = &self.config;
+        AgentLock::take(&DataDir::lock_in(&config.data_dir), config.node.as_str(), "uninstall")
     }
 
     async fn home(&self) -> Result<Home, Complaint> {
@@ -170,7 +180,7 @@ impl Uninstall<'_> {
             return Err(Complaint::new(ErrorKind::NotFound, message)
                 .remedy("give --config or --data-dir as the agent has it"));
         }
-        match AgentLock::take(&DataDir::lock_in(&config.data_dir), config.node.as_str(), "uninstall") {
+        match self.lock_agent() {
             Ok(lock) => {
                 let registry = node::open_registry(&agent::node_config(config)).await?;
                 Ok(Home::Here { _lock: lock, registry })
@@ -201,6 +211,10 @@ impl Uninstall<'_> {
                     format!("nobody has confirmed that node {} may be uninstalled", self.config.node);
                 return Err(Complaint::new(ErrorKind::Unconfirmed, message)
                     .remedy("nothing was changed; confirm it with `holdfast uninstall --allow`"));
+            }
+            if wait == ASK_AGAIN_FIRST {
+                let within = CONFIRMED_WITHIN.as_secs();
+                self.say(&format!("not confirmed yet; looking for a confirmation for {within} s"));
             }
             sleep(wait.min(left)).await;
             wait *= 2;

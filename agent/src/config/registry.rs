@@ -14,10 +14,10 @@ const PREFIX: &str = "/holdfast";
 /// The home of the records.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum RegistryHome {
-    /// Files of the data directory: one node.
+    /// Files of the data directory.
     #[default]
     File,
-    /// etcd: as many nodes as use it.
+    /// etcd, below a prefix.
     Etcd(EtcdHome),
 }
 

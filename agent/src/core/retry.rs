@@ -7,7 +7,7 @@
 //! together part; for all of them together a bucket, from which those that waited longest take first. A new wish for
 //! a volume is tried at once, and so is the first attempt of everything.
 //!
-//! Calling order: [`Retries::select`] with all that want an attempt, then for each that had one [`Retries::failed`] or
+//! Calling order: [`Retries::hold_back`] with all that want an attempt, then for each that had one [`Retries::failed`] or
 //! [`Retries::succeeded`]; [`Retries::next_at`] says when a wait is over.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,37 +55,33 @@ pub struct Retries {
     spent: f64,
     spent_at: Moment,
     /// Some that were due found the bucket empty.
-    held: bool,
+    refused: bool,
 }
 
 impl Retries {
     /// Of an agent that starts now.
     #[must_use]
     pub fn new(now: Moment) -> Self {
-        Self { failing: BTreeMap::new(), started: now, spent: 0.0, spent_at: now, held: false }
+        Self { failing: BTreeMap::new(), started: now, spent: 0.0, spent_at: now, refused: false }
     }
 
-    /// Which of these may have an attempt now. What nobody wishes any more is forgotten: `wishes` are all there are.
+    /// Which of these may not have an attempt now. `wishes` are all there are: what nobody wishes any more, or wishes
+    /// otherwise, is forgotten.
     #[must_use]
-    pub fn select<'a>(
+    pub fn hold_back<'a>(
         &mut self,
-        wishes: impl IntoIterator<Item = (&'a VolumeName, &'a VolumeSpec)>,
-        wanting: &BTreeSet<&'a VolumeName>,
+        wishes: &BTreeMap<&VolumeName, &VolumeSpec>,
+        wanting: impl IntoIterator<Item = &'a VolumeName>,
         now: Moment,
-    ) -> BTreeSet<&'a VolumeName> {
-        let wishes: BTreeMap<_, _> = wishes.into_iter().collect();
+    ) -> BTreeSet<VolumeName> {
         self.failing.retain(|name, failing| wishes.get(name).is_some_and(|wish| **wish == failing.wish));
-        let mut due: Vec<_> = (self.failing.iter())
-            .filter(|(name, failing)| failing.retry_at <= now && wanting.contains(name))
-            .map(|(name, failing)| (failing.retry_at, name.clone()))
-            .collect();
+        let at = |name: &'a VolumeName| Some((self.failing.get(name)?.retry_at, name.clone()));
+        let failing: Vec<_> = wanting.into_iter().filter_map(at).collect();
+        let (mut due, early): (Vec<_>, Vec<_>) = failing.into_iter().partition(|(at, _)| *at <= now);
         due.sort();
-        let held: BTreeSet<_> = due.into_iter().filter(|_| !self.take(now)).map(|(_, name)| name).collect();
-        self.held = !held.is_empty();
-        let waits = |name: &VolumeName| {
-            self.failing.get(name).is_some_and(|failing| failing.retry_at > now || held.contains(name))
-        };
-        wanting.iter().copied().filter(|name| !waits(name)).collect()
+        let refused: Vec<_> = due.into_iter().filter(|_| !self.take(now)).collect();
+        self.refused = !refused.is_empty();
+        early.into_iter().chain(refused).map(|(_, name)| name).collect()
     }
 
     /// An attempt for `wish` failed. Returns whether that is worth a line in the log.
@@ -118,7 +114,7 @@ impl Retries {
     #[must_use]
     pub fn next_at(&self, now: Moment) -> Option<Moment> {
         let waits = self.failing.values().map(|failing| failing.retry_at).filter(|at| *at > now);
-        let refilled = self.held.then_some(now + REFILLED_AFTER);
+        let refilled = self.refused.then_some(now + REFILLED_AFTER);
         waits.chain(refilled).min()
     }
 

@@ -26,16 +26,14 @@ impl Node {
 
     /// Something happened, and the plan wants the same as ever.
     fn event(&mut self, now: Moment) -> usize {
-        let wishes = self.volumes.iter().map(|v| (&v.name, &v.spec));
-        let wanting = self.volumes.iter().map(|v| &v.name).collect();
-        let chosen: Vec<_> = self.retries.select(wishes, &wanting, now).into_iter().cloned().collect();
-        for name in &chosen {
-            let wish = &self.volumes.iter().find(|v| v.name == *name).unwrap().spec;
-            self.lines +=
-                usize::from(self.retries.failed(name, wish, &format!("disk {}", now.as_millis()), now));
-            self.attempts.push((now, name.clone()));
+        let wishes = self.volumes.iter().map(|v| (&v.name, &v.spec)).collect();
+        let held = self.retries.hold_back(&wishes, self.volumes.iter().map(|v| &v.name), now);
+        for volume in self.volumes.iter().filter(|volume| !held.contains(&volume.name)) {
+            let reason = format!("disk {}", now.as_millis());
+            self.lines += usize::from(self.retries.failed(&volume.name, &volume.spec, &reason, now));
+            self.attempts.push((now, volume.name.clone()));
         }
-        chosen.len()
+        self.volumes.len() - held.len()
     }
 
     fn attempts_between(&self, from: Moment, to: Moment) -> usize {
@@ -72,9 +70,9 @@ fn n4_five_hundred_that_fail_together_leave_room_for_what_works() {
             busiest = busiest.max(attempts);
         }
         let healthy = record("healthy", "node-a", 1);
-        let wishes = node.volumes.iter().chain([&healthy]).map(|v| (&v.name, &v.spec));
-        let chosen = node.retries.clone().select(wishes, &BTreeSet::from([&healthy.name]), now);
-        assert!(chosen.contains(&healthy.name), "what has not failed never waits");
+        let wishes = node.volumes.iter().chain([&healthy]).map(|v| (&v.name, &v.spec)).collect();
+        let held = node.retries.clone().hold_back(&wishes, [&healthy.name], now);
+        assert!(held.is_empty(), "what has not failed never waits");
     }
     assert!(busiest <= 20, "{busiest} at once");
     let after_first = node.attempts.len() - 500;

@@ -13,7 +13,7 @@ use crate::store::trash::{Trash, Waiting};
 
 /// What no record claims, as it was seen last.
 pub(super) fn list(shared: &Shared) -> Vec<pb::Orphan> {
-    let (at, orphans, _) = &*shared.orphans.lock();
+    let (at, orphans) = &*shared.orphans.lock();
     let since = shared.now().saturating_sub(*at);
     orphans.iter().map(|orphan| message(orphan, since)).collect()
 }

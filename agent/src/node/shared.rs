@@ -65,7 +65,7 @@ pub(super) struct Shared {
     /// What is cleaned; changes at run time.
     pub(super) orphan_settings: Mutex<orphan::Settings>,
     /// As the supervisor saw them last, and when that was.
-    pub(super) orphans: Mutex<(Moment, Vec<Orphan>, orphan::Stats)>,
+    pub(super) orphans: Mutex<(Moment, Vec<Orphan>)>,
     inventory: Mutex<Inventory>,
     changes: broadcast::Sender<(u64, Change)>,
     revision: watch::Sender<u64>,
@@ -222,6 +222,11 @@ impl Shared {
             holdfast_proto::status::ErrorKind::TimedOut,
             format!("stop in time: {}; they go on by themselves", left.join(", ")),
         ))
+    }
+
+    /// Whether an operator is changing the volume of this name now.
+    pub(super) fn is_changing(&self, volume: &str) -> bool {
+        self.operations.lock().contains_key(volume)
     }
 
     /// One operation at a time on a volume: an equal one waits its turn, a different one is told to come back.

@@ -271,13 +271,11 @@ impl Supervisor {
         for (volume, action) in std::mem::take(&mut plan.actions) {
             steps.entry(volume).or_default().push(action);
         }
-        let wanting = steps.keys().collect();
-        let chosen = self.retries.select(wishes.clone(), &wanting, shared.now());
-        let chosen: BTreeSet<_> = chosen.into_iter().cloned().collect();
+        let held = self.retries.hold_back(&wishes, steps.keys(), shared.now());
         for (volume, actions) in steps {
-            let before = self.plan.blocked.get(volume.as_str());
-            if !chosen.contains(&volume) {
-                let reason = before.cloned().unwrap_or_else(|| "waits before it is tried again".to_owned());
+            if held.contains(&volume) {
+                let before = self.plan.blocked.get(volume.as_str()).cloned();
+                let reason = before.unwrap_or_else(|| "waits before it is tried again".to_owned());
                 plan.blocked.insert(volume.to_string(), reason);
                 continue;
             }

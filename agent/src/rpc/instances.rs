@@ -6,21 +6,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::status::status;
-use super::{Stopped, logs, watch};
+use super::{Service, logs, watch};
 use crate::error::Error;
-use crate::node::NodeHandle;
-
-#[derive(Debug)]
-pub(super) struct Service {
-    node: NodeHandle,
-    stopped: Stopped,
-}
-
-impl Service {
-    pub(super) fn new(node: NodeHandle, stopped: Stopped) -> Self {
-        Self { node, stopped }
-    }
-}
 
 #[tonic::async_trait]
 impl Instances for Service {

@@ -36,6 +36,13 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// Becomes true when the server is to end.
 type Stopped = stop_watch::Receiver<bool>;
 
+/// What every service answers from; one file per service.
+#[derive(Debug, Clone)]
+struct Service {
+    node: NodeHandle,
+    stopped: Stopped,
+}
+
 /// Returns when the server is to end.
 async fn stop_asked(mut stopped: Stopped) {
     // An error means that the sender is gone: the same as a stop.
@@ -59,32 +66,33 @@ pub struct RpcServer {
 pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Complaint> {
     let (stop, stopped) = stop_watch::channel(false);
     let (health_reporter, health) = tonic_health::server::health_reporter();
-    health_reporter.set_serving::<InstancesServer<instances::Service>>().await;
-    health_reporter.set_serving::<VolumesServer<volumes::Service>>().await;
-    health_reporter.set_serving::<NodeServer<node::Service>>().await;
-    health_reporter.set_serving::<OrphansServer<orphans::Service>>().await;
-    health_reporter.set_serving::<TrashServer<trash::Service>>().await;
+    health_reporter.set_serving::<InstancesServer<Service>>().await;
+    health_reporter.set_serving::<VolumesServer<Service>>().await;
+    health_reporter.set_serving::<NodeServer<Service>>().await;
+    health_reporter.set_serving::<OrphansServer<Service>>().await;
+    health_reporter.set_serving::<TrashServer<Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         // The descriptors hold the instances' contract too, which is not served here.
-        .with_service_name(InstancesServer::<instances::Service>::NAME)
-        .with_service_name(VolumesServer::<volumes::Service>::NAME)
-        .with_service_name(NodeServer::<node::Service>::NAME)
-        .with_service_name(OrphansServer::<orphans::Service>::NAME)
-        .with_service_name(TrashServer::<trash::Service>::NAME)
+        .with_service_name(InstancesServer::<Service>::NAME)
+        .with_service_name(VolumesServer::<Service>::NAME)
+        .with_service_name(NodeServer::<Service>::NAME)
+        .with_service_name(OrphansServer::<Service>::NAME)
+        .with_service_name(TrashServer::<Service>::NAME)
         .with_service_name("grpc.health.v1.Health")
         .build_v1()
         .map_err(|error| Complaint::failed(format!("failed to describe the services: {error}")))?;
     let (socket, guard) = listener.into_parts()?;
+    let service = Service { node, stopped: stopped.clone() };
     let router = router::Router::default()
         .with(health)
         .with(reflection)
-        .with(InstancesServer::new(instances::Service::new(node.clone(), stopped.clone())))
-        .with(VolumesServer::new(volumes::Service::new(node.clone())))
-        .with(OrphansServer::new(orphans::Service::new(node.clone())))
-        .with(TrashServer::new(trash::Service::new(node.clone())))
-        .with(NodeServer::new(node::Service::new(node)));
+        .with(InstancesServer::new(service.clone()))
+        .with(VolumesServer::new(service.clone()))
+        .with(OrphansServer::new(service.clone()))
+        .with(TrashServer::new(service.clone()))
+        .with(NodeServer::new(service));
     let task = tokio::spawn(Server::builder().trace_fn(span).serve_with_incoming_shutdown(
         router,
         UnixListenerStream::new(socket),

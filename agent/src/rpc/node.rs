@@ -5,19 +5,8 @@ use holdfast_proto::pb::agent::node_server::Node;
 use holdfast_proto::{INSTANCE_PROTOCOL_MAX, INSTANCE_PROTOCOL_MIN};
 use tonic::{Request, Response, Status};
 
+use super::Service;
 use super::status::status;
-use crate::node::NodeHandle;
-
-#[derive(Debug)]
-pub(super) struct Service {
-    node: NodeHandle,
-}
-
-impl Service {
-    pub(super) fn new(node: NodeHandle) -> Self {
-        Self { node }
-    }
-}
 
 #[tonic::async_trait]
 impl Node for Service {

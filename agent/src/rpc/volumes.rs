@@ -4,19 +4,8 @@ use holdfast_proto::pb::agent as pb;
 use holdfast_proto::pb::agent::volumes_server::Volumes;
 use tonic::{Request, Response, Status};
 
+use super::Service;
 use super::status::status;
-use crate::node::NodeHandle;
-
-#[derive(Debug)]
-pub(super) struct Service {
-    node: NodeHandle,
-}
-
-impl Service {
-    pub(super) fn new(node: NodeHandle) -> Self {
-        Self { node }
-    }
-}
 
 #[tonic::async_trait]
 impl Volumes for Service {

@@ -81,7 +81,12 @@ impl DataDir {
     /// How long what is confirmed to be nobody's, and who holds it.
     #[must_use]
     pub fn orphans(&self) -> PathBuf {
-        self.root.join("orphans.json")
+        Self::orphans_in(&self.root)
+    }
+    /// [`Self::orphans`] of a data directory that may not be there yet.
+    #[must_use]
+    pub fn orphans_in(root: &Path) -> PathBuf {
+        root.join("orphans.json")
     }
     /// Where the instances' binaries are, unless configured elsewhere.
     #[must_use]

@@ -113,7 +113,7 @@ impl Places {
         Ok((gone, stays))
     }
 
-    /// Removes the records of a registry of files, where no data is left that they are about.
+    /// Removes the records of a registry of files, and what is known of orphans, where no data is left that they are about.
     ///
     /// # Errors
     /// As for [`Self::clear`].
@@ -123,7 +123,8 @@ impl Places {
             std::fs::remove_dir_all(&registry).map_err(Error::io("remove", &registry))?;
             gone.push(registry);
         }
-        Ok(())
+        // Who holds which data, of which none is left.
+        remove_file(&DataDir::orphans_in(&self.data_dir), gone)
     }
 
     /// Removes the locks, last of all, and the data directory if nothing is in it. Returns whether it is gone.

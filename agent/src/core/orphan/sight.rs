@@ -28,6 +28,9 @@ pub struct Copy {
     pub whole: bool,
     /// Whether a person has marked it to be kept.
     pub marked: bool,
+    /// Whether an operator is changing its volume at this moment: directories are made before the record that wants
+    /// them.
+    pub changing: bool,
 }
 
 /// Every instance that exists. One whose process has ended is nothing that could be an orphan.
@@ -63,7 +66,11 @@ pub fn data(world: World<'_>, copies: &[Copy]) -> Vec<Sighting> {
 
 fn of_copy(world: World<'_>, copies: &[Copy], copy: &Copy) -> Sighting {
     let name = copy.volume_name.as_str();
-    let claim = claims::of_directory(world.records, world.node, name, copy.volume, copy.replica);
+    let (claim, reason) =
+        match claims::of_directory(world.records, world.node, name, copy.volume, copy.replica) {
+            Claim::Unclaimed if copy.changing => (Claim::Unknown, format!("volume {name} is being changed")),
+            claim => (claim, reason(world, claim, name, copy.volume)),
+        };
     let standing = match (user(world, copy), world.records.by_id(copy.volume)) {
         (Some(user), _) => Standing::Busy(format!("{user} uses it")),
         (None, _) if copy.marked => Standing::Kept("it is marked to be kept".to_owned()),
@@ -73,7 +80,7 @@ fn of_copy(world: World<'_>, copies: &[Copy], copy: &Copy) -> Sighting {
             .map_or(Standing::Idle, |why| Standing::Kept(format!("it may be the last copy: {why}"))),
     };
     let subject = Subject { class: Class::ReplicaData, name: copy.directory.clone(), uuid: copy.volume.0 };
-    Sighting { subject, claim, reason: reason(world, claim, name, copy.volume), standing }
+    Sighting { subject, claim, reason, standing }
 }
 
 /// A process that has the directory open, or may have.

@@ -501,6 +501,7 @@ impl Home {
             order: record.status.view.order(),
             whole: true,
             marked: false,
+            changing: false,
         });
         Self { copies: copies.collect(), record, instances: BTreeMap::new() }
     }
@@ -552,6 +553,23 @@ fn d7_data_that_may_be_a_last_copy_is_kept() {
     let mut never = Home::new();
     never.record.spec.next_replica_id = 3;
     assert!(matches!(never.standing(), Standing::Kept(_)), "the record never had it");
+}
+
+#[test]
+fn a_directory_that_is_made_before_its_record_is_no_orphan() {
+    let mut home = Home::new();
+    let nothing = Records::Known(BTreeMap::new());
+    assert_eq!(home.third(&nothing).claim, Claim::Unclaimed);
+    home.copies[2].changing = true;
+    assert_eq!(home.third(&nothing).claim, Claim::Unknown, "its volume is being created");
+    home.record.spec.replicas.push(holdfast_proto::record::ReplicaSpec {
+        id: ReplicaId(3),
+        node: "node-a".parse().unwrap(),
+        disk: None,
+        replaces: Default::default(),
+    });
+    let state = RecordState::Readable(Box::new(home.record.clone()));
+    assert_eq!(home.third(&Records::Known([("demo".to_owned(), state)].into())).claim, Claim::Claimed);
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl Supervisor {
             Class::ReplicaData => {
                 let replicas = shared.data.replicas();
                 let found = blocking(move || replica_dirs::scan(&replicas)).await?;
-                let copies: Vec<_> = found.iter().filter_map(copy).collect();
+                let copies: Vec<_> = found.iter().filter_map(|found| copy(shared, found)).collect();
                 let world: World<'_> = self.world(shared, shared.now());
                 Ok(orphan::data(world, &copies))
             }
@@ -279,12 +279,12 @@ impl Supervisor {
 
     fn show_orphans(&self, shared: &Shared, settings: &orphan::Settings) {
         let (now, tracker) = (shared.now(), &self.orphans.tracker);
-        *shared.orphans.lock() = (now, tracker.orphans(settings, now).collect(), tracker.stats());
+        *shared.orphans.lock() = (now, tracker.orphans(settings, now).collect());
     }
 }
 
 /// A directory by its label; one whose label cannot be read is nobody's to judge.
-fn copy(found: &replica_dirs::FoundDir) -> Option<Copy> {
+fn copy(shared: &Shared, found: &replica_dirs::FoundDir) -> Option<Copy> {
     let label = found.label.as_ref().ok()?;
     let sound = !label.syncing && !label.cache_lost && label.failed.is_empty();
     Some(Copy {
@@ -295,6 +295,7 @@ fn copy(found: &replica_dirs::FoundDir) -> Option<Copy> {
         lineage: label.lineage,
         order: label.view.order(),
         marked: found.marked,
+        changing: shared.is_changing(label.volume_name.as_str()),
         whole: sound && label.view.members.contains(label.replica),
     })
 }

@@ -270,6 +270,11 @@ impl Client {
         let remedy = match kind {
             ErrorKind::Denied => "check registry_user, registry_password_file and what that user may do",
             ErrorKind::Invalid => "check the registry_ settings of the agent",
+            // One that wants a certificate and sees none closes the connection without a word.
+            _ if self.tls.is_some() && self.home.certificate.is_none() => {
+                "check that etcd runs there and has a leader, and whether it asks for a certificate: registry_cert and \
+                 registry_key"
+            }
             _ => {
                 "check that etcd runs there, has a leader (etcdctl endpoint status), and can be reached from this \
                  node"

@@ -1,4 +1,4 @@
-//! The registry in etcd: as many nodes as use it.
+//! The registry in etcd.
 //!
 //! Below a prefix: `incarnation` names this life of the registry, `volumes/NAME` are the records, `keys/VOLUME-ID` the
 //! keys, `wishes/NODE` the records of nodes.

@@ -29,6 +29,10 @@ impl Missed {
     pub(super) fn sent(&mut self, header: &Header) {
         self.flushes += u32::from(header.kind == Kind::Flush || header.flags & FLAG_FUA != 0);
     }
+    /// Whether an answer may be one to a flush.
+    pub(super) fn owes_flush(&self) -> bool {
+        self.flushes > 0
+    }
     pub(super) fn flushed(&mut self) {
         self.flushes = self.flushes.saturating_sub(1);
     }

@@ -361,7 +361,9 @@ impl Engine {
     /// A reply came. `inline` is the payload where [`super::PayloadUse::Inline`] was said.
     pub fn reply(&mut self, replica: ReplicaId, session: u64, header: &Header, inline: &[u8], now: Now) {
         let Some(slot) = self.slot_of(replica) else { return };
-        let flushed = header.status == Status::Ok && self.ops.asked_to_flush(header);
+        let flushed = self.peers[slot].missed.owes_flush()
+            && header.status == Status::Ok
+            && self.ops.asked_to_flush(header);
         let peer = &mut self.peers[slot];
         if peer.link != (Link::Up { session }) || !header.reply {
             return;

@@ -12,6 +12,8 @@ use crate::core::start::tests::{set, status, view};
 use crate::units::{BLOCK_BYTES, GROUP_REGIONS, REGION_BYTES, to_usize};
 use crate::wire::header::Kind;
 
+mod faults;
+mod members;
 mod replica;
 use self::replica::{Disk, Reply};
 
@@ -533,98 +535,6 @@ impl World {
         }
     }
 
-    fn fault(&mut self, slot: usize) {
-        match self.random.below(40) {
-            0..=3 => self.reset(slot),
-            4..=5 => {
-                self.disks[slot].up = false;
-                self.reset(slot);
-            }
-            6..=12 => self.return_from_away(slot),
-            21..=22 => self.go_away(slot),
-            13 => self.restart_engine(),
-            14 => self.registry_up = false,
-            15..=18 => self.registry_up = true,
-            19..=20 if self.reboots => self.reboot(slot),
-            23..=24 if self.changes => self.change_wanted(),
-            _ => {}
-        }
-        if let Some(ending) = &self.ended {
-            let lost = matches!(ending, Ending::CacheLost) && !self.reboots;
-            assert!(!lost && !matches!(ending, Ending::RecordMissing), "{ending:?}");
-            self.restart_engine();
-        }
-    }
-
-    /// The agent says that the replica is nowhere (its process is gone), or that its directory is missing; before or
-    /// after its connection breaks.
-    fn go_away(&mut self, slot: usize) {
-        self.disks[slot].up = false;
-        let first = self.random.one_in(2);
-        if first {
-            self.reset(slot);
-        }
-        let absent = self.random.one_in(2).then(|| "is the disk mounted?".to_owned());
-        let known = absent.is_none() && self.random.one_in(2);
-        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
-        self.engine.locate(id, known, true, absent, self.now);
-        self.actions();
-        if !first {
-            self.reset(slot);
-        }
-    }
-
-    /// Whether the agent runs this replica: it is wanted, or still configured.
-    fn is_placed(&self, slot: usize) -> bool {
-        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
-        let wanted = self.wanted.is_empty() || self.wanted.iter().any(|w| w.replica == id);
-        wanted || self.record.1.configured.contains(id)
-    }
-
-    /// An operator adds, removes or replaces a replica.
-    fn change_wanted(&mut self) {
-        if self.wanted.is_empty() {
-            let all = self.record.1.configured.iter();
-            self.wanted = all.map(|replica| Wanted { replica, replaces: ReplicaSet::new() }).collect();
-        }
-        let at = to_usize(self.random.below(u64::try_from(self.wanted.len()).unwrap()));
-        let (add, remove) = (self.random.one_in(2), self.random.one_in(2));
-        let placed = (0..self.disks.len()).filter(|slot| self.is_placed(*slot)).count();
-        let room = self.disks.len() < 12 && placed < ReplicaSet::CAPACITY && self.wanted.len() < 5;
-        let mut replaces = ReplicaSet::new();
-        if remove && (self.wanted.len() > 1 || (add && room)) {
-            let old = self.wanted.remove(at);
-            let configured = self.record.1.configured;
-            replaces =
-                old.replaces.iter().chain([old.replica]).filter(|id| configured.contains(*id)).collect();
-        }
-        if add && room {
-            let id = ReplicaId(u32::try_from(self.disks.len()).unwrap() + 1);
-            self.wanted.push(Wanted { replica: id, replaces });
-            let record = &self.record.1;
-            self.disks.push(Disk::new(id, record.configured, record.view));
-            self.to.push(VecDeque::new());
-            self.from.push(VecDeque::new());
-            self.engine.want(self.wanted.clone(), self.now);
-            self.engine.locate(id, true, true, None, self.now);
-        } else {
-            self.engine.want(self.wanted.clone(), self.now);
-        }
-        self.actions();
-    }
-
-    fn return_from_away(&mut self, slot: usize) {
-        if !self.is_placed(slot) {
-            return;
-        }
-        if !std::mem::replace(&mut self.disks[slot].up, true) {
-            self.disks[slot].restart(&mut self.random);
-        }
-        let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
-        self.engine.locate(id, true, true, None, self.now);
-        self.actions();
-    }
-
     fn recovers(&mut self, seed: u64) {
         self.faults = false;
         self.registry_up = true;
@@ -769,96 +679,6 @@ fn one_replica_that_gets_and_loses_others() {
 #[test]
 fn three_replicas_that_are_replaced() {
     runs(3, Faults::Changes, 120);
-}
-
-/// Without further faults: the registry answers, connections are made, frames are carried, and time passes.
-fn until(world: &mut World, within: Duration, wanted: impl Fn(&World) -> bool) -> bool {
-    let end = world.now + within;
-    while world.now < end {
-        for slot in 0..world.disks.len() {
-            while let Some(frame) = world.to[slot].pop_front() {
-                world.carry_out(slot, frame);
-            }
-            world.disk_turn(slot);
-            while !world.disks[slot].is_idle() {
-                world.disk_turn(slot);
-            }
-            while !world.from[slot].is_empty() {
-                world.receive(slot);
-            }
-        }
-        while !world.connects.is_empty() {
-            world.connect();
-        }
-        world.registry();
-        if wanted(world) {
-            return true;
-        }
-        world.now += Duration::from_millis(50);
-        world.engine.tick(world.now);
-        world.actions();
-    }
-    false
-}
-
-/// A volume with two members and nothing in flight.
-fn healthy_pair() -> World {
-    let mut world = World::new(1, 2, false);
-    world.faults = false;
-    let healthy = |world: &World| world.engine.report(world.now).state == EngineState::Healthy;
-    assert!(until(&mut world, Duration::from_secs(10), healthy));
-    world
-}
-
-fn write(world: &mut World) {
-    let op = world.engine.submit(Request::Write { fua: false }, 0, BLOCK_BYTES, world.now).unwrap();
-    let client = ClientOp { request: Request::Write { fua: false }, offset: 0, blocks: 1, stamp: 77 };
-    world.clients.insert((op.slot, op.serial), client);
-    world.buffers.insert(op.slot, vec![77]);
-    world.actions();
-}
-
-#[test]
-fn a_member_whose_process_has_ended_leaves_at_once_also_when_the_agent_knew_first() {
-    let mut world = healthy_pair();
-    world.engine.locate(ReplicaId(2), false, true, None, world.now);
-    world.disks[1].up = false;
-    world.reset(1);
-    write(&mut world);
-    let answered = |world: &World| world.clients.is_empty();
-    assert!(until(&mut world, Duration::from_secs(1), answered), "{:?}", world.engine.report(world.now));
-    assert_eq!(world.record.1.view.members, set(&[1]));
-}
-
-#[test]
-fn a_member_whose_directory_is_missing_leaves_at_once() {
-    for reset_first in [true, false] {
-        let mut world = healthy_pair();
-        world.disks[1].up = false;
-        let missing = Some("is the disk mounted?".to_owned());
-        if reset_first {
-            world.reset(1);
-        }
-        world.engine.locate(ReplicaId(2), false, true, missing, world.now);
-        if !reset_first {
-            world.reset(1);
-        }
-        write(&mut world);
-        assert!(until(&mut world, Duration::from_secs(1), |world| world.clients.is_empty()));
-        assert_eq!(world.record.1.view.members, set(&[1]));
-    }
-}
-
-#[test]
-fn a_drain_does_not_wait_for_a_member_that_is_gone() {
-    let mut world = healthy_pair();
-    world.disks[1].up = false;
-    world.reset(1);
-    world.engine.drain(world.now);
-    world.actions();
-    assert!(until(&mut world, Duration::from_secs(1), |world| world.ended.is_some()));
-    assert_eq!(world.ended, Some(Ending::Clean));
-    assert!(world.record.1.clean);
 }
 
 #[test]
