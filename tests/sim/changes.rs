@@ -1,8 +1,11 @@
 //! Operators that change which replicas the volume is to have, and what agents do about it: tell the engine, end what was
 //! removed. What `agent::node::replicas` allows is allowed here.
 
+use std::collections::BTreeSet;
+
 use holdfast_dataplane::core::engine::Wanted;
 use holdfast_dataplane::layout::Meta;
+use holdfast_proto::ids::ReplicaId;
 use holdfast_proto::record::{REPLICAS_MAX, ReplicaSet};
 
 use super::engine::{id_of, now_of, slot_of};
@@ -20,9 +23,10 @@ impl Registry {
         self.wanted.iter().map(|wanted| wanted.replica).collect()
     }
 
-    /// Those that belong to the volume: wanted, or configured still.
-    fn placed(&self) -> ReplicaSet {
-        self.status.configured.iter().fold(self.wanted_set(), |set, id| set.with(id))
+    /// Those that belong to the volume: wanted, or configured still. More than a set holds where an engine that was told
+    /// late adds one that is not wanted any more.
+    fn placed(&self) -> BTreeSet<ReplicaId> {
+        self.wanted_set().iter().chain(self.status.configured.iter()).collect()
     }
 
     /// Whether the configured set is as wanted.
@@ -34,7 +38,7 @@ impl Registry {
 impl World {
     /// Whether the record says that this replica was taken out of the volume.
     pub(super) fn was_removed(&self, slot: usize) -> bool {
-        !self.registry.wanted.is_empty() && !self.registry.placed().contains(id_of(slot))
+        !self.registry.wanted.is_empty() && !self.registry.placed().contains(&id_of(slot))
     }
 
     /// Somebody changes which replicas are wanted.
