@@ -6,9 +6,10 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use holdfast_tests::cluster::{AgentOptions, Cluster};
-use holdfast_tests::faults::{Fault, clock};
+use holdfast_tests::faults::{Fault, FaultyDisk, Trouble, clock};
 use holdfast_tests::process::{Process, kill, run};
 use holdfast_tests::trial::{Stage, Trial, disks_possible, mounts_possible};
 use holdfast_tests::wait::check;
@@ -163,6 +164,45 @@ fn f_registry_down_while_a_replica_dies() {
 }
 
 #[test]
+fn f_registry_slow() {
+    if !disks_possible() {
+        return skip_aloud("f_registry_slow", "root and /dev/fuse, to mount a disk");
+    }
+    let mut trial = Trial::new("f_registry_slow", Stage::default());
+    let engine = trial.volume().engine_pid();
+    trial.cluster.kill_agent();
+    let records = trial.cluster.data_dir().join("registry/volumes");
+    let disk = FaultyDisk::over(&records, &trial.cluster.root().join("records"));
+    trial.cluster.keep_faulty_disk(disk);
+    trial.cluster.start();
+    // Every read and write of a record takes longer than a replica may be silent.
+    trial.cluster.faulty_disks()[0].set(Trouble { slow: Duration::from_millis(2500), ..Trouble::default() });
+    trial.begin(Fault::KillTwoReplicas(1, 2));
+    trial.go_on();
+    trial.healthy();
+    assert_eq!(trial.volume().engine_pid(), engine);
+    assert_eq!(trial.verdict().failed, 0);
+}
+
+#[test]
+fn f_registry_lists_a_part() {
+    let mut trial = Trial::new("f_registry_lists_a_part", Stage::default());
+    trial.cluster.create_attached("other", "16M", 1);
+    let before = trial.cluster.instance_processes();
+    let record = Away::of(&trial, "registry/volumes/demo.json");
+    eventually(60 * SECOND, "nobody claims it", || {
+        let claim = trial.cluster.instance("demo.engine").claim();
+        check(claim == "unclaimed", || claim.clone())
+    });
+    assert_eq!(trial.cluster.instance("other.engine").claim(), "claimed");
+    trial.go_on();
+    assert_eq!(trial.cluster.instance_processes(), before, "nothing is stopped on absence");
+    record.back();
+    trial.healthy();
+    assert_eq!(trial.verdict().failed, 0);
+}
+
+#[test]
 fn f_registry_lists_nothing() {
     let mut trial = Trial::new("f_registry_lists_nothing", Stage::default());
     let before = trial.cluster.instance_processes();
@@ -182,6 +222,11 @@ fn f_registry_lists_nothing() {
         trial.go_on();
         assert_eq!(trial.cluster.instance_processes(), before, "nothing is stopped on absence");
     }
+    // The engine asks for a record that is not there, and goes on with two of three.
+    kill(trial.cluster.instance("demo.r2").pid().unwrap());
+    trial.go_on();
+    let after = trial.cluster.instance_processes();
+    assert!(before.iter().filter(|process| after.contains(process)).count() == 3, "{before:?} {after:?}");
     std::fs::remove_dir(&records.path).unwrap();
     records.back();
     trial.healthy();

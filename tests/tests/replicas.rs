@@ -3,7 +3,7 @@
 
 use holdfast_tests::tools::{FioLoop, qemu_io};
 use holdfast_tests::wait::{check, eventually};
-use holdfast_tests::{Cluster, QuickstartOptions, Volume};
+use holdfast_tests::{AgentOptions, Cluster, QuickstartOptions, Volume};
 
 fn ids(volume: &Volume) -> Vec<String> {
     volume.replicas().iter().map(holdfast_tests::Replica::id).collect()
@@ -93,6 +93,32 @@ fn a_replica_whose_directory_is_lost_is_replaced_also_when_asked_while_detached(
     qemu_io(&cluster.uri("demo"), &["read -P 0x31 0 16M"]);
     cluster.assert_images_equal("demo");
     assert!(!lost.exists(), "a lost directory is never made again");
+}
+
+#[test]
+fn as_many_volumes_are_filled_at_a_time_as_the_node_allows_and_the_others_say_that_they_wait() {
+    let cluster =
+        Cluster::agent(AgentOptions::with(&["--rebuild-concurrency", "1", "--rebuild-bandwidth", "8MiB"]));
+    let names = ["one", "two", "three"];
+    for name in names {
+        cluster.create_attached(name, "64MiB", 1);
+        qemu_io(&cluster.uri(name), &["write -P 0x31 0 32M", "flush"]);
+    }
+    for name in names {
+        cluster.ok(&["replica", "add", name]);
+    }
+    let reason = |name: &str| cluster.volume(name).replica("r2").reason();
+    let waits = |name: &&&str| reason(name).contains("waits for its turn");
+    eventually(holdfast_tests::cluster::SOON, "two of three wait", || {
+        check(names.iter().filter(waits).count() == 2, || format!("{:?}", names.map(reason)))
+    });
+    let copied = |name: &str| cluster.volume(name).replica("r2").copied_bytes();
+    assert!(names.iter().filter(waits).all(|name| copied(name) < 4 << 20), "{:?}", names.map(copied));
+    for name in names {
+        cluster.wait_healthy(name);
+        qemu_io(&cluster.uri(name), &["read -P 0x31 0 32M"]);
+        cluster.assert_images_equal(name);
+    }
 }
 
 #[test]

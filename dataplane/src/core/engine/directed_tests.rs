@@ -588,3 +588,47 @@ fn what_a_lost_cache_acknowledged_does_not_make_the_other_member_leave() {
     rig.store();
     assert_eq!(rig.engine.members, 0b01);
 }
+
+#[test]
+fn one_that_the_first_view_left_out_is_no_member_also_while_the_record_still_names_it() {
+    let all = view(0, 0, &[1, 2, 3], false);
+    let mut rig = Rig::fencing(config(4 * REGION_BYTES), status(&[1, 2, 3], all));
+    // A view without r1 that r2 alone persisted, and that the record never had.
+    let newer = start_tests::welcome(view(0, 1, &[2, 3], false));
+    for (id, welcome) in [(1, start_tests::welcome(all)), (2, newer), (3, start_tests::welcome(all))] {
+        rig.connect_as(id, Welcome { configured: rig.engine.registry.status.configured, ..welcome });
+    }
+    assert_eq!(rig.replica(1).mode, ReplicaMode::Member, "the record says so, and nothing is served yet");
+    for id in [2, 3] {
+        rig.answer(id, Kind::PersistView, Status::Ok);
+    }
+    assert_eq!((rig.engine.phase, rig.engine.members), (view::Phase::Serving, 0b110));
+    assert!(rig.engine.registry.status.view.members.contains(ReplicaId(1)), "the record has not followed");
+    assert_ne!(rig.replica(1).mode, ReplicaMode::Member, "{:?}", rig.replica(1));
+}
+
+#[test]
+fn a_record_that_is_missing_ends_no_engine_that_serves_and_starts_none() {
+    let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+    rig.disconnect(2);
+    rig.gone(2);
+    let write = rig.write(0);
+    rig.answer_all(&[1]);
+    let (ask, ..) = rig.asks.remove(0);
+    rig.engine.registry_result(ask, RegistryOutcome::Missing, rig.now);
+    rig.collect();
+    assert_eq!(rig.engine.phase, view::Phase::Serving);
+    assert_eq!(rig.completed, [], "one of two needs the registry");
+    // It is back: asked again, it takes the view.
+    rig.after(1);
+    rig.store();
+    rig.answer_all(&[1]);
+    assert_eq!(rig.completed, [(write, Outcome::Done)]);
+
+    let record = status(&[1], view(0, 0, &[1], true));
+    let mut engine = Engine::new(config(4 * REGION_BYTES), 1, record);
+    engine.start(rig.now);
+    let Some(Action::CompareAndSwap { ask, .. }) = engine.poll_action() else { panic!("it attaches first") };
+    engine.registry_result(ask, RegistryOutcome::Missing, rig.now);
+    assert_eq!(engine.phase, view::Phase::Ended);
+}

@@ -148,8 +148,8 @@ impl Engine {
             }
         } else if peer.welcome.as_ref().is_some_and(|w| !w.failed.is_empty()) {
             ReplicaMode::Faulted
-        } else if live && self.registry.status.view.members.contains(peer.id) {
-            // Fenced, and the first view is on its way.
+        } else if !self.serves() && live && self.registry.status.view.members.contains(peer.id) {
+            // Fenced, and the first view is on its way. Later the record may still name one that the view left out.
             ReplicaMode::Member
         } else {
             ReplicaMode::Absent

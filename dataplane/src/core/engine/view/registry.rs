@@ -112,6 +112,9 @@ impl Engine {
                 self.stored(asked.purpose, now);
             }
             RegistryOutcome::Conflict { version, status } => self.conflict(asked, version, *status, now),
+            // That it is not there is nobody's word that it was deleted: a volume that is served goes on as without the
+            // registry. One that is not does not start: nothing says from what it may.
+            RegistryOutcome::Missing if self.serves() => self.registry_away(asked, now),
             RegistryOutcome::Missing => self.end(Ending::RecordMissing, now),
             RegistryOutcome::Unreachable => self.registry_away(asked, now),
         }
