@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["holdfast/agent/v1/agent.proto", "holdfast/instance/v1/instance.proto"];
+    let files = [
+        "holdfast/agent/v1/agent.proto",
+        "holdfast/instance/v1/instance.proto",
+        "holdfast/inventory/v1/inventory.proto",
+    ];
     let etcd = ["etcd/rpc.proto"];
     for file in files.iter().chain(&etcd) {
         println!("cargo::rerun-if-changed={file}");

@@ -4,6 +4,7 @@
 
 pub mod convert;
 pub mod ids;
+pub mod inventory;
 pub mod record;
 pub mod status;
 
@@ -18,11 +19,15 @@ pub mod pb {
     pub mod instance {
         tonic::include_proto!("holdfast.instance.v1");
     }
+    /// What a node publishes of itself in the registry.
+    pub mod inventory {
+        tonic::include_proto!("holdfast.inventory.v1");
+    }
     /// What the registry asks of etcd.
     pub mod etcd {
         tonic::include_proto!("etcdserverpb");
     }
-    /// The encoded descriptors of the first two, for reflection.
+    /// The encoded descriptors of our own, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }
 

@@ -3,10 +3,12 @@
 
 pub mod backoff;
 pub mod claims;
+pub mod follow;
 pub mod instance;
 pub mod inventory;
 pub mod orphan;
 pub mod predecessor;
+pub mod publish;
 pub mod reconcile;
 pub mod records;
 pub mod retry;

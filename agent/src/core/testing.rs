@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use holdfast_proto::ids::{
     Epoch, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId,
 };
+use holdfast_proto::pb::inventory as ipb;
 use holdfast_proto::record::{
     AttachSpec, Intent, RECORD_SCHEMA, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec, VolumeStatus,
 };
@@ -58,4 +59,26 @@ pub(crate) fn attached(name: &str, node: &str, replicas: u32) -> VolumeRecord {
     let engine = InstanceName::engine(&record.name).to_string();
     record.status.instance_uuids.insert(engine, InstanceUuid::random());
     record
+}
+
+/// The node's own entry in a published inventory.
+pub(crate) fn published_node(name: &str) -> ipb::Entry {
+    let node = ipb::Node { name: name.to_owned(), boot_id: vec![9; 16], ..Default::default() };
+    ipb::Entry { entry: Some(ipb::entry::Entry::Node(node)) }
+}
+
+/// A running instance in a published inventory.
+pub(crate) fn published_instance(name: &str, generation: u64) -> ipb::Entry {
+    let instance = ipb::Instance {
+        name: name.to_owned(),
+        uuid: vec![1; 16],
+        volume_id: vec![2; 16],
+        state: ipb::State::Running.into(),
+        address: "192.168.100.100:20000".to_owned(),
+        generation,
+        epoch: 1,
+        claim: ipb::Claim::Claimed.into(),
+        ..Default::default()
+    };
+    ipb::Entry { entry: Some(ipb::entry::Entry::Instance(instance)) }
 }
