@@ -6,8 +6,10 @@
 //! the next reconcile. Reads come from the inventory and never wait for a disk.
 
 mod force;
+mod host;
 mod info;
 mod orphans;
+mod publish;
 mod replicas;
 mod roles;
 mod shared;
@@ -262,11 +264,23 @@ impl NodeHandle {
     }
     /// Every replica directory on disk, claimed or not.
     pub async fn replica_dirs(&self) -> Vec<pb::ReplicaDirInfo> {
-        info::replica_dirs(&self.shared).await
+        self.listed_replica_dirs().await
+    }
+    async fn listed_replica_dirs(&self) -> Vec<pb::ReplicaDirInfo> {
+        info::replica_dirs(&self.shared).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "replica directories cannot be listed");
+            Vec::new()
+        })
     }
     /// The node itself.
     pub async fn node_info(&self) -> pb::NodeInfo {
-        info::node_info(&self.shared).await
+        let directories = self.listed_replica_dirs().await;
+        let mut node = info::node_info(&self.shared).await;
+        match info::disks(&self.shared, &directories).await {
+            Ok(disks) => node.disks = disks,
+            Err(error) => node.warnings.push(error.to_string()),
+        }
+        node
     }
     /// See [`allow_uninstall`].
     ///

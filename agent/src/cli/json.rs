@@ -260,6 +260,44 @@ pub(super) struct Node<'a> {
     agent_pid: i32,
     listen: &'a str,
     warnings: &'a [String],
+    disks: Vec<Disk<'a>>,
+    pressure: Option<Pressure>,
+    instance_protocol_min: u32,
+    instance_protocol_max: u32,
+    data_protocol_min: u32,
+    data_protocol_max: u32,
+}
+
+/// A file system that replicas are on; `errors` is null where it does not count them.
+#[derive(Debug, Serialize)]
+struct Disk<'a> {
+    path: &'a str,
+    capacity_bytes: u64,
+    available_bytes: u64,
+    errors: Option<u64>,
+    faulted_replicas: u32,
+    last_error: Option<&'a str>,
+}
+
+impl<'a> From<&'a pb::DiskInfo> for Disk<'a> {
+    fn from(disk: &'a pb::DiskInfo) -> Self {
+        Self {
+            path: &disk.path,
+            capacity_bytes: disk.capacity_bytes,
+            available_bytes: disk.available_bytes,
+            errors: disk.errors,
+            faulted_replicas: disk.faulted_replicas,
+            last_error: disk.last_error.as_deref(),
+        }
+    }
+}
+
+/// In percent of the last 10 s.
+#[derive(Debug, Serialize)]
+struct Pressure {
+    cpu: Option<f32>,
+    memory: Option<f32>,
+    io: Option<f32>,
 }
 
 impl<'a> From<&'a pb::NodeInfo> for Node<'a> {
@@ -278,6 +316,16 @@ impl<'a> From<&'a pb::NodeInfo> for Node<'a> {
             agent_pid: node.agent_pid,
             listen: &node.listen,
             warnings: &node.warnings,
+            disks: node.disks.iter().map(Disk::from).collect(),
+            pressure: (node.pressure.as_ref()).map(|told| Pressure {
+                cpu: told.cpu,
+                memory: told.memory,
+                io: told.io,
+            }),
+            instance_protocol_min: node.instance_protocol_min,
+            instance_protocol_max: node.instance_protocol_max,
+            data_protocol_min: node.data_protocol_min,
+            data_protocol_max: node.data_protocol_max,
         }
     }
 }

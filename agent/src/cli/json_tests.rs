@@ -183,5 +183,5 @@ fn deleted_and_node() {
     let node = value(&Node::from(&pb::NodeInfo { node: "n1".into(), agent_pid: 3, ..Default::default() }));
     assert_eq!(node["node"], "n1");
     assert_eq!(node["agent_pid"], 3);
-    assert_eq!(node.as_object().unwrap().len(), 13);
+    assert_eq!(node.as_object().unwrap().len(), 19);
 }

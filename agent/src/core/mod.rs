@@ -2,6 +2,7 @@
 //! clock is named here; `now` is an argument, as the time since some fixed moment on a monotonic clock.
 
 pub mod backoff;
+pub mod blocked;
 pub mod claims;
 pub mod follow;
 pub mod instance;
@@ -9,6 +10,7 @@ pub mod inventory;
 pub mod orphan;
 pub mod predecessor;
 pub mod publish;
+pub mod published;
 pub mod reconcile;
 pub mod records;
 pub mod retry;

@@ -1,6 +1,6 @@
 //! Volumes and instances as operators see them: derived from records and observations each time, stored nowhere.
 
-use holdfast_proto::ids::{NodeName, ReplicaId};
+use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::pb::instance as ipb;
 use holdfast_proto::record::{Intent, VolumeRecord};
@@ -8,6 +8,7 @@ use holdfast_proto::record::{Intent, VolumeRecord};
 use super::claims;
 use super::instance::{Instance, InstanceName, Kind, State};
 use super::reconcile::{Plan, World};
+use super::records::Lookup;
 
 /// What an engine says when it begins; also said for one that cannot say anything.
 const ATTACHING: &str = "attaching";
@@ -218,12 +219,25 @@ impl Viewer<'_> {
         self.world.instances.get(name).filter(|instance| instance.volume_id() == record.id)
     }
 
+    /// The process of an engine, where its record names the process of this creation and one runs.
+    fn process_of(&self, name: &InstanceName, instance: &Instance) -> Option<InstanceUuid> {
+        let Lookup::Found(record) = self.world.records.lookup(name.volume().as_str()) else { return None };
+        let status = &record.status;
+        let named = name.kind() == Kind::Engine && status.engine_instance == instance.uuid();
+        (named && record.id == instance.volume_id() && instance.is_up()).then_some(status.engine_uuid)
+    }
+
     /// One instance.
     #[must_use]
     pub fn instance_info(&self, name: &InstanceName, instance: &Instance) -> pb::InstanceInfo {
         let world = self.world;
         let claim =
             claims::of_instance(world.records, world.node, name, instance.uuid(), instance.volume_id());
+        let (generation, epoch) = match (instance.engine_status(), instance.replica_status()) {
+            (Some(engine), _) => (engine.generation, engine.epoch),
+            (None, Some(replica)) => (replica.generation, replica.epoch),
+            (None, None) => (0, 0),
+        };
         pb::InstanceInfo {
             name: name.to_string(),
             uuid: instance.uuid().to_string(),
@@ -235,6 +249,11 @@ impl Viewer<'_> {
             claim: claim.as_str().to_owned(),
             orphan: None,
             reason: instance.reason(),
+            volume_id: instance.volume_id().to_string(),
+            address: instance.address().map(str::to_owned),
+            generation,
+            epoch,
+            process_uuid: self.process_of(name, instance).map(|uuid| uuid.to_string()),
             ..Default::default()
         }
     }

@@ -1,42 +1,107 @@
 //! What the node says of itself and of the directories it keeps.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
+use holdfast_dataplane::layout::Meta;
+use holdfast_dataplane::wire;
 use holdfast_proto::ids::VolumeId;
 use holdfast_proto::pb::agent as pb;
+use holdfast_proto::{INSTANCE_PROTOCOL_MAX, INSTANCE_PROTOCOL_MIN};
 
+use super::host;
 use super::shared::{Shared, blocking};
 use super::startup::io_uring_sysctl;
+use super::supervisor::unix_now_s;
 use crate::core::claims::{self, Claim};
 use crate::core::instance::InstanceName;
 use crate::core::records::{Lookup, Records};
+use crate::error::Error;
 use crate::store::replica_dirs::{self, FoundDir};
 
 /// Every replica directory, claimed or not.
-pub(super) async fn replica_dirs(shared: &Arc<Shared>) -> Vec<pb::ReplicaDirInfo> {
+///
+/// # Errors
+/// When they cannot be listed completely.
+pub(super) async fn replica_dirs(shared: &Arc<Shared>) -> Result<Vec<pb::ReplicaDirInfo>, Error> {
     let replicas = shared.data.replicas();
-    let found = match blocking(move || replica_dirs::scan(&replicas)).await {
-        Ok(found) => found,
-        Err(error) => {
-            tracing::error!(%error, "replica directories cannot be listed");
-            return Vec::new();
-        }
-    };
+    let found = blocking(move || replica_dirs::scan(&replicas)).await?;
     let records = Arc::clone(&shared.records.lock());
     let instances = shared.snapshot().instances;
     // The instance of that name serves this directory only if the record of that name is this volume's.
-    let runs = |name: &InstanceName, volume: VolumeId| {
+    let states: BTreeMap<String, String> = instances.into_iter().map(|i| (i.name, i.state)).collect();
+    let state = |name: &InstanceName, volume: VolumeId| {
         let named = matches!(records.lookup(name.volume().as_str()), Lookup::Found(r) if r.id == volume);
-        named && instances.iter().any(|instance| instance.name == name.to_string())
+        states.get(&name.to_string()).cloned().filter(|_| named)
     };
-    found.into_iter().map(|dir| describe(shared, &records, dir, runs)).collect()
+    let mut directories: Vec<_> =
+        found.into_iter().map(|dir| describe(shared, &records, dir, state)).collect();
+    note_health(&mut shared.last_healthy.lock(), &mut directories, unix_now_s());
+    Ok(directories)
+}
+
+/// Remembers which are healthy now, and says of the others when they were that last.
+fn note_health(last: &mut BTreeMap<String, u64>, directories: &mut [pb::ReplicaDirInfo], now_s: u64) {
+    let there: BTreeSet<&str> = directories.iter().map(|dir| dir.data_dir.as_str()).collect();
+    last.retain(|path, _| there.contains(path.as_str()));
+    for dir in directories {
+        if dir.healthy {
+            last.insert(dir.data_dir.clone(), now_s);
+        } else {
+            dir.last_healthy_unix_s = last.get(&dir.data_dir).copied();
+        }
+    }
+}
+
+/// Whether the label, and the record where it knows more, count this replica among the members.
+fn is_member(label: &Meta, records: &Records) -> bool {
+    let known = match records.lookup(label.volume_name.as_str()) {
+        Lookup::Found(record) if record.id == label.volume => Some(record.status.view),
+        Lookup::Found(_) | Lookup::Absent | Lookup::Unknown(_) => None,
+    };
+    let newest = known.filter(|known| known.order() > label.view.order()).unwrap_or(label.view);
+    newest.members.contains(label.replica) && !label.syncing && label.failed.is_empty()
+}
+
+/// The file systems that replicas are, or will be, on.
+///
+/// # Errors
+/// When one cannot be asked.
+pub(super) async fn disks(
+    shared: &Arc<Shared>,
+    directories: &[pb::ReplicaDirInfo],
+) -> Result<Vec<pb::DiskInfo>, Error> {
+    let root = shared.data.replicas();
+    let places: Vec<_> = directories
+        .iter()
+        .map(|dir| (dir.data_dir.clone(), dir.reason.clone().filter(|_| dir.faulted)))
+        .collect();
+    blocking(move || {
+        let mut disks = BTreeMap::from([(host::device(&root), host::disk(&root)?)]);
+        for (path, fault) in places {
+            let path = Path::new(&path);
+            let Some(device) = host::device(path) else { continue };
+            let disk = match disks.entry(Some(device)) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(host::disk(path)?),
+            };
+            if let Some(fault) = fault {
+                disk.faulted_replicas += 1;
+                disk.last_error = Some(fault);
+            }
+        }
+        Ok(disks.into_values().collect())
+    })
+    .await
 }
 
 fn describe(
     shared: &Shared,
     records: &Records,
     dir: FoundDir,
-    runs: impl Fn(&InstanceName, VolumeId) -> bool,
+    state_of: impl Fn(&InstanceName, VolumeId) -> Option<String>,
 ) -> pb::ReplicaDirInfo {
     let data_dir = dir.path.to_string_lossy().into_owned();
     let label = match dir.label {
@@ -55,8 +120,12 @@ fn describe(
     let claim = claims::of_directory(records, node, label.volume_name.as_str(), label.volume, label.replica);
     let instance = InstanceName::replica(&label.volume_name, label.replica);
     let moved = (label.node != *node).then(|| format!("its label names node {}", label.node));
+    let state = state_of(&instance, label.volume);
     pb::ReplicaDirInfo {
-        instance: runs(&instance, label.volume).then(|| instance.to_string()),
+        healthy: state.as_deref() == Some("running") && is_member(&label, records),
+        last_healthy_unix_s: None,
+        faulted: !label.failed.is_empty(),
+        instance: state.map(|_| instance.to_string()),
         volume: label.volume_name.to_string(),
         volume_id: label.volume.to_string(),
         id: label.replica.to_string(),
@@ -71,18 +140,14 @@ fn describe(
     }
 }
 
-/// The node itself.
+/// The node itself, but for its disks.
 pub(super) async fn node_info(shared: &Arc<Shared>) -> pb::NodeInfo {
     let root = shared.data.root().to_owned();
-    let space = blocking(move || {
-        let stat =
-            rustix::fs::statvfs(&root).map_err(|e| crate::error::Error::io("stat", &root)(e.into()))?;
-        Ok((stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)))
-    });
     let mut warnings = shared.warnings.clone();
-    let (capacity_bytes, available_bytes) = space.await.unwrap_or_else(|error| {
+    let looked = blocking(move || Ok((host::disk(&root)?, host::pressure())));
+    let (room, pressure) = looked.await.unwrap_or_else(|error| {
         warnings.push(error.to_string());
-        (0, 0)
+        Default::default()
     });
     let snapshot = shared.snapshot();
     if let Records::Unavailable(reason) = &**shared.records.lock() {
@@ -98,8 +163,8 @@ pub(super) async fn node_info(shared: &Arc<Shared>) -> pb::NodeInfo {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: shared.boot_id.to_string(),
         data_dir: shared.data.root().to_string_lossy().into_owned(),
-        capacity_bytes,
-        available_bytes,
+        capacity_bytes: room.capacity_bytes,
+        available_bytes: room.available_bytes,
         instances: u32::try_from(snapshot.instances.len()).unwrap_or(u32::MAX),
         volumes: u32::try_from(snapshot.volumes.len()).unwrap_or(u32::MAX),
         io_uring: io_uring.to_owned(),
@@ -107,5 +172,11 @@ pub(super) async fn node_info(shared: &Arc<Shared>) -> pb::NodeInfo {
         agent_pid: i32::try_from(std::process::id()).unwrap_or(i32::MAX),
         listen: shared.config.listen_display.clone(),
         warnings,
+        disks: Vec::new(),
+        pressure,
+        instance_protocol_min: INSTANCE_PROTOCOL_MIN,
+        instance_protocol_max: INSTANCE_PROTOCOL_MAX,
+        data_protocol_min: wire::VERSION_MIN.into(),
+        data_protocol_max: wire::VERSION_MAX.into(),
     }
 }

@@ -61,6 +61,8 @@ pub(super) struct Shared {
     pub(super) progress: watch::Sender<ShutdownProgress>,
     /// What the registry said last.
     pub(super) records: Mutex<Arc<Records>>,
+    /// When directories that are not healthy were seen to be that last, by path, in seconds since 1970.
+    pub(super) last_healthy: Mutex<BTreeMap<String, u64>>,
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
     /// What is cleaned; changes at run time.
     pub(super) orphan_settings: Mutex<orphan::Settings>,
@@ -104,6 +106,7 @@ impl Shared {
             warnings: homes.warnings,
             progress: watch::Sender::new(ShutdownProgress::Running),
             records: Mutex::new(Arc::new(Records::Unavailable("not read yet".to_owned()))),
+            last_healthy: Mutex::default(),
             operations: Mutex::default(),
             orphan_settings: Mutex::new(orphans),
             orphans: Mutex::default(),

@@ -16,6 +16,7 @@ use super::roles;
 use super::shared::{Command, Shared, blocking};
 use super::startup::sockets;
 use crate::core::Moment;
+use crate::core::blocked::Blocked;
 use crate::core::claims::{self, Claim};
 use crate::core::instance::{Event, Instance, InstanceName, Kind, State};
 use crate::core::predecessor::EndedEngines;
@@ -69,6 +70,7 @@ pub(super) struct Supervisor {
     records: Arc<Records>,
     absent: BTreeMap<InstanceName, String>,
     plan: Plan,
+    blocked: Blocked,
     retries: Retries,
     turns: Turns,
     runs: u64,
@@ -98,6 +100,7 @@ impl Supervisor {
             records: Arc::new(Records::Unavailable("not read yet".to_owned())),
             absent: BTreeMap::new(),
             plan: Plan::default(),
+            blocked: Blocked::default(),
             retries: Retries::new(now),
             turns: Turns::default(),
             runs: 0,
@@ -249,6 +252,7 @@ impl Supervisor {
         self.plan = plan;
         self.look_for_orphans(shared, asked_at).await;
         self.forget_ended(shared).await;
+        self.note_blocked(shared);
         self.publish(shared);
     }
 
@@ -530,12 +534,39 @@ impl Supervisor {
         }
     }
 
+    fn note_blocked(&mut self, shared: &Shared) {
+        let mut blocked = std::mem::take(&mut self.blocked);
+        for (name, by) in blocked.update(self.world(shared, shared.now()), &self.plan) {
+            tracing::warn!(instance = %name, blocked_by = by, "is to run and does not");
+        }
+        self.blocked = blocked;
+    }
+
+    /// One that is to run, is kept from it, and was never made.
+    fn missing_info(&self, name: &InstanceName, by: &str) -> Option<pb::InstanceInfo> {
+        let Lookup::Found(record) = self.records.lookup(name.volume().as_str()) else { return None };
+        let uuid = record.status.instance_uuids.get(&name.to_string());
+        Some(pb::InstanceInfo {
+            name: name.to_string(),
+            uuid: uuid.copied().unwrap_or(InstanceUuid::nil()).to_string(),
+            kind: name.kind().as_str().to_owned(),
+            volume: name.volume().to_string(),
+            volume_id: record.id.to_string(),
+            state: "stopped".to_owned(),
+            claim: Claim::Claimed.as_str().to_owned(),
+            reason: Some(by.to_owned()),
+            blocked_by: Some(by.to_owned()),
+            ..Default::default()
+        })
+    }
+
     fn instance_info(&self, shared: &Shared, name: &InstanceName) -> Option<pb::InstanceInfo> {
         let viewer = Viewer { world: self.world(shared, shared.now()), plan: &self.plan };
         let mut info = viewer.instance_info(name, self.instances.get(name)?);
         info.orphan = self.orphan_info(shared, name);
         info.binary_digest = self.digests.get(name).cloned().unwrap_or_default();
         info.log_path = shared.store.log_of(&info.name).to_string_lossy().into_owned();
+        info.blocked_by = self.blocked.by(name, shared.now()).map(str::to_owned);
         Some(info)
     }
 
@@ -543,8 +574,10 @@ impl Supervisor {
         let viewer = Viewer { world: self.world(shared, shared.now()), plan: &self.plan };
         let volumes =
             viewer.volumes(|record, id| roles::data_dir(shared, record, id).to_string_lossy().into_owned());
-        let instances = self.instances.keys().filter_map(|name| self.instance_info(shared, name)).collect();
-        shared.publish(instances, volumes);
+        let there = self.instances.keys().filter_map(|name| self.instance_info(shared, name));
+        let blocked = self.blocked.all(shared.now()).filter(|(name, _)| !self.instances.contains_key(*name));
+        let missing = blocked.filter_map(|(name, by)| self.missing_info(name, by));
+        shared.publish(there.chain(missing).collect(), volumes);
     }
 }
 

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::inventory::{InventoryFiles, InventoryHome};
 use super::stored_key::{KEY_SCHEMA, StoredKey};
 use super::{Entry, Read, Registry, Swap, VolumeKey, check_record};
 use crate::error::Error;
@@ -35,6 +36,7 @@ pub struct FileRegistry {
 
 #[derive(Debug)]
 struct Inner {
+    root: PathBuf,
     volumes: PathBuf,
     keys: PathBuf,
     nodes: PathBuf,
@@ -86,7 +88,8 @@ impl FileRegistry {
             }
         }
         let changed = watch::Sender::new(0);
-        let inner = Inner { volumes, keys, nodes, incarnation, writing: Mutex::new(()), changed };
+        let root = root.to_owned();
+        let inner = Inner { root, volumes, keys, nodes, incarnation, writing: Mutex::new(()), changed };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -299,6 +302,9 @@ impl Registry for FileRegistry {
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.blocking(move |inner| inner.put_node(record)).await
+    }
+    fn inventory(&self, node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
+        Some(Arc::new(InventoryFiles::new(&self.inner.root, node)))
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()

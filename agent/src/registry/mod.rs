@@ -10,9 +10,11 @@ mod conformance;
 pub mod engine_cas;
 pub mod etcd;
 pub mod file;
+pub mod inventory;
 mod stored_key;
 
 use std::fmt;
+use std::sync::Arc;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{NodeRecord, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord};
@@ -20,6 +22,7 @@ use tokio::sync::watch;
 
 pub use crate::store::Read;
 
+use self::inventory::InventoryHome;
 use crate::error::Error;
 
 /// Blocks are the unit of checksums and of every size.
@@ -103,6 +106,10 @@ pub trait Registry: fmt::Debug + Send + Sync {
     async fn node(&self, name: &NodeName) -> Result<Read<NodeRecord>, Error>;
     /// Writes it if its version is still the one in `record`; the version grows by one. Returns whether it was.
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error>;
+    /// Where this node publishes its inventory; none where this home has no place for it.
+    fn inventory(&self, _node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
+        None
+    }
     /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
     /// engines' own, and must not wake the agent that made them.
     fn changes(&self) -> watch::Receiver<u64>;

@@ -6,8 +6,13 @@ mod fake;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use holdfast::core::follow::{Follower, Inventory, Knowledge};
 use holdfast::node::{self, Change, NodeConfig, NodeHandle, ShutdownProgress, Snapshot};
+use holdfast::registry::inventory::{InventoryFiles, InventoryHome as _};
+use holdfast_proto::inventory::{Key, Kind};
 use holdfast_proto::pb::agent as pb;
+use holdfast_proto::pb::inventory as ipb;
+use holdfast_proto::pb::inventory::entry::Entry as Of;
 use holdfast_proto::status::ErrorKind;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -455,6 +460,62 @@ macro_rules! tests {
     ($($name:ident),* $(,)?) => { [$((stringify!($name), || run($name()))),*] };
 }
 
+/// What a reader makes of the published inventory, once it is as `wanted` says.
+async fn published(site: &Site, what: &str, wanted: impl Fn(&Inventory) -> bool) -> Inventory {
+    let home = InventoryFiles::new(&site.path("registry"), &"node-a".parse().unwrap());
+    let deadline = Instant::now() + SOON;
+    loop {
+        let mut follower = Follower::new("node-a".parse().unwrap());
+        follower.list(&home.found().await.unwrap());
+        let told = match follower.inventory() {
+            Knowledge::Known(inventory) if wanted(inventory) => return inventory.clone(),
+            told => format!("{told:#?}"),
+        };
+        assert!(Instant::now() < deadline, "waited for {what}; published is {told}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn what_the_node_has_is_published_and_each_change_follows() {
+    let site = Site::new();
+    let node = site.start().await;
+    let names = |inventory: &Inventory, kind: Kind| -> Vec<String> {
+        inventory.entries.keys().filter(|key| key.kind == kind).map(|key| key.name.clone()).collect()
+    };
+    let first = published(&site, "a first list", |_| true).await;
+    assert_eq!((names(&first, Kind::Node).len(), names(&first, Kind::Disk).len()), (1, 1));
+    assert_eq!(names(&first, Kind::Instance), [""; 0]);
+    create(&node, "demo", 2).await;
+    published(&site, "two directories", |i| names(i, Kind::ReplicaDir).len() == 2).await;
+    attach(&node, "demo").await;
+    let snapshot = until(&node, "a healthy volume", volume_is("healthy")).await;
+    let running = published(&site, "three instances", |inventory| {
+        let up = |of: &Of| matches!(of, Of::Instance(i) if i.state() == ipb::State::Running);
+        inventory.entries.values().filter_map(|entry| entry.entry.as_ref()).filter(|of| up(of)).count() == 3
+    })
+    .await;
+    let key = Key { kind: Kind::Instance, name: "demo.r1".to_owned() };
+    let Some(Of::Instance(r1)) = running.entries[&key].entry.clone() else { panic!("{running:?}") };
+    let told = instance(&snapshot, "demo.r1");
+    assert_eq!(uuid::Uuid::from_slice(&r1.uuid).unwrap().to_string(), told.uuid);
+    assert_eq!(Some(&r1.address), told.address.as_ref());
+    node.detach_volume(detach("demo", true)).await.unwrap();
+    node.delete_volume(delete("demo", true)).await.unwrap();
+    published(&site, "nothing left", |i| {
+        names(i, Kind::Instance).is_empty() && names(i, Kind::ReplicaDir).is_empty()
+    })
+    .await;
+    node.shutdown(true).await.unwrap();
+    drop(node);
+    // Another run of the agent begins another session.
+    let again = site.start().await;
+    published(&site, "a later session", |inventory| inventory.session > first.session).await;
+    let shown = again.node_info().await;
+    assert_eq!(shown.disks.len(), 1, "{shown:?}");
+    assert_eq!((shown.instance_protocol_min, shown.data_protocol_min > 0), (1, true));
+    again.shutdown(true).await.unwrap();
+}
+
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(test);
@@ -462,7 +523,7 @@ fn run(test: impl Future<Output = ()>) {
 
 fn main() {
     fake::run_if_asked();
-    let tests: [(&str, fn()); 13] = tests![
+    let tests: [(&str, fn()); 14] = tests![
         a_volume_from_creation_to_deletion,
         clients_hold_a_volume_unless_forced,
         a_restarted_agent_adopts_everything_as_it_is,
@@ -476,6 +537,7 @@ fn main() {
         a_second_agent_is_told_who_holds_the_directory,
         a_subscriber_loses_and_repeats_nothing,
         n3_a_quiet_node_stays_quiet,
+        what_the_node_has_is_published_and_each_change_follows,
     ];
     if let Ok(filter) = std::env::var("RUST_LOG") {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

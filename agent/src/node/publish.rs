@@ -1,0 +1,208 @@
+//! Publishes this node's inventory in the registry: what changes reaches the publisher at once, what must be looked for
+//! is looked for at intervals, and the publisher says what is written when.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use holdfast_proto::inventory::{Key, Kind};
+use holdfast_proto::pb::agent as pb;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::shared::Shared;
+use super::{Change, Snapshot, info};
+use crate::core::publish::Publisher;
+use crate::core::published::{self, Steps};
+use crate::registry::inventory::InventoryHome;
+
+/// Disks and pressure: `statvfs` of a sick disk can take its time, and none of these figures is in a hurry.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Replica directories when nothing is known to have changed: somebody may have moved one.
+const SCAN_EVERY: Duration = Duration::from_secs(60);
+/// They are read at most this often: a thousand labels take tens of milliseconds.
+const SCAN_EVERY_MIN: Duration = Duration::from_secs(1);
+/// A home that cannot be read is asked again after this.
+const BEGIN_AGAIN: Duration = Duration::from_secs(10);
+
+/// See the module.
+struct Publishing {
+    // Weak: publishing is no reason for a node to go on.
+    shared: Weak<Shared>,
+    home: Arc<dyn InventoryHome>,
+    publisher: Publisher,
+    steps: Steps,
+    volumes: BTreeMap<String, Placement>,
+    scan_at: Instant,
+    scanned_at: Instant,
+    look_at: Instant,
+    failing: bool,
+}
+
+/// What of a volume says that its directories may say something else than before.
+#[derive(PartialEq, Eq)]
+struct Placement {
+    generation: u64,
+    epoch: u64,
+    replicas: Vec<(String, String)>,
+}
+
+impl Placement {
+    fn of(volume: &pb::VolumeInfo) -> Self {
+        let replicas = volume.replicas.iter().map(|r| (r.id.clone(), r.mode.clone())).collect();
+        Self { generation: volume.generation, epoch: volume.epoch, replicas }
+    }
+}
+
+/// Publishes until the node has ended.
+pub(super) async fn run(shared: Weak<Shared>, home: Arc<dyn InventoryHome>) {
+    // A list that is not complete is not begun with.
+    let (node, found, directories) = loop {
+        let Some(node) = shared.upgrade() else { return };
+        match (home.found().await, info::replica_dirs(&node).await) {
+            (Ok(found), Ok(directories)) => break (node, found, directories),
+            (Err(error), _) | (_, Err(error)) => tracing::warn!(%error, "the inventory is not published yet"),
+        }
+        drop(node);
+        sleep(BEGIN_AGAIN).await;
+    };
+    let (snapshot, changes) = node.subscribe();
+    let mut steps = Steps::default();
+    let mut entries = vec![steps.node(&info::node_info(&node).await)];
+    match info::disks(&node, &directories).await {
+        Ok(disks) => entries.extend(disks.iter().map(|disk| steps.disk(disk))),
+        Err(error) => tracing::warn!(%error, "the disks cannot be asked"),
+    }
+    entries.extend(directories.iter().map(published::replica_dir));
+    entries.extend(snapshot.instances.iter().map(published::instance));
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
+    let publisher = Publisher::new(&node.config.node, &found, unix_ms, entries, node.now());
+    drop((node, found));
+    let now = Instant::now();
+    let volumes = snapshot.volumes.iter().map(|v| (v.name.clone(), Placement::of(v))).collect();
+    let publishing = Publishing {
+        shared,
+        home,
+        publisher,
+        steps,
+        volumes,
+        scan_at: now + SCAN_EVERY,
+        scanned_at: now,
+        look_at: now + LOOK_EVERY,
+        failing: false,
+    };
+    publishing.go_on(changes).await;
+}
+
+impl Publishing {
+    async fn go_on(mut self, mut changes: Receiver<(u64, Change)>) {
+        while let Some(shared) = self.shared.upgrade() {
+            let write_at = self.publisher.poll_timeout().map(|at| shared.instant(at));
+            let next = [Some(self.scan_at), Some(self.look_at), write_at].into_iter().flatten().min();
+            drop(shared);
+            let change = tokio::select! {
+                change = changes.recv() => Some(change),
+                () = sleep_until(next.unwrap_or(self.look_at)) => None,
+            };
+            let Some(shared) = self.shared.upgrade() else { return };
+            match change {
+                Some(Ok((_, change))) => self.hear(&shared, change),
+                Some(Err(RecvError::Lagged(_))) => {
+                    let (snapshot, again) = shared.subscribe();
+                    changes = again;
+                    self.hear_all(&shared, snapshot);
+                }
+                Some(Err(RecvError::Closed)) => return,
+                None => self.act(&shared).await,
+            }
+        }
+    }
+
+    fn hear(&mut self, shared: &Shared, change: Change) {
+        let now = shared.now();
+        match change {
+            Change::InstanceChanged(info) => self.publisher.set(published::instance(&info), now),
+            Change::InstanceRemoved(name) => {
+                self.publisher.remove(&Key { kind: Kind::Instance, name }, now);
+                self.scan_soon();
+            }
+            Change::VolumeChanged(volume) => {
+                let placement = Placement::of(&volume);
+                if self.volumes.get(&volume.name) != Some(&placement) {
+                    self.volumes.insert(volume.name, placement);
+                    self.scan_soon();
+                }
+            }
+            Change::VolumeRemoved(name) => {
+                self.volumes.remove(&name);
+                self.scan_soon();
+            }
+        }
+    }
+
+    /// Changes were missed: what is there now is all there is.
+    fn hear_all(&mut self, shared: &Shared, snapshot: Snapshot) {
+        let instances = snapshot.instances.iter().map(published::instance).collect();
+        self.publisher.replace(Kind::Instance, instances, shared.now());
+        self.volumes = snapshot.volumes.iter().map(|v| (v.name.clone(), Placement::of(v))).collect();
+        self.scan_soon();
+    }
+
+    fn scan_soon(&mut self) {
+        self.scan_at = self.scan_at.min((self.scanned_at + SCAN_EVERY_MIN).max(Instant::now()));
+    }
+
+    async fn act(&mut self, shared: &Arc<Shared>) {
+        let now = Instant::now();
+        let (scan, look) = (self.scan_at <= now, self.look_at <= now);
+        if scan || look {
+            let looked = info::replica_dirs(shared).await;
+            self.scanned_at = Instant::now();
+            self.scan_at = self.scanned_at + SCAN_EVERY;
+            if look {
+                self.look_at = self.scanned_at + LOOK_EVERY;
+            }
+            match looked {
+                Ok(directories) => self.take(shared, &directories, look).await,
+                // What was published stays: that they cannot be listed says of none of them that it is gone.
+                Err(error) => tracing::warn!(%error, "replica directories cannot be listed"),
+            }
+        }
+        self.write(shared).await;
+    }
+
+    async fn take(&mut self, shared: &Arc<Shared>, directories: &[pb::ReplicaDirInfo], look: bool) {
+        let entries = directories.iter().map(published::replica_dir).collect();
+        self.publisher.replace(Kind::ReplicaDir, entries, shared.now());
+        if look {
+            match info::disks(shared, directories).await {
+                Ok(disks) => {
+                    let disks = disks.iter().map(|disk| self.steps.disk(disk)).collect();
+                    self.publisher.replace(Kind::Disk, disks, shared.now());
+                }
+                Err(error) => tracing::warn!(%error, "the disks cannot be asked"),
+            }
+            let node = self.steps.node(&info::node_info(shared).await);
+            self.publisher.set(node, shared.now());
+        }
+    }
+
+    async fn write(&mut self, shared: &Shared) {
+        let Some(ops) = self.publisher.poll_write(shared.now()) else { return };
+        match self.home.write(ops).await {
+            Ok(()) => {
+                self.publisher.written(shared.now());
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("the inventory is published again");
+                }
+            }
+            Err(error) => {
+                self.publisher.failed(shared.now());
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::warn!(%error, "the inventory is not published; tried again");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Where a node's published inventory is kept: a few keys below a prefix of the node's own.
+//!
+//! It is observed, not wanted: losing it costs a reader some seconds, so a home needs no durability for it, and no
+//! failure here may hold up anything else.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use holdfast_proto::ids::NodeName;
+
+use crate::core::publish::Op;
+use crate::error::Error;
+
+/// A home of one node's published inventory.
+#[tonic::async_trait]
+pub trait InventoryHome: fmt::Debug + Send + Sync {
+    /// Every key below the node's prefix, and its bytes; complete, or an error.
+    async fn found(&self) -> Result<Vec<(String, Vec<u8>)>, Error>;
+    /// Does these in this order, in one transaction where it can. After an error each of them may have been done, or be
+    /// done within the next 30 s.
+    async fn write(&self, ops: Vec<Op>) -> Result<(), Error>;
+}
+
+/// Files in the registry's directory: `inventory/NODE/full.0` and so on.
+#[derive(Debug, Clone)]
+pub struct InventoryFiles {
+    dir: PathBuf,
+}
+
+impl InventoryFiles {
+    /// Of this node, below the registry's directory.
+    #[must_use]
+    pub fn new(registry: &Path, node: &NodeName) -> Self {
+        Self { dir: registry.join("inventory").join(node.as_str()) }
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.dir.join(key.replace('/', "."))
+    }
+
+    fn read(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let mut found = Vec::new();
+        // Not the registry itself: where that is missing, its disk may be.
+        for dir in self.dir.parent().into_iter().chain([self.dir.as_path()]) {
+            match std::fs::create_dir(dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(Error::io("create", dir)(error));
+                }
+                _ => {}
+            }
+        }
+        for entry in std::fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))? {
+            let path = entry.map_err(Error::io("read", &self.dir))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().replace('.', "/");
+            found.push((name, std::fs::read(&path).map_err(Error::io("read", &path))?));
+        }
+        Ok(found)
+    }
+
+    fn do_all(&self, ops: &[Op]) -> Result<(), Error> {
+        for op in ops {
+            let path = self.path(op.key());
+            match op {
+                Op::Put { bytes, .. } => {
+                    // A reader never sees half of it. It is not synced: after a power cut it is written again.
+                    let new = self.dir.join("new");
+                    std::fs::write(&new, bytes).map_err(Error::io("write", &new))?;
+                    std::fs::rename(&new, &path).map_err(Error::io("rename", &new))?;
+                }
+                Op::Delete { .. } => match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::io("remove", &path)(error));
+                    }
+                    _ => {}
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl InventoryHome for InventoryFiles {
+    async fn found(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let files = self.clone();
+        blocking(move || files.read()).await
+    }
+    async fn write(&self, ops: Vec<Op>) -> Result<(), Error> {
+        let files = self.clone();
+        blocking(move || files.do_all(&ops)).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::failed(format!("run: {e}")))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str, bytes: &[u8]) -> Op {
+        Op::Put { key: key.to_owned(), bytes: bytes.to_vec() }
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_found_and_what_was_deleted_is_not() {
+        let tmp = tempfile::tempdir().unwrap();
+        let home = InventoryFiles::new(tmp.path(), &"node-a.example".parse().unwrap());
+        assert_eq!(home.found().await.unwrap(), []);
+        let delete = |key: &str| Op::Delete { key: key.to_owned() };
+        home.write(vec![put("full/0", b"a"), put("delta/000f", b"b"), put("full/0", b"c")]).await.unwrap();
+        home.write(vec![delete("delta/000f"), delete("delta/000f")]).await.unwrap();
+        assert_eq!(home.found().await.unwrap(), [("full/0".to_owned(), b"c".to_vec())]);
+    }
+}
