@@ -22,6 +22,7 @@ pub mod process;
 pub mod questions;
 pub mod records;
 pub mod rng;
+pub mod scale;
 #[path = "../sim/mod.rs"]
 pub mod sim;
 pub mod tools;

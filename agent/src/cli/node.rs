@@ -111,7 +111,7 @@ mod tests {
         };
         let text = describe(&node);
         for part in [
-            "disk: /data/replicas, 1 GiB of 2 GiB available, 3 errors of its file system, 1 faulted replicas (fsync",
+            "disk: /data/replicas, 1GiB of 2GiB available, 3 errors of its file system, 1 faulted replicas (fsync",
             "instance protocol 1, data protocol 2 to 3",
             "cpu 0.2 %, memory -, io 12.5 % of the last 10 s",
         ] {

@@ -1,0 +1,40 @@
+//! The small form of the simulation behind `docs/scale.md`: counts that a change of when and what nodes publish moves.
+#![forbid(unsafe_code)]
+
+use holdfast_tests::scale::{Scenario, Size, run};
+
+const SIZE: Size = Size { nodes: 99, volumes_per_node: 25 };
+
+#[test]
+fn all_nodes_begin_with_one_full_list_each() {
+    let report = run(SIZE, Scenario::Start);
+    assert_eq!((report.total.transactions, report.total.deletes), (99, 0));
+    assert_eq!(report.total.puts, 99, "a hundred instances are one part");
+    assert!(report.live_bytes / 99 < 32 * 1024, "{}", report.live_bytes / 99);
+}
+
+#[test]
+fn idle_nodes_write_nothing_but_keep_their_leases() {
+    let report = run(SIZE, Scenario::Idle);
+    assert_eq!((report.total.transactions, report.total.bytes), (0, 0));
+    assert_eq!(report.total.keepalives, 99 * 600 / 5);
+    assert_eq!(report.readers, 2, "and readers know all of them");
+}
+
+#[test]
+fn a_rolling_upgrade_costs_the_same_few_writes_whatever_the_number_of_changes_in_each() {
+    let report = run(SIZE, Scenario::RollingUpgrade { at_a_time: 3 });
+    // 9 of 99 nodes restart with 100 instances each; every other node has some of their volumes.
+    let each = report.total.transactions / 99;
+    assert!((30..=70).contains(&each), "{each} writes of each node");
+    assert!(report.most.transactions <= 2 * 99, "no node writes more than twice a second: {:?}", report.most);
+}
+
+#[test]
+fn after_the_loss_and_return_of_a_zone_readers_have_what_the_nodes_have() {
+    let report = run(SIZE, Scenario::ZoneLoss);
+    assert!(report.most.transactions <= 2 * 99, "{:?}", report.most);
+    // What was lost for ten minutes stays listed: it is unknown, and nothing of it is gone.
+    assert!(report.live_bytes > 99 * 8 * 1024, "{}", report.live_bytes);
+    assert_eq!(report.readers, 2);
+}
