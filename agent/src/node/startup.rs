@@ -48,6 +48,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let preparing = config.clone();
     let prepared = blocking(move || prepare(&preparing)).await?;
     let registry = open_registry(&config).await?;
+    registry.announce(&config.node, config.advertise.unwrap_or(config.bind)).await?;
     let Prepared { data, boot_id, warnings, .. } = prepared;
     let (shared, commands) = Shared::new(config, Homes { data, registry, boot_id, warnings });
     let shared = Arc::new(shared);

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Entry, Read, Registry, Swap, VolumeKey};
+use crate::core::publish::Op;
 use crate::core::testing::record;
 
 /// A tick that is due has come by then, however busy the machine.
@@ -26,6 +27,7 @@ pub(super) async fn all(home: Arc<dyn Registry>) {
     n3_status_writes_do_not_tick_and_spec_writes_do(&*home).await;
     keys_come_and_go(&*home).await;
     wishes_for_a_node_are_compared_too(&*home).await;
+    an_inventory_is_found_as_it_was_written(&*home).await;
 }
 
 fn name(name: &str) -> VolumeName {
@@ -152,4 +154,27 @@ async fn wishes_for_a_node_are_compared_too(home: &dyn Registry) {
     assert!(!home.put_node(wanted.clone()).await.unwrap(), "the version was another one");
     assert!(!home.put_node(first).await.unwrap());
     assert_eq!(home.node(&node).await.unwrap(), Read::Found(NodeRecord { version: 2, ..wanted }));
+}
+
+async fn an_inventory_is_found_as_it_was_written(home: &dyn Registry) {
+    let inventory = |node: &str| home.inventory(&node.parse().unwrap()).expect("a place for inventories");
+    let (mine, other) = (inventory("node-x"), inventory("node-x.other"));
+    for node in [&mine, &other] {
+        assert_eq!(node.found().await.unwrap(), [], "nothing was published");
+    }
+    let put = |key: String, bytes: &[u8]| Op::Put { key, bytes: bytes.to_vec() };
+    // More than one transaction of etcd takes, in number and in bytes.
+    let large = vec![7; 256 * 1024];
+    let mut ops: Vec<_> = (0..8).map(|part| put(format!("full/{part}"), &large)).collect();
+    ops.extend((0..200).map(|base| put(format!("delta/{base:016x}"), b"a")));
+    mine.write(ops).await.unwrap();
+    other.write(vec![put("full/0".to_owned(), b"theirs")]).await.unwrap();
+    assert_eq!(mine.found().await.unwrap().len(), 208);
+    let mut ops = vec![put("full/0".to_owned(), b"b")];
+    ops.extend((1..8).map(|part| Op::Delete { key: format!("full/{part}") }));
+    ops.extend((0..200).map(|base| Op::Delete { key: format!("delta/{base:016x}") }));
+    mine.write(ops.clone()).await.unwrap();
+    mine.write(ops).await.unwrap();
+    assert_eq!(mine.found().await.unwrap(), [("full/0".to_owned(), b"b".to_vec())]);
+    assert_eq!(other.found().await.unwrap(), [("full/0".to_owned(), b"theirs".to_vec())]);
 }

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use holdfast_proto::status::ErrorKind;
 use holdfast_tests::etcd::Etcd;
 use tempfile::TempDir;
 
@@ -156,4 +157,25 @@ async fn an_etcd_that_went_back_in_time_is_not_believed() {
     let again = EtcdRegistry::open(home(&etcd, "/hf"), tmp.path()).await.unwrap();
     let said = again.list().await.unwrap_err().to_string();
     assert!(said.contains("back in time") && said.contains("etcdctl del /hf/incarnation"), "{said}");
+}
+
+#[tokio::test]
+async fn a_second_agent_of_a_name_is_refused_while_the_first_lives_and_a_new_run_of_the_first_is_not() {
+    let etcd = Etcd::start(1);
+    let (tmp, first) = open(&etcd, "/hf").await;
+    let (_other, second) = open(&etcd, "/hf").await;
+    let (node, address) = ("node-a".parse().unwrap(), "127.0.0.1".parse().unwrap());
+    first.announce(&node, address).await.unwrap();
+    let refused = second.announce(&node, address).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    let said = refused.to_string();
+    assert!(said.contains("node-a") && said.contains("127.0.0.1") && said.contains("--node"), "{said}");
+    second.announce(&"node-b".parse().unwrap(), address).await.unwrap();
+    // Killed, and started again at once: its lease still stands.
+    drop(first);
+    let again = EtcdRegistry::open(home(&etcd, "/hf"), tmp.path()).await.unwrap();
+    again.announce(&node, address).await.unwrap();
+    // Silent for longer than its lease: the name is free.
+    drop(again);
+    answered(|| second.announce(&node, address)).await;
 }

@@ -11,9 +11,11 @@ pub mod engine_cas;
 pub mod etcd;
 pub mod file;
 pub mod inventory;
+pub mod presence;
 mod stored_key;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
@@ -109,6 +111,14 @@ pub trait Registry: fmt::Debug + Send + Sync {
     /// Where this node publishes its inventory; none where this home has no place for it.
     fn inventory(&self, _node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
         None
+    }
+    /// Says, for as long as this registry is open, that an agent of this node lives, and by which address its replicas
+    /// are reached. That the home cannot be asked is no error: it is said as soon as it can.
+    ///
+    /// # Errors
+    /// `Conflict` where another agent, one with another data directory, lives under this name.
+    async fn announce(&self, _node: &NodeName, _address: IpAddr) -> Result<(), Error> {
+        Ok(())
     }
     /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
     /// engines' own, and must not wake the agent that made them.

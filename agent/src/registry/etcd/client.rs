@@ -14,6 +14,7 @@ use std::time::Duration;
 use holdfast_proto::pb::etcd as pb;
 use holdfast_proto::pb::etcd::auth_client::AuthClient;
 use holdfast_proto::pb::etcd::kv_client::KvClient;
+use holdfast_proto::pb::etcd::lease_client::LeaseClient;
 use holdfast_proto::pb::etcd::watch_client::WatchClient;
 use holdfast_proto::status::ErrorKind;
 use parking_lot::Mutex;
@@ -140,6 +141,27 @@ impl Client {
         let mut kv = KvClient::new(connection.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
         let call = kv.txn(connection.request(request.clone()));
         self.finish(&connection, timeout(ATTEMPT_WITHIN, call).await)
+    }
+
+    /// A lease of so many seconds.
+    pub(super) async fn grant(&self, seconds: i64) -> Result<i64, Failure> {
+        let connection = self.connection().await?;
+        let mut leases = LeaseClient::new(connection.channel.clone());
+        let call = leases.lease_grant(connection.request(pb::LeaseGrantRequest { ttl: seconds, id: 0 }));
+        Ok(self.finish(&connection, timeout(ATTEMPT_WITHIN, call).await)?.id)
+    }
+
+    /// Lets a lease begin again. `false`: there is none any more.
+    pub(super) async fn keep_alive(&self, lease: i64) -> Result<bool, Failure> {
+        let connection = self.connection().await?;
+        let mut leases = LeaseClient::new(connection.channel.clone());
+        let once = tokio_stream::once(pb::LeaseKeepAliveRequest { id: lease });
+        let call = async {
+            let mut answers = leases.lease_keep_alive(connection.request(once)).await?.into_inner();
+            let answer = answers.message().await?;
+            answer.map(tonic::Response::new).ok_or_else(|| Status::unavailable("it closed the stream"))
+        };
+        Ok(self.finish(&connection, timeout(ATTEMPT_WITHIN, call).await)?.ttl > 0)
     }
 
     /// A stream of what changes in the range. It ends with an error when its server fails.

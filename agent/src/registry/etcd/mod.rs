@@ -1,7 +1,8 @@
 //! The registry in etcd.
 //!
 //! Below a prefix: `incarnation` names this life of the registry, `volumes/NAME` are the records, `keys/VOLUME-ID` the
-//! keys, `wishes/NODE` the records of nodes.
+//! keys, `wishes/NODE` the records of nodes, `inventory/NODE/...` what a node publishes, and `live/NODE` that its agent
+//! lives: that key goes with a lease.
 //!
 //! Every question is a linearizable transaction under the condition that the incarnation is the one that this node
 //! knows: where it is missing or another one, the answer is an error and never "there is nothing". An etcd that
@@ -10,7 +11,9 @@
 //! cannot be told then is an error.
 
 mod client;
+mod inventory;
 mod memory;
+mod presence;
 mod records;
 mod watcher;
 
@@ -22,6 +25,7 @@ use holdfast_proto::pb::etcd as pb;
 use holdfast_proto::pb::etcd::compare::{CompareTarget, TargetUnion};
 use holdfast_proto::pb::etcd::request_op::Request;
 use holdfast_proto::pb::etcd::response_op::Response;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -34,8 +38,8 @@ use crate::error::Error;
 #[derive(Debug)]
 pub struct EtcdRegistry {
     inner: Arc<Inner>,
-    /// It ends with the registry.
-    watcher: AbortHandle,
+    /// They end with the registry: the watch, and what says that this node lives.
+    tasks: Mutex<Vec<AbortHandle>>,
 }
 
 #[derive(Debug)]
@@ -77,13 +81,15 @@ impl EtcdRegistry {
             changed: watch::Sender::new(0),
         });
         let watcher = tokio::spawn(watcher::run(Arc::clone(&inner))).abort_handle();
-        Ok(Self { inner, watcher })
+        Ok(Self { inner, tasks: Mutex::new(vec![watcher]) })
     }
 }
 
 impl Drop for EtcdRegistry {
     fn drop(&mut self) {
-        self.watcher.abort();
+        for task in self.tasks.lock().iter() {
+            task.abort();
+        }
     }
 }
 
@@ -139,16 +145,29 @@ impl Inner {
         compare: Vec<pb::Compare>,
         change: Vec<pb::RequestOp>,
     ) -> Result<bool, Error> {
+        let done = self.tell(operation, compare, change).await?;
+        if done {
+            // Known before anybody builds on it: a backup from before this is recognised.
+            self.save(true).await?;
+        }
+        Ok(done)
+    }
+
+    /// The same for what is only observed: nobody builds on it.
+    async fn tell(
+        &self,
+        operation: &str,
+        compare: Vec<pb::Compare>,
+        change: Vec<pb::RequestOp>,
+    ) -> Result<bool, Error> {
         let request = self.guarded(compare, change, Vec::new());
         let asked_at = self.memory.revision();
         let answer = self.client.change(operation, &request).await?;
         self.believe(operation, &answer, asked_at)?;
-        if answer.succeeded {
-            // Known before anybody builds on it: a backup from before this is recognised.
-            self.save(true).await?;
-        } else if !self.is_ours(&answer) {
+        if !answer.succeeded && !self.is_ours(&answer) {
             return Err(self.foreign(operation, &answer));
         }
+        self.save(false).await?;
         Ok(answer.succeeded)
     }
 

@@ -1,11 +1,16 @@
 //! The trait, over etcd: records and keys.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
 use tokio::sync::watch;
 
-use super::{EtcdRegistry, Inner, delete, found, put, range, range_below, unchanged};
+use super::inventory::EtcdInventory;
+use super::{EtcdRegistry, Inner, delete, found, presence, put, range, range_below, unchanged};
 use crate::error::Error;
+use crate::registry::inventory::InventoryHome;
 use crate::registry::stored_key::{KEY_SCHEMA, StoredKey};
 use crate::registry::{Entry, Read, Registry, Swap, VolumeKey, check_record};
 use crate::store::atomic;
@@ -239,6 +244,14 @@ impl Registry for EtcdRegistry {
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.inner.put_node(record).await
+    }
+    fn inventory(&self, node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
+        Some(Arc::new(EtcdInventory::new(Arc::clone(&self.inner), node)))
+    }
+    async fn announce(&self, node: &NodeName, address: IpAddr) -> Result<(), Error> {
+        let task = presence::announce(&self.inner, node, address).await?;
+        self.tasks.lock().push(task);
+        Ok(())
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
