@@ -7,6 +7,7 @@
 
 mod force;
 mod info;
+mod metrics;
 mod orphans;
 mod replicas;
 mod roles;
@@ -30,6 +31,7 @@ use self::shared::{Command, OrphanWish, Shared};
 use crate::config::{Limits, RegistryHome};
 use crate::core::orphan;
 use crate::error::Error;
+use crate::metrics::Observed;
 
 /// What a node is started with.
 #[derive(Debug, Clone)]
@@ -267,6 +269,11 @@ impl NodeHandle {
     /// The node itself.
     pub async fn node_info(&self) -> pb::NodeInfo {
         info::node_info(&self.shared).await
+    }
+    /// What metrics say now.
+    #[must_use]
+    pub fn metrics(&self) -> Observed {
+        metrics::observe(&self.shared)
     }
     /// See [`allow_uninstall`].
     ///

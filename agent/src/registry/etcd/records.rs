@@ -1,5 +1,7 @@
 //! The trait, over etcd: records and keys.
 
+use std::sync::atomic::Ordering;
+
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
 use tokio::sync::watch;
@@ -242,5 +244,8 @@ impl Registry for EtcdRegistry {
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
+    }
+    fn watch_restarts(&self) -> u64 {
+        self.inner.watch_restarts.load(Ordering::Relaxed)
     }
 }
