@@ -6,6 +6,7 @@ pub mod complaint;
 pub mod config;
 pub mod core;
 pub mod error;
+pub mod metrics;
 pub mod node;
 pub mod preflight;
 pub mod process;

@@ -8,6 +8,7 @@
 mod force;
 mod host;
 mod info;
+mod metrics;
 mod orphans;
 mod publish;
 mod replicas;
@@ -32,6 +33,7 @@ use self::shared::{Command, OrphanWish, Shared};
 use crate::config::{Limits, RegistryHome};
 use crate::core::orphan;
 use crate::error::Error;
+use crate::metrics::Observed;
 
 /// What a node is started with.
 #[derive(Debug, Clone)]
@@ -281,6 +283,11 @@ impl NodeHandle {
             Err(error) => node.warnings.push(error.to_string()),
         }
         node
+    }
+    /// What metrics say now.
+    #[must_use]
+    pub fn metrics(&self) -> Observed {
+        metrics::observe(&self.shared)
     }
     /// See [`allow_uninstall`].
     ///

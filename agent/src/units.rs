@@ -145,8 +145,8 @@ pub fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, InvalidUnit> {
     Ok(first..=last)
 }
 
-/// Where to listen for NBD over TCP: `PORT`, `:PORT`, `HOST:PORT` or `[IPV6]:PORT`. Without a host it is loopback,
-/// because NBD over TCP has no authentication.
+/// Where to listen for NBD over TCP, or for scrapes of metrics: `PORT`, `:PORT`, `HOST:PORT` or `[IPV6]:PORT`. Without a
+/// host it is loopback, because neither has authentication.
 ///
 /// # Errors
 /// When host or port do not parse; names are not looked up.

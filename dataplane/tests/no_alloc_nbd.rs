@@ -6,6 +6,7 @@ mod no_alloc_counting;
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::time::Duration;
 
 use holdfast_dataplane::frontend::nbd::proto::{RequestHeader, command, command_flag};
 use holdfast_dataplane::frontend::nbd::{Client, ClientLimits, Negotiated, Transport};
@@ -85,7 +86,7 @@ fn requests() {
     let mut round = || {
         link.at = 0;
         link.sent = 0;
-        client.on_received(&mut link, &mut out).unwrap();
+        client.on_received(Duration::ZERO, &mut link, &mut out).unwrap();
         while let Some(Submit { part, request, buf }) = out.pop_back() {
             drop(buf);
             let result = match request.kind {
@@ -99,7 +100,7 @@ fn requests() {
                     PartResult::Done
                 }
             };
-            client.on_complete(part, result, &mut link);
+            client.on_complete(part, result, Duration::ZERO, &mut link);
         }
         assert_eq!((client.in_flight(), link.at), (0, link.bytes.len()));
         assert!(link.sent > 2 << 20, "the reads are answered");

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cluster;
 pub mod control;
 pub mod etcd;
+pub mod exposition;
 pub mod faults;
 pub mod fill;
 pub mod history;

@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::complaint::Complaint;
 use crate::config::{AgentConfig, AgentFlags, Surroundings};
 use crate::error::Error;
+use crate::metrics::{MetricsListener, MetricsServer};
 use crate::node::{self, NodeConfig, NodeHandle};
 use crate::preflight;
 use crate::rpc::{self, Listener, RpcServer};
@@ -26,6 +27,7 @@ The file holds the same settings, with underscores:
   node = \"node-1\"
   data_ports = \"20000-29999\"
   bind = \"127.0.0.1\"
+  metrics = \"9464\"
 SIGHUP reads it again. SIGTERM ends the agent; instances keep serving unless --stop-instances.";
 
 impl From<Error> for Complaint {
@@ -50,8 +52,8 @@ pub(super) fn run(flags: &AgentFlags) -> Result<(), Complaint> {
     let telemetry = Telemetry::start(config.log_format, &config.log_level, Sink::default());
     runtime()?.block_on(async {
         let mut signals = Signals::listen()?;
-        let Running { node, server } = start(&config).await?;
-        let agent = Agent { flags, around, config, telemetry, node, server };
+        let Running { node, server, metrics } = start(&config).await?;
+        let agent = Agent { flags, around, config, telemetry, node, server, _metrics: metrics };
         notify(&[NotifyState::Ready]);
         agent.serve(&mut signals).await
     })
@@ -61,6 +63,8 @@ pub(super) fn run(flags: &AgentFlags) -> Result<(), Complaint> {
 pub(super) struct Running {
     pub(super) node: NodeHandle,
     pub(super) server: RpcServer,
+    /// None where nobody asked for it.
+    pub(super) metrics: Option<MetricsServer>,
 }
 
 /// Checks, takes the socket, starts the node, serves.
@@ -69,8 +73,10 @@ pub(super) async fn start(config: &AgentConfig) -> Result<Running, Complaint> {
         tracing::warn!(%warning, "started all the same");
     }
     let listener = Listener::bind(&config.listen)?;
+    let scraped = config.metrics.map(MetricsListener::bind).transpose()?;
     let node = node::start(node_config(config)).await?;
     let server = rpc::serve(node.clone(), listener).await?;
+    let metrics = scraped.map(|listener| MetricsServer::start(node.clone(), listener)).transpose()?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = %config.node,
@@ -78,7 +84,7 @@ pub(super) async fn start(config: &AgentConfig) -> Result<Running, Complaint> {
         data_dir = %config.data_dir.display(),
         "the agent is ready"
     );
-    Ok(Running { node, server })
+    Ok(Running { node, server, metrics })
 }
 
 pub(super) fn node_config(config: &AgentConfig) -> NodeConfig {
@@ -139,6 +145,7 @@ struct Agent<'a> {
     telemetry: Telemetry,
     node: NodeHandle,
     server: RpcServer,
+    _metrics: Option<MetricsServer>,
 }
 
 impl Agent<'_> {

@@ -10,9 +10,9 @@ use toml::de::{DeTable, DeValue};
 use super::flags::parse_listen;
 use super::registry::parse_place;
 use super::{Origin, Partial, Sourced};
-use crate::units::{parse_duration, parse_ports, parse_size};
+use crate::units::{parse_duration, parse_ports, parse_size, parse_tcp_listen};
 
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "data_dir",
     "listen",
     "node",
@@ -43,6 +43,7 @@ const KEYS: [&str; 30] = [
     "trash_ttl",
     "orphan_auto_cleanup",
     "orphan_grace_period",
+    "metrics",
 ];
 
 /// What the file says. Problems are appended; what is left of the file is still checked.
@@ -111,6 +112,7 @@ impl Place<'_> {
             "trash_ttl" => self.set(key, &mut into.trash_ttl, parse_duration),
             "orphan_auto_cleanup" => self.set_list(key, &mut into.orphan_auto_cleanup),
             "orphan_grace_period" => self.set(key, &mut into.orphan_grace_period, parse_duration),
+            "metrics" => self.set(key, &mut into.metrics, parse_tcp_listen),
             _ => Err("is not a key of this build".to_owned()),
         };
         if let Err(problem) = result {
@@ -217,6 +219,7 @@ fn example(key: &str) -> &'static str {
         "trash_ttl" => "trash_ttl = \"24h\"",
         "orphan_auto_cleanup" => "orphan_auto_cleanup = [\"instance\", \"replica-data\"], or []",
         "orphan_grace_period" => "orphan_grace_period = \"5m\"",
+        "metrics" => "metrics = \"9464\" or \"10.0.0.7:9464\"",
         _ => "remove the line",
     }
 }

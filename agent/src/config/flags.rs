@@ -1,6 +1,6 @@
 //! The flags of `holdfast agent`, each the stronger twin of a key of the file.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::registry::{RegistryPlace, parse_place};
 use super::{Origin, Partial, Sourced, Surroundings};
 use crate::core::orphan::Class;
 use crate::telemetry::{LogFormat, LogLevel};
-use crate::units::{parse_duration, parse_ports, parse_size};
+use crate::units::{parse_duration, parse_ports, parse_size, parse_tcp_listen};
 
 /// Flags of `holdfast agent`.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -109,6 +109,9 @@ pub struct AgentFlags {
     /// For so long it must be confirmed that nobody claims a thing [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub orphan_grace_period: Option<Duration>,
+    /// Serve metrics for Prometheus here, without authentication; a port alone is one of loopback [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_tcp_listen)]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// `unix:PATH`, or the path alone.
@@ -170,6 +173,7 @@ impl AgentFlags {
                 self.orphan_auto_cleanup.as_ref().map(|list| list.iter().copied().collect()).as_ref(),
             ),
             orphan_grace_period: flag("--orphan-grace-period", self.orphan_grace_period.as_ref()),
+            metrics: flag("--metrics", self.metrics.as_ref()),
         }
     }
 }

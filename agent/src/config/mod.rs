@@ -12,7 +12,7 @@ mod reload;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,6 +75,8 @@ pub struct AgentConfig {
     pub trash_ttl: Duration,
     /// What is cleaned when nobody claims it, and after how long.
     pub orphans: orphan::Settings,
+    /// Where metrics are served; none: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Where a value was written.
@@ -133,6 +135,7 @@ struct Partial {
     trash_ttl: Option<Sourced<Duration>>,
     orphan_auto_cleanup: Option<Sourced<BTreeSet<Class>>>,
     orphan_grace_period: Option<Sourced<Duration>>,
+    metrics: Option<Sourced<SocketAddr>>,
 }
 
 impl Partial {
@@ -169,6 +172,7 @@ impl Partial {
             trash_ttl: self.trash_ttl.or(weaker.trash_ttl),
             orphan_auto_cleanup: self.orphan_auto_cleanup.or(weaker.orphan_auto_cleanup),
             orphan_grace_period: self.orphan_grace_period.or(weaker.orphan_grace_period),
+            metrics: self.metrics.or(weaker.metrics),
         }
     }
 }
@@ -291,6 +295,7 @@ impl Partial {
                 auto_cleanup: or(self.orphan_auto_cleanup, BTreeSet::new),
                 grace: or(self.orphan_grace_period, || orphan::Settings::default().grace),
             },
+            metrics: self.metrics.map(|metrics| metrics.value),
             data_dir,
         }
     }

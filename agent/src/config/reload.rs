@@ -50,6 +50,8 @@ impl AgentConfig {
         fixed("bin_dir", old.bin_dir.display().to_string(), new.bin_dir.display().to_string());
         fixed("runtime_dir", old.runtime_dir.display().to_string(), new.runtime_dir.display().to_string());
         fixed("trash_ttl", time(old.trash_ttl), time(new.trash_ttl));
+        let served = |c: &Self| c.metrics.map_or("nowhere".to_owned(), |address| address.to_string());
+        fixed("metrics", served(old), served(new));
         for ((key, old), (_, new)) in old.limits.list().into_iter().zip(new.limits.list()) {
             fixed(key, old, new);
         }

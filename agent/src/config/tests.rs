@@ -96,6 +96,8 @@ fn every_refusal_names_file_line_and_remedy() {
             "expected instance or replica-data; remedy: orphan_auto_cleanup = [",
         ),
         ("orphan_grace_period = 300", 1, "remedy: orphan_grace_period = \"5m\""),
+        ("metrics = 9464", 1, "expected a string, found integer; remedy: metrics = \"9464\""),
+        ("metrics = \"localhost:9464\"", 1, "expected PORT, IP:PORT or [IPV6]:PORT"),
         ("colour = \"red\"", 1, "use one of data_dir, listen"),
         ("[agent]\nnode = \"a\"", 1, "unknown key \"agent\""),
         ("node = \"a\"\nnode = \"b\"", 2, "remedy: correct the TOML here"),
@@ -160,6 +162,17 @@ fn every_limit_can_be_set_by_file_and_flag() {
     assert_eq!(quick.heartbeat, Duration::from_millis(500), "nobody has to set both");
     let reload = resolve(&[], "").unwrap().reload(&over);
     assert!(reload.needs_restart.contains(&"read_lease: 5s -> 6s".to_owned()), "{reload:?}");
+}
+
+#[test]
+fn metrics_are_served_nowhere_unless_asked_for_and_on_loopback_where_a_port_is_all_that_is_said() {
+    assert_eq!(resolve(&[], "").unwrap().metrics, None);
+    let served = |flags: &[&str], file| resolve(flags, file).unwrap().metrics.unwrap().to_string();
+    assert_eq!(served(&[], "metrics = \"9464\""), "127.0.0.1:9464");
+    assert_eq!(served(&["--metrics", "9465"], "metrics = \"10.0.0.7:9464\""), "127.0.0.1:9465");
+    assert_eq!(served(&["--metrics", "[::1]:9464"], ""), "[::1]:9464");
+    let reload = resolve(&[], "").unwrap().reload(&resolve(&["--metrics", "9464"], "").unwrap());
+    assert_eq!(reload.needs_restart, ["metrics: nowhere -> 127.0.0.1:9464"]);
 }
 
 #[test]

@@ -226,6 +226,7 @@ impl Instance {
         if let Some(status) = &mut status {
             if let Some(engine) = &mut status.engine {
                 (engine.reads, engine.writes) = (0, 0);
+                engine.io.clear();
             }
             if let Some(replica) = &mut status.replica {
                 replica.allocated_bytes = 0;

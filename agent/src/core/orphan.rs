@@ -26,7 +26,7 @@ use super::Moment;
 use super::claims::Claim;
 
 pub use entry::Hold;
-pub use report::{Orphan, Stats, Totals};
+pub use report::{Orphan, Stats, TRANSITIONS, Totals};
 pub use saved::{SCHEMA, Saved, SavedOrphan};
 pub use sight::{Copy, data, instances};
 pub use voice::Notice;

@@ -110,6 +110,12 @@ impl Retries {
         self.failing.remove(name);
     }
 
+    /// How many volumes failed, and are tried again.
+    #[must_use]
+    pub fn failing(&self) -> usize {
+        self.failing.len()
+    }
+
     /// When to look again. One that is due and did not want its attempt waits for an event, not for time.
     #[must_use]
     pub fn next_at(&self, now: Moment) -> Option<Moment> {

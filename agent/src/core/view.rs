@@ -12,6 +12,13 @@ use super::records::Lookup;
 
 /// What an engine says when it begins; also said for one that cannot say anything.
 const ATTACHING: &str = "attaching";
+/// What no engine says.
+const DETACHED: &str = "detached";
+/// Every state of a volume.
+pub const STATES: [&str; 7] =
+    ["healthy", "degraded", "suspended", "faulted", ATTACHING, "detaching", DETACHED];
+/// Every mode of a replica.
+pub const MODES: [&str; 6] = ["member", "suspect", "catching_up", "rebuilding", "faulted", "absent"];
 
 /// Makes the views of one moment.
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +108,7 @@ impl Viewer<'_> {
         let Some(attach) = record.spec.attach.as_ref().filter(|_| !deleting) else {
             let ended = self.all_ended(record);
             let reason = blocked.or_else(|| deleting.then(|| "it is being deleted".to_owned()));
-            return (if ended { "detached" } else { "detaching" }, reason);
+            return (if ended { DETACHED } else { "detaching" }, reason);
         };
         if attach.node != *self.world.node {
             return (ATTACHING, Some(format!("its engine belongs on node {}", attach.node)));
@@ -299,12 +306,10 @@ pub fn may_be_stopped(name: &InstanceName, instance: &Instance) -> Result<(), St
 }
 
 fn known_state(told: &str) -> &'static str {
-    const STATES: [&str; 6] = ["healthy", "degraded", "suspended", "faulted", ATTACHING, "detaching"];
-    STATES.into_iter().find(|known| *known == told).unwrap_or(ATTACHING)
+    STATES.into_iter().find(|known| *known == told && *known != DETACHED).unwrap_or(ATTACHING)
 }
 
 fn known_mode(told: &str) -> &'static str {
-    const MODES: [&str; 6] = ["member", "suspect", "catching_up", "rebuilding", "faulted", "absent"];
     MODES.into_iter().find(|known| *known == told).unwrap_or("suspect")
 }
 

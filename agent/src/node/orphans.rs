@@ -13,9 +13,9 @@ use crate::store::trash::{Trash, Waiting};
 
 /// What no record claims, as it was seen last.
 pub(super) fn list(shared: &Shared) -> Vec<pb::Orphan> {
-    let (at, orphans) = &*shared.orphans.lock();
-    let since = shared.now().saturating_sub(*at);
-    orphans.iter().map(|orphan| message(orphan, since)).collect()
+    let seen = shared.orphans.lock();
+    let since = shared.now().saturating_sub(seen.at);
+    seen.list.iter().map(|orphan| message(orphan, since)).collect()
 }
 
 /// An orphan as it was seen so long ago.

@@ -10,11 +10,12 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::metrics::Metrics;
 use super::{Change, NodeConfig, ShutdownProgress, Snapshot};
 use crate::core::Moment;
 use crate::core::instance::InstanceName;
 use crate::core::inventory::Inventory;
-use crate::core::orphan::{self, Orphan};
+use crate::core::orphan::{self, Orphan, Stats};
 use crate::core::records::Records;
 use crate::error::Error;
 use crate::registry::Registry;
@@ -57,6 +58,7 @@ pub(super) struct Shared {
     pub(super) trash: Trash,
     pub(super) registry: Arc<dyn Registry>,
     pub(super) boot_id: BootId,
+    pub(super) metrics: Metrics,
     pub(super) warnings: Vec<String>,
     pub(super) progress: watch::Sender<ShutdownProgress>,
     /// What the registry said last.
@@ -66,13 +68,21 @@ pub(super) struct Shared {
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
     /// What is cleaned; changes at run time.
     pub(super) orphan_settings: Mutex<orphan::Settings>,
-    /// As the supervisor saw them last, and when that was.
-    pub(super) orphans: Mutex<(Moment, Vec<Orphan>)>,
+    /// As the supervisor saw them last.
+    pub(super) orphans: Mutex<SeenOrphans>,
     inventory: Mutex<Inventory>,
     changes: broadcast::Sender<(u64, Change)>,
     revision: watch::Sender<u64>,
     commands: mpsc::Sender<Command>,
     epoch: Instant,
+}
+
+/// What nobody claimed at one moment.
+#[derive(Debug, Default)]
+pub(super) struct SeenOrphans {
+    pub(super) at: Moment,
+    pub(super) list: Vec<Orphan>,
+    pub(super) stats: Stats,
 }
 
 /// An operation on a volume that is under way.
@@ -89,6 +99,7 @@ pub(super) struct Homes {
     pub(super) data: DataDir,
     pub(super) registry: Arc<dyn Registry>,
     pub(super) boot_id: BootId,
+    pub(super) metrics: Metrics,
     pub(super) warnings: Vec<String>,
 }
 
@@ -103,6 +114,7 @@ impl Shared {
             data: homes.data,
             registry: homes.registry,
             boot_id: homes.boot_id,
+            metrics: homes.metrics,
             warnings: homes.warnings,
             progress: watch::Sender::new(ShutdownProgress::Running),
             records: Mutex::new(Arc::new(Records::Unavailable("not read yet".to_owned()))),
@@ -134,6 +146,9 @@ impl Shared {
         let changes = inventory.update(instances, volumes);
         let Some((last, _)) = changes.last() else { return };
         let last = *last;
+        let mut counts = self.metrics.counts.lock();
+        changes.iter().for_each(|(_, change)| counts.changed(change));
+        drop(counts);
         for change in changes {
             // Sent under the lock, so that a subscriber's snapshot and its first change are neighbours.
             let _ = self.changes.send(change);

@@ -10,6 +10,7 @@ use holdfast_proto::ids::{BootId, InstanceUuid, VolumeId};
 use tokio::sync::mpsc;
 
 use super::publish;
+use super::metrics::Metrics;
 use super::shared::{Homes, Shared, blocking};
 use super::supervisor::{Found, Orphans, Supervisor};
 use super::{NodeConfig, Snapshot};
@@ -25,6 +26,7 @@ use crate::process::spawn::check_socket_path;
 use crate::registry::Registry;
 use crate::registry::etcd::{self, EtcdRegistry};
 use crate::registry::file::{self, FileRegistry};
+use crate::registry::measured::Measured;
 use crate::store::instances::{InstanceStore, SpawnRecord};
 use crate::store::lock::AgentLock;
 use crate::store::{DataDir, Read, atomic};
@@ -47,10 +49,12 @@ struct Prepared {
 pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let preparing = config.clone();
     let prepared = blocking(move || prepare(&preparing)).await?;
+    let metrics = Metrics::new();
     let registry = open_registry(&config).await?;
+    let registry: Arc<dyn Registry> = Arc::new(Measured::new(registry, Arc::clone(&metrics.counts)));
     registry.announce(&config.node, config.advertise.unwrap_or(config.bind)).await?;
     let Prepared { data, boot_id, warnings, .. } = prepared;
-    let (shared, commands) = Shared::new(config, Homes { data, registry, boot_id, warnings });
+    let (shared, commands) = Shared::new(config, Homes { data, registry, boot_id, metrics, warnings });
     let shared = Arc::new(shared);
     let (events, reports) = mpsc::channel(EVENTS_MAX);
     let context = Context {

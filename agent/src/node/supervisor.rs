@@ -219,6 +219,10 @@ impl Supervisor {
         if state != instance.state_name() {
             let (to, reason) = (instance.state_name(), instance.reason());
             tracing::info!(instance = %report.name, from = state, to, reason, "state");
+            shared.metrics.counts.lock().instance_is(report.name.kind().as_str(), to);
+        }
+        if report.name.kind() == Kind::Engine {
+            shared.metrics.seen.lock().note_io(report.name.volume(), instance.engine_status());
         }
         let changed = before != relevant(instance);
         if ended {
@@ -253,6 +257,9 @@ impl Supervisor {
         self.look_for_orphans(shared, asked_at).await;
         self.forget_ended(shared).await;
         self.note_blocked(shared);
+        let took = shared.now().saturating_sub(asked_at);
+        let known = matches!(*self.records, Records::Known(_));
+        shared.metrics.counts.lock().reconciled(took, known);
         self.publish(shared);
     }
 
@@ -281,9 +288,12 @@ impl Supervisor {
                 let before = self.plan.blocked.get(volume.as_str()).cloned();
                 let reason = before.unwrap_or_else(|| "waits before it is tried again".to_owned());
                 plan.blocked.insert(volume.to_string(), reason);
+                shared.metrics.counts.lock().stepped("held_back");
                 continue;
             }
-            match self.steps_of(shared, actions).await {
+            let done = self.steps_of(shared, actions).await;
+            shared.metrics.counts.lock().stepped(if done.is_ok() { "done" } else { "failed" });
+            match done {
                 Ok(()) => self.retries.succeeded(&volume),
                 Err(error) => {
                     let reason = error.to_string();
@@ -577,7 +587,22 @@ impl Supervisor {
         let there = self.instances.keys().filter_map(|name| self.instance_info(shared, name));
         let blocked = self.blocked.all(shared.now()).filter(|(name, _)| !self.instances.contains_key(*name));
         let missing = blocked.filter_map(|(name, by)| self.missing_info(name, by));
+        self.show_in_metrics(shared, &volumes);
         shared.publish(there.chain(missing).collect(), volumes);
+    }
+
+    fn show_in_metrics(&self, shared: &Shared, volumes: &[pb::VolumeInfo]) {
+        let now = shared.now();
+        let waits = |instance: &Instance| matches!(instance.state(), State::Down { error: Some(_), retry_at } if *retry_at > now);
+        let mut waiting = BTreeMap::new();
+        for (name, _) in self.instances.iter().filter(|(_, instance)| waits(instance)) {
+            *waiting.entry(name.kind().as_str()).or_default() += 1;
+        }
+        let mut seen = shared.metrics.seen.lock();
+        seen.waiting_to_restart = waiting;
+        seen.retrying = self.retries.failing();
+        seen.blocked = self.plan.blocked.len();
+        seen.note_suspended(volumes, now);
     }
 }
 

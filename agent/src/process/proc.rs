@@ -3,10 +3,14 @@
 use std::fs::{OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use holdfast_proto::ids::BootId;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 
 use crate::error::Error;
+use crate::metrics::ProcessUse;
 use crate::store::instances::ProcessId;
 
 /// Whether an instance lives.
@@ -62,6 +66,18 @@ fn start_time(stat: &[u8]) -> Option<u64> {
     let after = stat.iter().rposition(|byte| *byte == b')')? + 1;
     let rest = std::str::from_utf8(stat.get(after..)?).ok()?;
     rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+/// What this process uses; none where `/proc` does not say it.
+#[must_use]
+pub fn own_use() -> Option<ProcessUse> {
+    let times = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+    let time = times.user_time() + times.system_time();
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = resident.trim().strip_suffix(" kB")?.parse().ok()?;
+    let cpu = Duration::from_micros(u64::try_from(time.num_microseconds()).ok()?);
+    Some(ProcessUse { cpu_seconds: cpu.as_secs_f64(), resident_bytes: kib * 1024 })
 }
 
 #[cfg(test)]

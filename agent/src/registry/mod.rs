@@ -12,6 +12,7 @@ pub mod etcd;
 pub mod file;
 pub mod inventory;
 pub mod presence;
+pub mod measured;
 mod stored_key;
 
 use std::fmt;
@@ -123,6 +124,10 @@ pub trait Registry: fmt::Debug + Send + Sync {
     /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
     /// engines' own, and must not wake the agent that made them.
     fn changes(&self) -> watch::Receiver<u64>;
+    /// How often hearing of changes had to begin again: what ticks only then comes late.
+    fn watch_restarts(&self) -> u64 {
+        0
+    }
 }
 
 /// What a record must satisfy before anything is done because of it.

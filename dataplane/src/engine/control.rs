@@ -246,7 +246,7 @@ impl Shared {
                 shared.ask_registry(ask, expected_version, &status);
             }
             Event::Serve => Self::serve(shared),
-            Event::Report { report, clients } => shared.change(|facts| {
+            Event::Report { report, clients, io } => shared.change(|facts| {
                 for (replica, from) in facts.modes_that_change(&report) {
                     let (to, reason) = (mode(replica.mode), &replica.reason);
                     tracing::info!(replica = %replica.id, from, to, reason, "replica");
@@ -257,6 +257,7 @@ impl Shared {
                 }
                 facts.report = Some(*report);
                 facts.clients = clients;
+                facts.io = *io;
             }),
             Event::Ended(ending) => shared.has_ended(ending),
             Event::Failed(_) => {}

@@ -15,6 +15,7 @@ use super::message::{Attempt, Command, DataHandle, Event, Whereabouts};
 use super::replicas::{Broken, Link, Links, Step, deliver};
 use crate::core::engine::{Action, ConnectFailure, Ending, Engine, Now, Report};
 use crate::error::Error;
+use crate::frontend::IoCounters;
 use crate::io::{Buf, Completion, ConnId, Driver, DriverConfig, Errno, Pool, PoolConfig, Waker};
 
 /// Buffers of clients' operations: 8, 16 and 64 MiB, of which only what is in use at a time takes memory.
@@ -46,6 +47,7 @@ enum Drain {
 struct Told {
     report: Option<Report>,
     clients: usize,
+    io: IoCounters,
     looked_at: Now,
     told_at: Now,
 }
@@ -471,9 +473,10 @@ impl Data {
         self.look = false;
         self.told.looked_at = self.now;
         let report = self.core.report(self.now);
+        let io = self.frontends.counters();
         let changed = match &self.told.report {
             None => true,
-            Some(told) if *told == report && self.told.clients == clients => return,
+            Some(told) if *told == report && self.told.clients == clients && self.told.io == io => return,
             Some(told) => {
                 let uncounted = Report { reads: told.reads, writes: told.writes, ..report.clone() };
                 uncounted != *told || self.told.clients != clients
@@ -482,8 +485,9 @@ impl Data {
         if changed || self.now >= self.told.told_at + COUNTERS_EVERY {
             self.told.told_at = self.now;
             self.told.clients = clients;
+            self.told.io = io;
             self.told.report = Some(report.clone());
-            self.tell(Event::Report { report: Box::new(report), clients });
+            self.tell(Event::Report { report: Box::new(report), clients, io: Box::new(io) });
         }
     }
 

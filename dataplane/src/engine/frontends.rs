@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::buffers::{Answer, Buffers, Part};
 use crate::core::engine::{Engine, Failure, Now, Outcome, Request};
 use crate::frontend::nbd::{Client, ClientLimits, DriverTransport, Negotiated, Violation};
-use crate::frontend::{BlockError, BlockKind, BlockRequest, Extent, PartResult, Submit};
+use crate::frontend::{BlockError, BlockKind, BlockRequest, Extent, IoCounters, PartResult, Submit};
 use crate::io::{Buf, ConnId, Driver};
 use crate::units::{block_cover, to_usize};
 
@@ -48,6 +48,8 @@ pub(super) struct Frontends {
     /// Reused: parts on their way from a client's parser to the core, runs on their way back.
     submits: VecDeque<Submit>,
     extents: Vec<Extent>,
+    /// Of the clients that have gone.
+    counted: IoCounters,
     refusing: bool,
     /// Nothing is answered any more: failures are told as the shutdown they are.
     ending: bool,
@@ -69,6 +71,7 @@ impl Frontends {
             waiting: VecDeque::with_capacity(OPERATIONS_MAX),
             submits: VecDeque::with_capacity(OPERATIONS_MAX),
             extents: Vec::with_capacity(1024),
+            counted: IoCounters::default(),
             refusing: false,
             ending: false,
         }
@@ -77,6 +80,15 @@ impl Frontends {
     /// Clients that are connected.
     pub(super) fn count(&self) -> usize {
         self.seats.iter().flatten().filter(|seat| seat.state == State::Open).count()
+    }
+
+    /// The requests of all clients that were answered.
+    pub(super) fn counters(&self) -> IoCounters {
+        let mut all = self.counted;
+        for seat in self.seats.iter().flatten() {
+            all.add(seat.client.counters());
+        }
+        all
     }
 
     /// Whether nobody has anything in flight, and nothing waits.
@@ -180,8 +192,8 @@ impl Frontends {
         if let Some(seat) = self.seat(at) {
             let t = &mut DriverTransport { driver: x.driver, conn: seat.conn };
             let parsed = match buf {
-                Some(buf) => seat.client.on_received_into(buf, t, &mut submits),
-                None => seat.client.on_received(t, &mut submits),
+                Some(buf) => seat.client.on_received_into(buf, x.now, t, &mut submits),
+                None => seat.client.on_received(x.now, t, &mut submits),
             };
             self.parsed(at, parsed, x);
         }
@@ -265,7 +277,7 @@ impl Frontends {
     fn answer(&mut self, at: usize, part: u32, result: PartResult<'_>, x: &mut Context<'_>) {
         if let Some(seat) = self.seat(at) {
             let t = &mut DriverTransport { driver: x.driver, conn: seat.conn };
-            seat.client.on_complete(part, result, t);
+            seat.client.on_complete(part, result, x.now, t);
         }
         self.see_off(at, x);
     }
@@ -291,7 +303,11 @@ impl Frontends {
                 seat.state = State::Leaving(x.now + LAST_REPLIES_WITHIN);
                 x.driver.close_after_sends(seat.conn);
             }
-            State::Gone if seat.client.in_flight() == 0 => self.seats[at] = None,
+            State::Gone if seat.client.in_flight() == 0 => {
+                let counted = *seat.client.counters();
+                self.counted.add(&counted);
+                self.seats[at] = None;
+            }
             State::Open | State::Leaving(_) | State::Closing | State::Gone => {}
         }
     }

@@ -8,6 +8,7 @@ use holdfast_proto::ids::{BootId, Epoch, Generation, Lineage, ReplicaId};
 use holdfast_proto::record::VolumeStatus;
 
 use crate::core::engine::{ConnectFailure, Ending, Force, Pace, RegistryOutcome, Report, Wanted};
+use crate::frontend::IoCounters;
 use crate::frontend::nbd::Negotiated;
 use crate::io::Waker;
 use crate::wire::handshake::Welcome;
@@ -86,6 +87,7 @@ pub(super) enum Event {
     Report {
         report: Box<Report>,
         clients: usize,
+        io: Box<IoCounters>,
     },
     /// Nothing more is answered; clients have been told.
     Ended(Ending),

@@ -3,12 +3,14 @@
 use holdfast_proto::pb::instance as pb;
 
 use crate::core::engine::{Ending, EngineState, ReplicaMode, ReplicaReport, Report};
+use crate::frontend::{IoCounters, IoKind, KindCounters};
 
 /// What the control thread knows beside the report.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) report: Option<Report>,
     pub(super) clients: usize,
+    pub(super) io: IoCounters,
     /// Set while clients can come.
     pub(super) nbd_socket: String,
     pub(super) nbd_tcp: String,
@@ -60,6 +62,7 @@ impl Facts {
             configured: report.configured.iter().map(|id| id.0).collect(),
             change_waits_for: report.change_waits_for.clone(),
             forced: report.forced.clone(),
+            io: self.io.kinds().map(io_counters).collect(),
         });
     }
 
@@ -101,6 +104,17 @@ impl Facts {
             (None, EngineState::Degraded) => "degraded",
             (None, EngineState::Suspended) => "suspended",
         }
+    }
+}
+
+fn io_counters((kind, counted): (IoKind, &KindCounters)) -> pb::IoCounters {
+    pb::IoCounters {
+        kind: kind.as_str().to_owned(),
+        requests: counted.requests,
+        errors: counted.errors,
+        bytes: counted.bytes,
+        latency_sum_ns: counted.latency_sum_ns,
+        latency_buckets: counted.latency_buckets.to_vec(),
     }
 }
 

@@ -12,9 +12,12 @@
 //! - `BlockStatus` covers just what the consumer asked, aligned or not. `Flush` has offset and length 0.
 //! - Every part lies within the volume, and its result is reported exactly once.
 
+mod counters;
 pub mod nbd;
 
 use std::fmt;
+
+pub use counters::{IoCounters, IoKind, KindCounters, LATENCY_BUCKETS};
 
 use crate::io::Buf;
 

@@ -33,7 +33,7 @@ pub(super) enum State {
 }
 
 impl State {
-    pub(super) fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Counting => "orphaned",
             Self::Frozen => "orphaned-unknown",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::entry::State;
+use super::voice::End;
 use super::{Class, Hold, Moment, Settings, Subject, Tracker};
 
 /// One orphan.
@@ -43,9 +44,24 @@ pub struct Stats {
     pub count: BTreeMap<(Class, &'static str), u64>,
     /// Of the one that is confirmed for longest, for how long.
     pub oldest: BTreeMap<Class, Duration>,
+    /// By class, how many the breaker holds.
+    pub held_by_breaker: BTreeMap<Class, u64>,
     /// By class.
     pub totals: BTreeMap<Class, Totals>,
 }
+
+/// Every word that a [`super::Notice`] says a thing has become.
+pub const TRANSITIONS: [&str; 9] = [
+    State::Counting.as_str(),
+    State::Frozen.as_str(),
+    State::Busy.as_str(),
+    State::Kept.as_str(),
+    State::Held.as_str(),
+    State::Cleaning.as_str(),
+    End::Claimed.as_str(),
+    End::Cleaned.as_str(),
+    End::Gone.as_str(),
+];
 
 impl Tracker {
     /// Every orphan, by class and name.
@@ -78,6 +94,9 @@ impl Tracker {
             *stats.count.entry((subject.class, state.as_str())).or_default() += 1;
             let oldest = stats.oldest.entry(subject.class).or_default();
             *oldest = entry.confirmed.max(*oldest);
+            if entry.hold == Hold::Breaker {
+                *stats.held_by_breaker.entry(subject.class).or_default() += 1;
+            }
         }
         stats
     }

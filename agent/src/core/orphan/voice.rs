@@ -17,6 +17,16 @@ pub(super) enum End {
     Gone,
 }
 
+impl End {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Claimed => "claimed",
+            Self::Cleaned => "cleaned",
+            Self::Gone => "gone",
+        }
+    }
+}
+
 /// A change of state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
@@ -70,11 +80,7 @@ impl Tracker {
         }
         let ended: Vec<_> = self.voice.ended.iter().map(|(subject, end)| (subject.clone(), *end)).collect();
         for (subject, end) in ended.into_iter().filter(|(subject, _)| subject.class == class) {
-            let to = match end {
-                End::Claimed => "claimed",
-                End::Cleaned => "cleaned",
-                End::Gone => "gone",
-            };
+            let to = end.as_str();
             if let Some(from) = self.voice.tells(&subject, to, now) {
                 let (reason, remaining) = (String::new(), Duration::ZERO);
                 notices.push(Notice { subject, from, to, reason, remaining });

@@ -15,7 +15,7 @@ use crate::core::claims::Claim;
 use crate::core::orphan::{self, Class, Copy, Notice, Reading, Saved, Sighting, Standing, Subject, Tracker};
 use crate::core::reconcile::World;
 use crate::node::orphans::{message, seconds_up};
-use crate::node::shared::OrphanWish;
+use crate::node::shared::{OrphanWish, SeenOrphans};
 use crate::store::atomic::{self, Read};
 
 /// Directories are looked through no more often, however often something else changes.
@@ -88,7 +88,11 @@ impl Supervisor {
                 self.orphans.tracker.unread(class, &error.to_string(), settings, shared.now())
             }
         };
-        notices.iter().for_each(say);
+        let mut counts = shared.metrics.counts.lock();
+        for notice in &notices {
+            say(notice);
+            counts.orphan_is(notice);
+        }
     }
 
     /// Everything of a class that exists, and what the records that were read last say of it.
@@ -209,6 +213,7 @@ impl Supervisor {
         if !self.remember(shared).await {
             return Err(Error::failed(told("it cannot be made durable; see the agent's log")));
         }
+        shared.metrics.counts.lock().orphan_request(what);
         self.show_orphans(shared, &settings);
         let after = self.orphans.tracker.orphan(subject, &settings, shared.now());
         let shown = after.or(before).ok_or_else(|| Error::refused(told("it is starting or ending")))?;
@@ -279,7 +284,8 @@ impl Supervisor {
 
     fn show_orphans(&self, shared: &Shared, settings: &orphan::Settings) {
         let (now, tracker) = (shared.now(), &self.orphans.tracker);
-        *shared.orphans.lock() = (now, tracker.orphans(settings, now).collect());
+        let list = tracker.orphans(settings, now).collect();
+        *shared.orphans.lock() = SeenOrphans { at: now, list, stats: tracker.stats() };
     }
 }
 

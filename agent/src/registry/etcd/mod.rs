@@ -19,6 +19,7 @@ mod watcher;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use holdfast_proto::ids::Incarnation;
 use holdfast_proto::pb::etcd as pb;
@@ -49,6 +50,7 @@ struct Inner {
     incarnation: Incarnation,
     memory: Arc<Memory>,
     changed: watch::Sender<u64>,
+    watch_restarts: AtomicU64,
 }
 
 /// Whether an earlier agent of this data directory kept its records in etcd.
@@ -79,6 +81,7 @@ impl EtcdRegistry {
             incarnation: memory.stored().incarnation,
             memory: Arc::new(memory),
             changed: watch::Sender::new(0),
+            watch_restarts: AtomicU64::new(0),
         });
         let watcher = tokio::spawn(watcher::run(Arc::clone(&inner))).abort_handle();
         Ok(Self { inner, tasks: Mutex::new(vec![watcher]) })

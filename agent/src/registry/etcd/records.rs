@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
@@ -255,5 +256,8 @@ impl Registry for EtcdRegistry {
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
+    }
+    fn watch_restarts(&self) -> u64 {
+        self.inner.watch_restarts.load(Ordering::Relaxed)
     }
 }

@@ -2,6 +2,7 @@
 //! forgotten what was in between. It only says that there is something to read.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use holdfast_proto::pb::etcd as pb;
@@ -21,6 +22,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
     let mut from = 0;
     loop {
         let why = follow(&inner, &mut from).await;
+        inner.watch_restarts.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(why, ?from, "the watch goes on elsewhere");
         sleep(AGAIN_AFTER).await;
     }

@@ -1,5 +1,6 @@
 //! What waits in the trash: how one orphan comes in, how a person looks at it, takes it out, and empties it.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -93,6 +94,21 @@ impl Trash {
         }
         waiting.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(waiting)
+    }
+
+    /// How many directories wait, and how many bytes they take on disk.
+    ///
+    /// # Errors
+    /// When it is not known what waits.
+    pub fn usage(&self) -> Result<(u64, u64), Error> {
+        let (mut entries, mut bytes) = (0, 0);
+        for Waiting { step, .. } in self.waiting()? {
+            entries += 1;
+            let files = std::fs::read_dir(&step.to).map_err(Error::io("read", &step.to))?;
+            bytes +=
+                files.filter_map(|file| file.ok()?.metadata().ok()).fold(0, |sum, m| sum + m.blocks() * 512);
+        }
+        Ok((entries, bytes))
     }
 
     /// Puts one directory back where it was, and forgets that it was deleted.
@@ -190,11 +206,13 @@ mod tests {
         f.trash.purge(f.record.id, Generation(3), 5).unwrap();
         let waiting = f.trash.waiting().unwrap();
         assert_eq!(waiting.len(), 2);
+        let (entries, bytes) = f.trash.usage().unwrap();
+        assert!(entries == 2 && bytes > 0, "{entries} with {bytes} bytes");
         f.trash.restore(&waiting[0].name).unwrap();
         assert_eq!(f.trash.waiting().unwrap(), waiting[1..]);
         assert!(f.trash.restore("gone").is_err());
         assert_eq!(f.trash.empty(Some(&waiting[1].name)).unwrap().len(), 1);
-        assert_eq!(f.trash.empty(None).unwrap(), []);
+        assert_eq!((f.trash.empty(None).unwrap(), f.trash.usage().unwrap()), (vec![], (0, 0)));
         assert_eq!(names(&f.tmp.path().join("trash")), Vec::<String>::new());
         assert_eq!(names(&f.tmp.path().join("replicas")).len(), 1);
     }

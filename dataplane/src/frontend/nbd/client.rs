@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::ops::Range;
+use std::time::Duration;
 
 use super::handshake::Negotiated;
 use super::parts;
@@ -17,7 +18,7 @@ use super::proto::{self, BadMagic, ErrorCode, RequestHeader, command};
 use super::reply::Replies;
 use super::request::{Op, ReplyForm, Rules, Verdict};
 use super::transport::Transport;
-use crate::frontend::{BlockKind, BlockRequest, PartResult, Submit};
+use crate::frontend::{BlockKind, BlockRequest, IoCounters, PartResult, Submit};
 use crate::io::{Buf, PART_BYTES_MAX};
 
 /// The rest of a write's payload goes straight into its buffer from this length on. Below it, copying costs less
@@ -139,14 +140,17 @@ impl Client {
     }
 
     /// Parses what was received and appends the parts to `out`. To be called when bytes arrive, and, while
-    /// [`Client::starved`], after parts of this client completed, its replies were sent, or buffers became free.
+    /// [`Client::starved`], after parts of this client completed, its replies were sent, or buffers became free. `now`,
+    /// here as everywhere: the time of the loop's turn, on any clock that only goes forward.
     ///
     /// Errors: the client is to be dropped; see [`Client::abandon`] for the parts it still has in flight.
     pub fn on_received(
         &mut self,
+        now: Duration,
         t: &mut impl Transport,
         out: &mut VecDeque<Submit>,
     ) -> Result<(), Violation> {
+        self.replies.at(now);
         self.starved = false;
         loop {
             let step = match mem::replace(&mut self.rx, Rx::Closed) {
@@ -185,6 +189,7 @@ impl Client {
     pub fn on_received_into(
         &mut self,
         buf: Buf,
+        now: Duration,
         t: &mut impl Transport,
         out: &mut VecDeque<Submit>,
     ) -> Result<(), Violation> {
@@ -192,15 +197,22 @@ impl Client {
             let filled = buf.len();
             self.rx = Rx::Payload { request, at, filling: Some(Filling { buf, filled }) };
         }
-        self.on_received(t, out)
+        self.on_received(now, t, out)
     }
 
     /// A part has ended: sends what is due. Panics on a part that is not in flight or a result of another kind.
-    pub fn on_complete(&mut self, part: u32, result: PartResult<'_>, t: &mut impl Transport) {
+    pub fn on_complete(&mut self, part: u32, result: PartResult<'_>, now: Duration, t: &mut impl Transport) {
+        self.replies.at(now);
         self.replies.complete(part, result, t);
         if self.replies.broken() {
             self.abandon();
         }
+    }
+
+    /// The requests that were answered; not those that were refused before they began.
+    #[must_use]
+    pub fn counters(&self) -> &IoCounters {
+        self.replies.counters()
     }
 
     /// Requests taken and not yet answered.

@@ -4,13 +4,14 @@
 //! completed. Data is sent before that where its form allows it. The first error of a part becomes the request's.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::parts;
 use super::proto::{self, ErrorCode, chunk};
-use super::request::{ReplyForm, Task};
+use super::request::{Op, ReplyForm, Task};
 use super::slab::Slab;
 use super::transport::Transport;
-use crate::frontend::{BlockError, Extent, PartResult};
+use crate::frontend::{BlockError, Extent, IoCounters, IoKind, PartResult};
 use crate::io::Buf;
 
 /// Runs in one answer to BLOCK_STATUS, so that it stays small; a client asks again from where the answer ends.
@@ -19,6 +20,7 @@ const RUNS_MAX: usize = 512;
 #[derive(Debug)]
 struct Request {
     task: Task,
+    begun_at: Duration,
     open: bool,
     parts_in_flight: usize,
     error: Option<ErrorCode>,
@@ -55,6 +57,9 @@ pub(super) struct Replies {
     /// A reply could not be finished: the connection must end.
     broken: bool,
     scratch: Vec<u8>,
+    /// The time of the turn that calls.
+    now: Duration,
+    counters: IoCounters,
 }
 
 impl Replies {
@@ -68,7 +73,18 @@ impl Replies {
             silent: false,
             broken: false,
             scratch: Vec::new(),
+            now: Duration::ZERO,
+            counters: IoCounters::default(),
         }
+    }
+
+    /// What follows happens in the turn of this time.
+    pub(super) fn at(&mut self, now: Duration) {
+        self.now = now;
+    }
+
+    pub(super) fn counters(&self) -> &IoCounters {
+        &self.counters
     }
 
     pub(super) fn requests(&self) -> usize {
@@ -104,6 +120,7 @@ impl Replies {
         assert!(!self.streaming || self.requests.len() == 0, "a reply that needs the line is alone");
         self.requests.insert(Request {
             task,
+            begun_at: self.now,
             open: true,
             parts_in_flight: 0,
             error: None,
@@ -210,13 +227,28 @@ impl Replies {
             self.send_ordered(request, t);
             self.free_ordered(request);
         }
-        let Request { task, error, answered, begun, .. } = self.requests.remove(request);
+        let Request { task, begun_at, error, answered, begun, .. } = self.requests.remove(request);
         self.streaming = false;
+        self.count(&task, error.is_some(), begun_at);
         match error {
             Some(_) if begun => self.broken = true,
             None if begun || answered => {}
             Some(_) | None => self.answer(task.cookie, task.form, error, t),
         }
+    }
+
+    /// A client that has gone is answered nothing.
+    fn count(&mut self, task: &Task, failed: bool, begun_at: Duration) {
+        let kind = match task.op {
+            _ if self.silent => return,
+            Op::Read => IoKind::Read,
+            Op::Write => IoKind::Write,
+            Op::Flush => IoKind::Flush,
+            Op::Trim => IoKind::Trim,
+            Op::WriteZeroes { .. } => IoKind::WriteZeroes,
+            Op::BlockStatus => return,
+        };
+        self.counters.answered(kind, task.end - task.offset, failed, self.now.saturating_sub(begun_at));
     }
 
     fn free_part(&mut self, part: u32) -> Part {

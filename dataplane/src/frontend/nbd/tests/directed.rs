@@ -1,10 +1,12 @@
 //! One behaviour each.
 
+use std::time::Duration;
+
 use super::decoder::{Reply, decode};
 use super::rig::{Rig, SIMPLE, STRUCTURED, request};
 use crate::frontend::nbd::proto::{RequestHeader, command, command_flag as flag};
 use crate::frontend::nbd::{ClientLimits, Negotiated, Violation};
-use crate::frontend::{BlockError, BlockKind, BlockRequest};
+use crate::frontend::{BlockError, BlockKind, BlockRequest, IoKind, KindCounters};
 use crate::io::{PART_BYTES_MAX, PoolConfig};
 
 const PART: u64 = PART_BYTES_MAX as u64;
@@ -359,6 +361,45 @@ fn an_abandoned_client_frees_all_it_held() {
         let free = [4096, 32768, PART_BYTES_MAX].map(|len| rig.link.pool.available(len));
         assert_eq!(free, [64, 64, 160]);
     }
+}
+
+fn counted(rig: &Rig, kind: IoKind) -> KindCounters {
+    *rig.client.counters().kinds().find(|(found, _)| *found == kind).unwrap().1
+}
+
+#[test]
+fn a_request_is_counted_once_whatever_its_parts_from_its_header_to_its_answer() {
+    let mut rig = Rig::new(STRUCTURED, SIZE);
+    rig.now = Duration::from_millis(10);
+    rig.feed(&request(command::WRITE, 0, 1, 0, 3 * PART_U32)).unwrap();
+    rig.now = Duration::from_millis(11);
+    rig.feed(&vec![1; 3 * PART_BYTES_MAX]).unwrap();
+    assert_eq!(rig.pending.len(), 3);
+    rig.complete(0);
+    rig.complete(0);
+    assert_eq!(counted(&rig, IoKind::Write), KindCounters::default(), "it is not answered yet");
+    rig.now = Duration::from_millis(15);
+    rig.complete(0);
+    let writes = counted(&rig, IoKind::Write);
+    assert_eq!((writes.requests, writes.errors, writes.bytes), (1, 0, 3 * PART));
+    assert_eq!(writes.latency_sum_ns, 5_000_000, "with the time that its payload took to come");
+    assert_eq!(writes.latency_buckets[8], 1, "over 4.096 ms, up to 8.192 ms");
+}
+
+#[test]
+fn an_error_is_counted_and_what_was_refused_or_had_nobody_to_answer_is_not() {
+    let mut rig = Rig::new(STRUCTURED, SIZE);
+    rig.feed(&request(command::READ, 0, 1, 0, 4096)).unwrap();
+    rig.fail(0, BlockError::Io);
+    rig.feed(&request(command::READ, 0, 2, 1 << 60, 4096)).unwrap();
+    rig.feed(&request(command::BLOCK_STATUS, 0, 3, 0, 4096)).unwrap();
+    rig.complete(0);
+    let reads = counted(&rig, IoKind::Read);
+    assert_eq!((reads.requests, reads.errors, reads.bytes), (1, 1, 0));
+    rig.feed(&request(command::FLUSH, 0, 4, 0, 0)).unwrap();
+    rig.client.abandon();
+    rig.complete(0);
+    assert_eq!(counted(&rig, IoKind::Flush), KindCounters::default());
 }
 
 #[test]

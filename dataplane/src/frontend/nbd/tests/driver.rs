@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use super::decoder::decode;
 use super::disk::{Disk, Outcome};
@@ -49,9 +50,11 @@ impl Server {
             for completion in completions.drain(..) {
                 let mut t = DriverTransport { driver: &mut self.driver, conn: self.conn };
                 match completion {
-                    Completion::Received { .. } => self.client.on_received(&mut t, &mut self.out).unwrap(),
+                    Completion::Received { .. } => {
+                        self.client.on_received(Duration::ZERO, &mut t, &mut self.out).unwrap()
+                    }
                     Completion::ReceivedInto { buf, .. } => {
-                        self.client.on_received_into(buf, &mut t, &mut self.out).unwrap();
+                        self.client.on_received_into(buf, Duration::ZERO, &mut t, &mut self.out).unwrap();
                     }
                     Completion::Sent { .. } => {}
                     Completion::Failed { conn, .. } => self.driver.close(conn),
@@ -76,10 +79,10 @@ impl Server {
                     Outcome::Data(buf) => PartResult::Data(buf),
                     Outcome::Extents(ref extents) => PartResult::Extents(extents),
                 };
-                self.client.on_complete(submit.part, result, &mut t);
+                self.client.on_complete(submit.part, result, Duration::ZERO, &mut t);
             }
             if self.client.starved() {
-                self.client.on_received(&mut t, &mut self.out).unwrap();
+                self.client.on_received(Duration::ZERO, &mut t, &mut self.out).unwrap();
             }
             if self.out.is_empty() {
                 return;

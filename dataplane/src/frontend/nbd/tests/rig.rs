@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::time::Duration;
 
 use super::disk::{Disk, Outcome};
 use crate::frontend::nbd::proto::{REQUEST_BYTES, RequestHeader};
@@ -95,6 +96,7 @@ pub(super) struct Rig {
     pub(super) disk: Disk,
     out: VecDeque<Submit>,
     pub(super) pending: Vec<Pending>,
+    pub(super) now: Duration,
 }
 
 impl Rig {
@@ -114,7 +116,14 @@ impl Rig {
             queued: 0,
         };
         let client = Client::new(negotiated, u64::try_from(size).unwrap(), limits);
-        Self { client, link, disk: Disk::new(size), out: VecDeque::new(), pending: Vec::new() }
+        Self {
+            client,
+            link,
+            disk: Disk::new(size),
+            out: VecDeque::new(),
+            pending: Vec::new(),
+            now: Duration::ZERO,
+        }
     }
 
     /// Bytes arrive; the disk executes the parts that come of it in their order.
@@ -125,11 +134,11 @@ impl Rig {
 
     pub(super) fn parse(&mut self) -> Result<(), Violation> {
         let mut result = match self.link.ready {
-            None => self.client.on_received(&mut self.link, &mut self.out),
+            None => self.client.on_received(self.now, &mut self.link, &mut self.out),
             Some(_) => Ok(()),
         };
         while let Some(buf) = self.link.ready.take() {
-            result = self.client.on_received_into(buf, &mut self.link, &mut self.out);
+            result = self.client.on_received_into(buf, self.now, &mut self.link, &mut self.out);
         }
         while let Some(submit) = self.out.pop_front() {
             let outcome = self.disk.execute(&submit);
@@ -147,12 +156,12 @@ impl Rig {
             Outcome::Data(buf) => PartResult::Data(buf),
             Outcome::Extents(ref extents) => PartResult::Extents(extents),
         };
-        self.client.on_complete(pending.part, result, &mut self.link);
+        self.client.on_complete(pending.part, result, self.now, &mut self.link);
     }
 
     pub(super) fn fail(&mut self, index: usize, error: BlockError) {
         let pending = self.pending.swap_remove(index);
-        self.client.on_complete(pending.part, PartResult::Error(error), &mut self.link);
+        self.client.on_complete(pending.part, PartResult::Error(error), self.now, &mut self.link);
     }
 
     /// Answers everything, in the order that `choose` picks from the number pending.

@@ -1,0 +1,112 @@
+//! A home of volume records whose answers are timed.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
+use holdfast_proto::record::{NodeRecord, VolumeRecord};
+use holdfast_proto::status::ErrorKind;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::inventory::InventoryHome;
+use super::{Entry, Read, Registry, Swap, VolumeKey};
+use crate::error::Error;
+use crate::metrics::Counts;
+
+/// Hands every call on, and counts how long it took and what came of it.
+#[derive(Debug)]
+pub struct Measured {
+    inner: Arc<dyn Registry>,
+    counts: Arc<Mutex<Counts>>,
+}
+
+impl Measured {
+    /// Around another.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Registry>, counts: Arc<Mutex<Counts>>) -> Self {
+        Self { inner, counts }
+    }
+
+    /// `lost`: an answer that says that somebody else was first.
+    async fn timed<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+        lost: impl Fn(&T) -> bool,
+    ) -> Result<T, Error> {
+        let began = Instant::now();
+        let answer = call.await;
+        let outcome = match &answer {
+            Ok(answer) if lost(answer) => "conflict",
+            Ok(_) => "ok",
+            Err(error) if error.kind() == ErrorKind::Conflict => "conflict",
+            Err(_) => "error",
+        };
+        self.counts.lock().asked_registry(operation, outcome, began.elapsed());
+        answer
+    }
+
+    async fn read<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.timed(operation, call, |_| false).await
+    }
+}
+
+fn not_stored(swap: &Swap) -> bool {
+    matches!(swap, Swap::Conflict(_) | Swap::Missing)
+}
+
+#[tonic::async_trait]
+impl Registry for Measured {
+    fn incarnation(&self) -> Incarnation {
+        self.inner.incarnation()
+    }
+    async fn list(&self) -> Result<Vec<Entry>, Error> {
+        self.read("list", self.inner.list()).await
+    }
+    async fn get(&self, name: &VolumeName) -> Result<Read<VolumeRecord>, Error> {
+        self.read("get", self.inner.get(name)).await
+    }
+    async fn create(&self, record: VolumeRecord) -> Result<VolumeRecord, Error> {
+        self.read("create", self.inner.create(record)).await
+    }
+    async fn compare_and_swap(&self, expected: u64, record: VolumeRecord) -> Result<Swap, Error> {
+        let call = self.inner.compare_and_swap(expected, record);
+        self.timed("compare_and_swap", call, not_stored).await
+    }
+    async fn delete(&self, name: &VolumeName, id: VolumeId, expected: u64) -> Result<Swap, Error> {
+        self.timed("delete", self.inner.delete(name, id, expected), not_stored).await
+    }
+    async fn key(&self, id: VolumeId) -> Result<Read<VolumeKey>, Error> {
+        self.read("key", self.inner.key(id)).await
+    }
+    async fn put_key(&self, id: VolumeId, key: VolumeKey) -> Result<(), Error> {
+        self.read("put_key", self.inner.put_key(id, key)).await
+    }
+    async fn delete_key(&self, id: VolumeId) -> Result<(), Error> {
+        self.read("delete_key", self.inner.delete_key(id)).await
+    }
+    async fn node(&self, name: &NodeName) -> Result<Read<NodeRecord>, Error> {
+        self.read("node", self.inner.node(name)).await
+    }
+    async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
+        self.timed("put_node", self.inner.put_node(record), |stored| !stored).await
+    }
+    fn inventory(&self, node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
+        self.inner.inventory(node)
+    }
+    async fn announce(&self, node: &NodeName, address: IpAddr) -> Result<(), Error> {
+        self.read("announce", self.inner.announce(node, address)).await
+    }
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes()
+    }
+    fn watch_restarts(&self) -> u64 {
+        self.inner.watch_restarts()
+    }
+}
