@@ -3,6 +3,7 @@
 
 pub mod backoff;
 pub mod claims;
+pub mod foreign;
 pub mod instance;
 pub mod inventory;
 pub mod orphan;

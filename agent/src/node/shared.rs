@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{Change, NodeConfig, ShutdownProgress, Snapshot};
 use crate::core::Moment;
+use crate::core::foreign::{Foreign, Leases};
 use crate::core::instance::InstanceName;
 use crate::core::inventory::Inventory;
 use crate::core::orphan::{self, Orphan};
@@ -61,6 +62,10 @@ pub(super) struct Shared {
     pub(super) progress: watch::Sender<ShutdownProgress>,
     /// What the registry said last.
     pub(super) records: Mutex<Arc<Records>>,
+    /// What others claim here, as the registry said last.
+    pub(super) foreign: Mutex<Arc<Foreign>>,
+    /// Since when each of these claims counts.
+    pub(super) leases: Mutex<Leases>,
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
     /// What is cleaned; changes at run time.
     pub(super) orphan_settings: Mutex<orphan::Settings>,
@@ -104,6 +109,8 @@ impl Shared {
             warnings: homes.warnings,
             progress: watch::Sender::new(ShutdownProgress::Running),
             records: Mutex::new(Arc::new(Records::Unavailable("not read yet".to_owned()))),
+            foreign: Mutex::new(Arc::new(Foreign::Unavailable("not read yet".to_owned()))),
+            leases: Mutex::default(),
             operations: Mutex::default(),
             orphan_settings: Mutex::new(orphans),
             orphans: Mutex::default(),

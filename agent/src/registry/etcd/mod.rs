@@ -1,7 +1,7 @@
 //! The registry in etcd.
 //!
 //! Below a prefix: `incarnation` names this life of the registry, `volumes/NAME` are the records, `keys/VOLUME-ID` the
-//! keys, `wishes/NODE` the records of nodes.
+//! keys, `wishes/NODE` the records of nodes, `claims/NODE/INSTANCE` the claims of others.
 //!
 //! Every question is a linearizable transaction under the condition that the incarnation is the one that this node
 //! knows: where it is missing or another one, the answer is an error and never "there is nothing". An etcd that
@@ -9,6 +9,7 @@
 //! the revision of the key that it replaces in the same transaction. A change whose answer is lost is read back; what
 //! cannot be told then is an error.
 
+mod claims;
 mod client;
 mod memory;
 mod records;

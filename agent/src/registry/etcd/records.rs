@@ -1,10 +1,14 @@
 //! The trait, over etcd: records and keys.
 
+use std::collections::BTreeMap;
+
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
-use holdfast_proto::record::{NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
+use holdfast_proto::record::{ClaimRecord, NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
 use tokio::sync::watch;
 
 use super::{EtcdRegistry, Inner, delete, found, put, range, range_below, unchanged};
+use crate::core::foreign::Stored;
+use crate::core::instance::InstanceName;
 use crate::error::Error;
 use crate::registry::stored_key::{KEY_SCHEMA, StoredKey};
 use crate::registry::{Entry, Read, Registry, Swap, VolumeKey, check_record};
@@ -239,6 +243,15 @@ impl Registry for EtcdRegistry {
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.inner.put_node(record).await
+    }
+    async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error> {
+        self.inner.claims(node).await
+    }
+    async fn put_claim(&self, claim: ClaimRecord) -> Result<bool, Error> {
+        self.inner.put_claim(claim).await
+    }
+    async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error> {
+        self.inner.delete_claim(node, name, version).await
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
