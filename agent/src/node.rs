@@ -5,6 +5,7 @@
 //! caller's task and then only awaited: the records are the truth, and a crash between any two steps is repaired by
 //! the next reconcile. Reads come from the inventory and never wait for a disk.
 
+mod claims;
 mod force;
 mod host;
 mod info;
@@ -239,6 +240,29 @@ impl NodeHandle {
     /// As for [`Self::hold_orphan`]; `Refused` where it is claimed, that cannot be known, or it is in use.
     pub async fn delete_orphan(&self, name: &str, uuid: &str) -> Result<pb::Orphan, Error> {
         orphans::wish(&self.shared, OrphanWish::Delete, name, uuid).await
+    }
+    /// What others claim on this node.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn claims(&self) -> Result<Vec<pb::Claim>, Error> {
+        claims::list(&self.shared).await
+    }
+    /// Claims an instance of this node for a controller, or renews its claim.
+    ///
+    /// # Errors
+    /// `Invalid`; `NotFound` where nobody knows its volume; `Conflict` while another owner's claim counts.
+    pub async fn claim(&self, request: pb::PutClaimRequest) -> Result<pb::Claim, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { claims::put(&shared, &request).await }).await
+    }
+    /// Releases an instance; what was claimed.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` where it is another owner's.
+    pub async fn release_claim(&self, request: pb::DeleteClaimRequest) -> Result<pb::Claim, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { claims::delete(&shared, &request).await }).await
     }
     /// What waits in the trash.
     ///

@@ -16,6 +16,8 @@ use crate::ids::{
 pub const RECORD_SCHEMA: u32 = 1;
 /// The schema of [`NodeRecord`].
 pub const NODE_SCHEMA: u32 = 1;
+/// The schema of [`ClaimRecord`].
+pub const CLAIM_SCHEMA: u32 = 1;
 /// A volume has at most this many replicas: acknowledgements are tracked in one byte per write.
 pub const REPLICAS_MAX: usize = 5;
 
@@ -209,6 +211,45 @@ impl NodeRecord {
     pub fn new(name: NodeName) -> Self {
         Self { schema: NODE_SCHEMA, name, version: 0, uninstall_allowed: false }
     }
+}
+
+/// What the owner of a claim wants of its instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    /// To be left as it is.
+    Keep,
+    /// To run, whether its volume is attached or not.
+    Running,
+    /// To end, unless its volume's record wants it.
+    Stopped,
+}
+
+/// A claim of a controller that is not Holdfast: an instance belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimRecord {
+    /// [`CLAIM_SCHEMA`].
+    pub schema: u32,
+    /// The instance's name, `VOLUME.rN` or `VOLUME.engine`.
+    pub instance: String,
+    /// Only this creation of it; none: whichever has the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<InstanceUuid>,
+    /// Where it is.
+    pub node: NodeName,
+    /// The volume that it is of.
+    pub volume_id: VolumeId,
+    /// Who claims it; for people, and so that two controllers do not take from each other.
+    pub owner: String,
+    /// What becomes of it.
+    pub desired: Desired,
+    /// How long the claim counts after it was written, in seconds; 0: until it is deleted.
+    #[serde(default)]
+    pub lease_s: u32,
+    /// Grows by one with each write; 0: never written.
+    #[serde(default)]
+    pub version: u64,
 }
 
 /// Where one replica belongs.

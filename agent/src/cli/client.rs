@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_proto::pb::agent::claims_client::ClaimsClient;
 use holdfast_proto::pb::agent::instances_client::InstancesClient;
 use holdfast_proto::pb::agent::node_client::NodeClient;
 use holdfast_proto::pb::agent::orphans_client::OrphansClient;
@@ -72,6 +73,9 @@ impl Client {
     }
     pub(super) fn orphans(&self) -> OrphansClient<Channel> {
         OrphansClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+    pub(super) fn claims(&self) -> ClaimsClient<Channel> {
+        ClaimsClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
     pub(super) fn trash(&self) -> TrashClient<Channel> {
         TrashClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)

@@ -1,6 +1,7 @@
 //! The JSON that scripts rely on: names and nesting are a contract, kept by the golden tests below. Where nothing
 //! runs, a field is null; it is never left out.
 
+mod claim;
 mod orphan;
 
 use holdfast_proto::pb::agent as pb;
@@ -9,6 +10,7 @@ use serde::Serialize;
 
 use crate::complaint::Complaint;
 
+pub(super) use claim::{Claim, Claims};
 pub(super) use orphan::{OrphanDetail, Orphans, Trash, TrashItem};
 
 /// `volume show`.

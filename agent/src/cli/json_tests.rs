@@ -174,6 +174,26 @@ fn errors_and_ready_files() {
 }
 
 #[test]
+fn claims() {
+    let claim = pb::Claim {
+        instance: "demo.r1".into(),
+        volume_id: "v".into(),
+        node: "n1".into(),
+        owner: "backup".into(),
+        desired: "running".into(),
+        lease_s: 60,
+        version: 2,
+        remaining_s: Some(59),
+        ..Default::default()
+    };
+    let line = json!({"instance": "demo.r1", "uuid": null, "volume_id": "v", "node": "n1", "owner": "backup",
+        "desired": "running", "lease_s": 60, "remaining_s": 59, "version": 2, "problem": null});
+    assert_eq!(value(&Claim::from(&claim)), line);
+    let reply = pb::ListClaimsReply { claims: vec![claim] };
+    assert_eq!(value(&Claims::from(&reply)), json!({"claims": [line]}));
+}
+
+#[test]
 fn deleted_and_node() {
     let reply = pb::DeleteVolumeReply { kept_dirs: vec!["/a".into()], trashed_dirs: vec![] };
     assert_eq!(

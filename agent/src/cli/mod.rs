@@ -1,6 +1,7 @@
 //! The command line: one file per noun. Parses, calls the agent (or runs one), prints; the exit code says how it went.
 
 mod agent;
+mod claim;
 mod client;
 mod instance;
 mod instance_process;
@@ -92,6 +93,9 @@ enum Command {
     /// Look at what no record claims; hold, release and delete it
     #[command(subcommand, after_help = orphan::EXAMPLES)]
     Orphan(orphan::Command),
+    /// Claim instances for controllers that are not Holdfast, and release them
+    #[command(subcommand, after_help = claim::EXAMPLES)]
+    Claim(claim::Command),
     /// Look at deleted data that still waits; restore or unlink it
     #[command(subcommand, after_help = trash::EXAMPLES)]
     Trash(trash::Command),
@@ -147,6 +151,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<ExitCode, Complaint> {
             Err(Complaint::new(ErrorKind::Invalid, "replica needs a command").remedy("`holdfast replica ls`"))
         }
         Command::Orphan(command) => client_runtime(orphan::run(command, &global, out)),
+        Command::Claim(command) => client_runtime(claim::run(command, &global, out)),
         Command::Trash(command) => client_runtime(trash::run(command, &global, out)),
         Command::Node(command) => client_runtime(node::run(&command, &global, out)),
         Command::Uninstall(args) => uninstall::run(&args, out),

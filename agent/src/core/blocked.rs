@@ -97,6 +97,7 @@ mod tests {
     use holdfast_proto::ids::{InstanceUuid, NodeName};
 
     use super::*;
+    use crate::core::foreign::Foreign;
     use crate::core::instance::Event;
     use crate::core::records::RecordState;
     use crate::core::testing::attached;
@@ -134,6 +135,7 @@ mod tests {
                 node: &self.node,
                 now,
                 records: &self.records,
+                foreign: &Foreign::none(),
                 instances: &self.instances,
                 absent: &self.absent,
             };

@@ -4,10 +4,12 @@
 
 use std::fmt;
 
-use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId, VolumeId};
+use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::record::{Intent, VolumeRecord};
 
+use super::foreign::Foreign;
 use super::instance::{InstanceName, Kind};
+use super::reconcile::World;
 use super::records::{Lookup, Records};
 
 /// The three answers.
@@ -68,9 +70,40 @@ fn is_moving(record: &VolumeRecord, node: &NodeName, kind: Kind) -> bool {
     kind == Kind::Engine && elsewhere && !arrived
 }
 
-/// Who owns an instance.
+/// Who owns an instance: a volume's record, or another controller.
 #[must_use]
-pub fn of_instance(
+pub fn of_instance(world: World<'_>, name: &InstanceName, uuid: InstanceUuid, volume_id: VolumeId) -> Claim {
+    let by_record = by_record(world.records, world.node, name, uuid, volume_id);
+    either(by_record, || world.foreign.of(name, uuid, volume_id))
+}
+
+/// Who owns a replica directory whose label names this volume and replica. The claim of its process is one of it.
+#[must_use]
+pub fn of_directory(
+    records: &Records,
+    foreign: &Foreign,
+    node: &NodeName,
+    volume_name: &VolumeName,
+    volume_id: VolumeId,
+    replica: ReplicaId,
+) -> Claim {
+    let by_record = directory_by_record(records, node, volume_name.as_str(), volume_id, replica);
+    either(by_record, || foreign.of_data(&InstanceName::replica(volume_name, replica), volume_id))
+}
+
+/// One claim is enough; it is nobody's only if both answers say so.
+fn either(by_record: Claim, by_other: impl FnOnce() -> Claim) -> Claim {
+    match by_record {
+        Claim::Claimed => Claim::Claimed,
+        Claim::Unclaimed => by_other(),
+        Claim::Unknown if by_other() == Claim::Claimed => Claim::Claimed,
+        Claim::Unknown => Claim::Unknown,
+    }
+}
+
+/// Who owns an instance by the records of volumes.
+#[must_use]
+pub fn by_record(
     records: &Records,
     node: &NodeName,
     name: &InstanceName,
@@ -96,9 +129,7 @@ pub fn of_instance(
     }
 }
 
-/// Who owns a replica directory whose label names this volume and replica.
-#[must_use]
-pub fn of_directory(
+fn directory_by_record(
     records: &Records,
     node: &NodeName,
     volume_name: &str,
@@ -142,7 +173,7 @@ mod tests {
         let records = known(&record);
         for (name, uuid) in &record.status.instance_uuids {
             let name = name.parse().unwrap();
-            let claim = |on: NodeName, uuid, id| of_instance(&records, &on, &name, uuid, id);
+            let claim = |on: NodeName, uuid, id| by_record(&records, &on, &name, uuid, id);
             assert_eq!(claim(node("node-a"), *uuid, record.id), Claim::Claimed, "{name}");
             // The engine is wanted on node-a and has not begun there.
             let elsewhere = if name.kind() == Kind::Engine { Claim::Unknown } else { Claim::Unclaimed };
@@ -151,10 +182,10 @@ mod tests {
             assert_eq!(claim(node("node-a"), *uuid, VolumeId::random()), Claim::Unclaimed);
         }
         let r1 = "demo.r1".parse().unwrap();
-        let nobody_knows = of_instance(&records, &node("node-a"), &r1, InstanceUuid::nil(), VolumeId::nil());
+        let nobody_knows = by_record(&records, &node("node-a"), &r1, InstanceUuid::nil(), VolumeId::nil());
         assert_eq!(nobody_knows, Claim::Unknown, "its spawn record cannot be read");
         let stranger = "demo.r3".parse().unwrap();
-        let claim = of_instance(&records, &node("node-a"), &stranger, InstanceUuid::random(), record.id);
+        let claim = by_record(&records, &node("node-a"), &stranger, InstanceUuid::random(), record.id);
         assert_eq!(claim, Claim::Unclaimed);
     }
 
@@ -163,15 +194,15 @@ mod tests {
         let name: InstanceName = "demo.r1".parse().unwrap();
         let (uuid, id, a) = (InstanceUuid::random(), VolumeId::random(), node("node-a"));
         let nobody = Records::Known(BTreeMap::new());
-        assert_eq!(of_instance(&nobody, &a, &name, uuid, id), Claim::Unclaimed);
+        assert_eq!(by_record(&nobody, &a, &name, uuid, id), Claim::Unclaimed);
         let away = Records::Unavailable("disk".into());
-        assert_eq!(of_instance(&away, &a, &name, uuid, id), Claim::Unknown);
+        assert_eq!(by_record(&away, &a, &name, uuid, id), Claim::Unknown);
         let damaged = RecordState::Unreadable("damaged".into());
         let damaged = Records::Known(BTreeMap::from([("demo".into(), damaged)]));
-        assert_eq!(of_instance(&damaged, &a, &name, uuid, id), Claim::Unknown);
-        assert_eq!(of_directory(&damaged, &a, "demo", id, ReplicaId(1)), Claim::Unknown);
-        assert_eq!(of_directory(&away, &a, "demo", id, ReplicaId(1)), Claim::Unknown);
-        assert_eq!(of_directory(&nobody, &a, "demo", id, ReplicaId(1)), Claim::Unclaimed);
+        assert_eq!(by_record(&damaged, &a, &name, uuid, id), Claim::Unknown);
+        assert_eq!(directory_by_record(&damaged, &a, "demo", id, ReplicaId(1)), Claim::Unknown);
+        assert_eq!(directory_by_record(&away, &a, "demo", id, ReplicaId(1)), Claim::Unknown);
+        assert_eq!(directory_by_record(&nobody, &a, "demo", id, ReplicaId(1)), Claim::Unclaimed);
     }
 
     #[test]
@@ -180,7 +211,7 @@ mod tests {
         let engine = InstanceName::engine(&record.name);
         let claim = |record: &VolumeRecord, name: &InstanceName| {
             let uuid = InstanceUuid::random();
-            of_instance(&known(record), &node("node-b"), name, uuid, record.id)
+            by_record(&known(record), &node("node-b"), name, uuid, record.id)
         };
         assert_eq!(claim(&record, &engine), Claim::Unknown, "node-a has not taken over yet");
         record.status.engine_instance = record.status.instance_uuids[&engine.to_string()];
@@ -189,7 +220,8 @@ mod tests {
         assert_eq!(claim(&record, &r1), Claim::Unclaimed);
         record.spec.intent = Intent::Delete;
         assert_eq!(claim(&record, &engine), Claim::Unknown, "it is being deleted");
-        let directory = of_directory(&known(&record), &node("node-b"), "demo", record.id, ReplicaId(1));
+        let directory =
+            directory_by_record(&known(&record), &node("node-b"), "demo", record.id, ReplicaId(1));
         assert_eq!(directory, Claim::Unknown);
     }
 
@@ -197,8 +229,8 @@ mod tests {
     fn a_name_given_again_does_not_claim_the_old_volumes_data() {
         let (old, new) = (record("demo", "node-a", 1), record("demo", "node-a", 1));
         let (records, a) = (known(&new), node("node-a"));
-        assert_eq!(of_directory(&records, &a, "demo", old.id, ReplicaId(1)), Claim::Unclaimed);
-        assert_eq!(of_directory(&records, &a, "demo", new.id, ReplicaId(1)), Claim::Claimed);
-        assert_eq!(of_directory(&records, &a, "demo", new.id, ReplicaId(2)), Claim::Unclaimed);
+        assert_eq!(directory_by_record(&records, &a, "demo", old.id, ReplicaId(1)), Claim::Unclaimed);
+        assert_eq!(directory_by_record(&records, &a, "demo", new.id, ReplicaId(1)), Claim::Claimed);
+        assert_eq!(directory_by_record(&records, &a, "demo", new.id, ReplicaId(2)), Claim::Unclaimed);
     }
 }

@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod blocked;
 pub mod claims;
 pub mod follow;
+pub mod foreign;
 pub mod instance;
 pub mod inventory;
 pub mod orphan;

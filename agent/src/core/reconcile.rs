@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use holdfast_proto::ids::{Generation, InstanceUuid, NodeName, VolumeId, VolumeName};
 use holdfast_proto::pb::instance as pb;
-use holdfast_proto::record::{Intent, VolumeRecord};
+use holdfast_proto::record::{Desired, Intent, VolumeRecord};
 
 use super::Moment;
-use super::claims::is_creation_of;
+use super::claims::{self, Claim, is_creation_of};
+use super::foreign::Foreign;
 use super::instance::{Instance, InstanceName, Kind, State};
 use super::records::Records;
 
@@ -32,6 +33,8 @@ pub struct World<'a> {
     pub now: Moment,
     /// What the registry said.
     pub records: &'a Records,
+    /// What others claim here.
+    pub foreign: &'a Foreign,
     /// What runs, or did.
     pub instances: &'a BTreeMap<InstanceName, Instance>,
     /// The replicas of this node whose directory cannot be used, and why.
@@ -114,6 +117,7 @@ pub fn plan(world: World<'_>) -> Plan {
     for record in world.records.readable() {
         planner.volume(record);
     }
+    planner.foreign();
     planner.plan
 }
 
@@ -302,9 +306,61 @@ impl<'a> Planner<'a> {
         self.end_removed(record);
         let mut ended = true;
         for name in local_replicas(record, self.world.node) {
-            ended &= self.end(record, &name, false);
+            match self.world.foreign.wants(&name, record.id) {
+                Some(_) if record.spec.intent == Intent::Keep && !self.world.absent.contains_key(&name) => {
+                    self.ensure(record, &name, Action::ConfigureReplica { name: name.clone() });
+                    ended = false;
+                }
+                // Of a volume that is being deleted, until its owner lets go of it.
+                Some(claim) if self.is_up(record, &name) => {
+                    self.block(record, format!("{name}: {} claims it; it has to release it", claim.owner));
+                    ended = false;
+                }
+                Some(_) | None => ended &= self.end(record, &name, false),
+            }
         }
         ended
+    }
+
+    /// Ends what its owner wants to end and no record wants to run; says what an owner wants and cannot have.
+    fn foreign(&mut self) {
+        for (name, claim) in self.world.foreign.with(Desired::Stopped) {
+            let Some(instance) = self.world.instances.get(name).filter(|instance| instance.is_up()) else {
+                continue;
+            };
+            let (uuid, volume) = (instance.uuid(), instance.volume_id());
+            let this = claim.uuid.is_none_or(|wanted| wanted == uuid) && claim.volume_id == volume;
+            let by_record = claims::by_record(self.world.records, self.world.node, name, uuid, volume);
+            if !this || by_record != Claim::Unclaimed {
+                continue;
+            }
+            let clients = instance.engine_status().map_or(0, |status| status.clients);
+            let engine = InstanceName::engine(name.volume());
+            let engine = self.world.instances.get(&engine).filter(|engine| engine.volume_id() == volume);
+            let serves = name.kind() != Kind::Engine && engine.is_some_and(|engine| !engine.is_down());
+            if clients > 0 || serves {
+                let who = if serves { "its engine runs" } else { "it has clients" };
+                let reason = format!("{name}: {} wants it to end, and {who}", claim.owner);
+                self.plan.blocked.insert(name.volume().to_string(), reason);
+            } else {
+                let drain = name.kind() == Kind::Engine;
+                let stop = Action::Stop { name: name.clone(), uuid, drain };
+                self.plan.actions.push((name.volume().clone(), stop));
+            }
+        }
+        for (name, claim) in self.world.foreign.with(Desired::Running) {
+            let record = self.world.records.by_id(claim.volume_id);
+            let placed = record.is_some_and(|record| {
+                local_replicas(record, self.world.node).any(|replica| replica == *name)
+            });
+            if !placed && !matches!(self.world.records, Records::Unavailable(_)) {
+                let reason = format!(
+                    "{name}: {} wants it to run, and no record of volume {} places such a replica here",
+                    claim.owner, claim.volume_id
+                );
+                self.plan.blocked.insert(name.volume().to_string(), reason);
+            }
+        }
     }
 
     /// Ends the processes of replicas that the record says were removed. Their data stays.
@@ -312,7 +368,8 @@ impl<'a> Planner<'a> {
         for (name, instance) in self.world.instances {
             let Kind::Replica(id) = name.kind() else { continue };
             let ours = name.volume() == &record.name && instance.volume_id() == record.id;
-            if !ours || !record.was_removed(id) {
+            let claimed = self.world.foreign.of(name, instance.uuid(), record.id) == Claim::Claimed;
+            if !ours || !record.was_removed(id) || claimed {
                 continue;
             }
             match instance.state() {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::foreign::tests as foreign_tests;
 use crate::core::instance::{Event, Kind};
 use crate::core::records::RecordState;
 use crate::core::testing::{attached, record};
@@ -14,6 +15,7 @@ struct Node {
     name: NodeName,
     now: Moment,
     records: Records,
+    foreign: Foreign,
     instances: BTreeMap<InstanceName, Instance>,
     absent: BTreeMap<InstanceName, String>,
 }
@@ -24,6 +26,7 @@ impl Node {
             name: "node-a".parse().unwrap(),
             now: secs(100),
             records: Records::Known(BTreeMap::new()),
+            foreign: Foreign::none(),
             instances: BTreeMap::new(),
             absent: BTreeMap::new(),
         };
@@ -39,6 +42,7 @@ impl Node {
             node: &self.name,
             now: self.now,
             records: &self.records,
+            foreign: &self.foreign,
             instances: &self.instances,
             absent: &self.absent,
         })
@@ -492,4 +496,68 @@ fn an_unwanted_replica_that_the_record_never_gave_keeps_running() {
     node.run_all(&before);
     node.run_ready(&before, "demo.r4");
     assert_eq!(node.changes(), Vec::<String>::new());
+}
+
+impl Node {
+    fn claim(&mut self, name: &str, volume: VolumeId, desired: Desired) {
+        let (name, stored) = foreign_tests::claim(name, volume, desired);
+        let Foreign::Known(claims) = &mut self.foreign else { panic!("{:?}", self.foreign) };
+        claims.insert(name, stored);
+    }
+}
+
+#[test]
+fn a_replica_that_another_wants_runs_without_its_volume_and_ends_when_it_is_let_go() {
+    let record = record("demo", "node-a", 2);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    assert_eq!(node.words(), Vec::<String>::new());
+    node.claim("demo.r1", record.id, Desired::Running);
+    assert_eq!(node.words(), ["spawn demo.r1"]);
+    node.run_ready(&record, "demo.r1");
+    assert_eq!(node.words(), ["configure demo.r1"]);
+    node.foreign = Foreign::none();
+    assert_eq!(node.changes(), ["stop demo.r1"]);
+    // Of nothing that is placed here there is nothing to run.
+    node.claim("demo.r7", record.id, Desired::Running);
+    assert!(node.plan().blocked["demo"].contains("no record of volume"), "{:?}", node.plan().blocked);
+}
+
+#[test]
+fn a_replica_that_was_removed_stays_while_another_claims_it_and_a_volume_is_not_deleted_under_it() {
+    let mut record = attached("demo", "node-a", 2);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.run_all(&record);
+    let gone = record.spec.replicas.remove(1);
+    record.status.configured = record.status.configured.without(gone.id);
+    node.record_all(std::slice::from_ref(&record));
+    assert_eq!(node.changes(), ["stop demo.r2"]);
+    node.claim("demo.r2", record.id, Desired::Keep);
+    assert_eq!(node.changes(), Vec::<String>::new());
+
+    node.claim("demo.r1", record.id, Desired::Running);
+    (record.spec.attach, record.spec.intent) = (None, Intent::Delete);
+    node.record_all(std::slice::from_ref(&record));
+    node.instances.remove(&InstanceName::engine(&record.name));
+    assert_eq!(node.changes(), Vec::<String>::new());
+    assert!(node.plan().blocked["demo"].contains("controller claims it"), "{:?}", node.plan().blocked);
+}
+
+#[test]
+fn what_its_owner_wants_to_end_is_ended_unless_a_record_wants_it_or_may() {
+    let record = attached("demo", "node-a", 1);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.run_all(&record);
+    for name in ["demo.engine", "demo.r1"] {
+        node.claim(name, record.id, Desired::Stopped);
+    }
+    assert_eq!(node.changes(), Vec::<String>::new(), "the record wants both");
+    node.records = Records::Unavailable("no answer".into());
+    assert_eq!(node.changes(), Vec::<String>::new(), "it may");
+    node.record_all(&[]);
+    assert_eq!(node.changes(), ["drain demo.engine"], "the engine first");
+    node.instances.remove(&InstanceName::engine(&record.name));
+    assert_eq!(node.changes(), ["stop demo.r1"]);
+    node.foreign = Foreign::none();
+    node.claim("demo.r1", VolumeId::random(), Desired::Stopped);
+    assert_eq!(node.changes(), Vec::<String>::new(), "another volume's");
 }

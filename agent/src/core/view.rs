@@ -140,7 +140,9 @@ impl Viewer<'_> {
 
     fn all_ended(&self, record: &VolumeRecord) -> bool {
         let replicas = record.placed().map(|r| InstanceName::replica(&record.name, r.id));
+        // What another wants to run is its own.
         replicas
+            .filter(|name| self.world.foreign.wants(name, record.id).is_none())
             .chain([InstanceName::engine(&record.name)])
             .all(|name| self.instance(record, &name).is_none_or(Instance::is_down))
     }
@@ -238,13 +240,12 @@ impl Viewer<'_> {
     #[must_use]
     pub fn instance_info(&self, name: &InstanceName, instance: &Instance) -> pb::InstanceInfo {
         let world = self.world;
-        let claim =
-            claims::of_instance(world.records, world.node, name, instance.uuid(), instance.volume_id());
         let (generation, epoch) = match (instance.engine_status(), instance.replica_status()) {
             (Some(engine), _) => (engine.generation, engine.epoch),
             (None, Some(replica)) => (replica.generation, replica.epoch),
             (None, None) => (0, 0),
         };
+        let claim = claims::of_instance(world, name, instance.uuid(), instance.volume_id());
         pb::InstanceInfo {
             name: name.to_string(),
             uuid: instance.uuid().to_string(),

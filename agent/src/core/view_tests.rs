@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
+use crate::core::foreign::Foreign;
 use crate::core::instance::Event;
 use crate::core::reconcile;
 use crate::core::records::{RecordState, Records};
@@ -13,6 +14,7 @@ const NOW: Duration = Duration::from_secs(10);
 struct Scene {
     node: NodeName,
     records: Records,
+    foreign: Foreign,
     instances: BTreeMap<InstanceName, Instance>,
     absent: BTreeMap<InstanceName, String>,
 }
@@ -23,6 +25,7 @@ impl Scene {
         Self {
             node: "node-a".parse().unwrap(),
             records: Records::Known(BTreeMap::from([(record.name.to_string(), state)])),
+            foreign: Foreign::none(),
             instances: BTreeMap::new(),
             absent: BTreeMap::new(),
         }
@@ -32,6 +35,7 @@ impl Scene {
             node: &self.node,
             now: NOW,
             records: &self.records,
+            foreign: &self.foreign,
             instances: &self.instances,
             absent: &self.absent,
         }

@@ -117,7 +117,9 @@ fn describe(
         }
     };
     let node = &shared.config.node;
-    let claim = claims::of_directory(records, node, label.volume_name.as_str(), label.volume, label.replica);
+    let foreign = Arc::clone(&shared.foreign.lock());
+    let claim =
+        claims::of_directory(records, &foreign, node, &label.volume_name, label.volume, label.replica);
     let instance = InstanceName::replica(&label.volume_name, label.replica);
     let moved = (label.node != *node).then(|| format!("its label names node {}", label.node));
     let state = state_of(&instance, label.volume);

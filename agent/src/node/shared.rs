@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::metrics::Metrics;
 use super::{Change, NodeConfig, ShutdownProgress, Snapshot};
 use crate::core::Moment;
+use crate::core::foreign::{Foreign, Leases};
 use crate::core::instance::InstanceName;
 use crate::core::inventory::Inventory;
 use crate::core::orphan::{self, Orphan, Stats};
@@ -65,6 +66,10 @@ pub(super) struct Shared {
     pub(super) records: Mutex<Arc<Records>>,
     /// When directories that are not healthy were seen to be that last, by path, in seconds since 1970.
     pub(super) last_healthy: Mutex<BTreeMap<String, u64>>,
+    /// What others claim here, as the registry said last.
+    pub(super) foreign: Mutex<Arc<Foreign>>,
+    /// Since when each of these claims counts.
+    pub(super) leases: Mutex<Leases>,
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
     /// What is cleaned; changes at run time.
     pub(super) orphan_settings: Mutex<orphan::Settings>,
@@ -119,6 +124,8 @@ impl Shared {
             progress: watch::Sender::new(ShutdownProgress::Running),
             records: Mutex::new(Arc::new(Records::Unavailable("not read yet".to_owned()))),
             last_healthy: Mutex::default(),
+            foreign: Mutex::new(Arc::new(Foreign::Unavailable("not read yet".to_owned()))),
+            leases: Mutex::default(),
             operations: Mutex::default(),
             orphan_settings: Mutex::new(orphans),
             orphans: Mutex::default(),

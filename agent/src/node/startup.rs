@@ -9,8 +9,8 @@ use std::time::Duration;
 use holdfast_proto::ids::{BootId, InstanceUuid, VolumeId};
 use tokio::sync::mpsc;
 
-use super::publish;
 use super::metrics::Metrics;
+use super::publish;
 use super::shared::{Homes, Shared, blocking};
 use super::supervisor::{Found, Orphans, Supervisor};
 use super::{NodeConfig, Snapshot};

@@ -18,6 +18,7 @@ use super::startup::sockets;
 use crate::core::Moment;
 use crate::core::blocked::Blocked;
 use crate::core::claims::{self, Claim};
+use crate::core::foreign::Foreign;
 use crate::core::instance::{Event, Instance, InstanceName, Kind, State};
 use crate::core::predecessor::EndedEngines;
 use crate::core::reconcile::{self, Action, Plan, World};
@@ -68,6 +69,7 @@ pub(super) struct Supervisor {
     forgetting: BTreeSet<InstanceName>,
     orphans: Orphans,
     records: Arc<Records>,
+    foreign: Arc<Foreign>,
     absent: BTreeMap<InstanceName, String>,
     plan: Plan,
     blocked: Blocked,
@@ -98,6 +100,7 @@ impl Supervisor {
             forgetting: BTreeSet::new(),
             orphans,
             records: Arc::new(Records::Unavailable("not read yet".to_owned())),
+            foreign: Arc::new(Foreign::Unavailable("not read yet".to_owned())),
             absent: BTreeMap::new(),
             plan: Plan::default(),
             blocked: Blocked::default(),
@@ -243,6 +246,21 @@ impl Supervisor {
             }
         });
         *shared.records.lock() = Arc::clone(&self.records);
+        self.read_claims(shared).await;
+    }
+
+    /// Asks the registry for what others claim here.
+    async fn read_claims(&mut self, shared: &Shared) {
+        self.foreign = Arc::new(match shared.registry.claims(&shared.config.node).await {
+            Ok(found) => shared.leases.lock().observe(found, shared.now()),
+            Err(error) => {
+                if matches!(*self.foreign, Foreign::Known(_)) {
+                    tracing::error!(%error, "the claims of others cannot be read; nothing is cleaned");
+                }
+                Foreign::Unavailable(error.to_string())
+            }
+        });
+        *shared.foreign.lock() = Arc::clone(&self.foreign);
     }
 
     /// Compares records with observations and acts.
@@ -321,6 +339,7 @@ impl Supervisor {
             node: &shared.config.node,
             now,
             records: &self.records,
+            foreign: &self.foreign,
             instances: &self.instances,
             absent: &self.absent,
         }
@@ -511,7 +530,7 @@ impl Supervisor {
             return Err(Error::conflict(told(&format!("expected {uuid}, found {found} under that name"))));
         }
         let volume_id = instance.volume_id();
-        match claims::of_instance(&self.records, &shared.config.node, &name, found, volume_id) {
+        match claims::of_instance(self.world(shared, shared.now()), &name, found, volume_id) {
             Claim::Unclaimed => {}
             Claim::Claimed => {
                 let why = format!("volume {} claims it; detach the volume instead", name.volume());

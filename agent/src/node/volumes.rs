@@ -312,8 +312,14 @@ pub(super) async fn delete(
     shared.reconcile().await?;
     let before = shared.volume(name.as_str());
     let detaching = before.is_some_and(|volume| volume.state == "detaching");
+    let foreign = Arc::clone(&shared.foreign.lock());
     let record = change(shared, "delete", &name, |record| {
         let refused = |why: &str| Error::refused(format!("delete volume {name}: {why}"));
+        if let Some((instance, owner)) = foreign.holder(record.id) {
+            return Err(refused(&format!(
+                "{owner} claims {instance}; release it with `holdfast claim delete`"
+            )));
+        }
         if record.spec.attach.is_some() {
             return Err(refused("it is attached; detach it first"));
         }

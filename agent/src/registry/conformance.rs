@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::ids::{InstanceUuid, NodeName, VolumeId, VolumeName};
-use holdfast_proto::record::{AttachSpec, Intent, NodeRecord, VolumeRecord};
+use holdfast_proto::record::{AttachSpec, ClaimRecord, Desired, Intent, NodeRecord, VolumeRecord};
 use holdfast_proto::status::ErrorKind;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Entry, Read, Registry, Swap, VolumeKey};
+use crate::core::foreign::Stored;
+use crate::core::foreign::tests::claim;
+use crate::core::instance::InstanceName;
 use crate::core::publish::Op;
 use crate::core::testing::record;
 
@@ -28,6 +31,7 @@ pub(super) async fn all(home: Arc<dyn Registry>) {
     keys_come_and_go(&*home).await;
     wishes_for_a_node_are_compared_too(&*home).await;
     an_inventory_is_found_as_it_was_written(&*home).await;
+    claims_are_of_a_node_and_compared_too(&*home).await;
 }
 
 fn name(name: &str) -> VolumeName {
@@ -177,4 +181,32 @@ async fn an_inventory_is_found_as_it_was_written(home: &dyn Registry) {
     mine.write(ops).await.unwrap();
     assert_eq!(mine.found().await.unwrap(), [("full/0".to_owned(), b"b".to_vec())]);
     assert_eq!(other.found().await.unwrap(), [("full/0".to_owned(), b"theirs".to_vec())]);
+}
+
+async fn claims_are_of_a_node_and_compared_too(home: &dyn Registry) {
+    let (a, b): (NodeName, NodeName) = ("node-a".parse().unwrap(), "node-b".parse().unwrap());
+    assert_eq!(home.claims(&a).await.unwrap(), [].into(), "nothing is claimed, and that is an answer");
+    let made = |name: &str| match claim(name, VolumeId::random(), Desired::Running) {
+        (name, Stored::Readable(claim)) => (name, ClaimRecord { version: 0, ..*claim }),
+        (_, Stored::Unreadable(why)) => panic!("{why}"),
+    };
+    let (name, first) = made("demo.r1");
+    let (_, other) = made("demo.engine");
+    let stored = |claim: &ClaimRecord, version| {
+        let name: InstanceName = claim.instance.parse().unwrap();
+        (name, Stored::Readable(Box::new(ClaimRecord { version, ..claim.clone() })))
+    };
+    assert!(home.put_claim(first.clone()).await.unwrap());
+    assert!(home.put_claim(ClaimRecord { node: b.clone(), ..other.clone() }).await.unwrap());
+    assert!(home.put_claim(other.clone()).await.unwrap());
+    assert_eq!(home.claims(&a).await.unwrap(), [stored(&first, 1), stored(&other, 1)].into());
+    assert!(!home.put_claim(first.clone()).await.unwrap(), "it was written meanwhile");
+    assert!(home.put_claim(ClaimRecord { version: 1, ..first.clone() }).await.unwrap(), "renewed");
+    assert!(!home.delete_claim(&a, &name, 1).await.unwrap(), "the version was another one");
+    assert!(home.delete_claim(&a, &name, 2).await.unwrap());
+    assert!(!home.delete_claim(&a, &name, 2).await.unwrap());
+    assert_eq!(home.claims(&a).await.unwrap(), [stored(&other, 1)].into());
+    assert_eq!(home.claims(&b).await.unwrap().len(), 1);
+    let nonsense = ClaimRecord { instance: "nonsense".into(), ..first };
+    assert_eq!(home.put_claim(nonsense).await.unwrap_err().kind(), ErrorKind::Invalid);
 }

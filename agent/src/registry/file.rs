@@ -1,21 +1,27 @@
 //! The registry as files of the data directory: one node, nothing to install.
 //!
 //! `registry.json` names this life of the registry, `volumes/<name>.json` and `nodes/<name>.json` are the records,
-//! `keys/<volume-id>.key` the keys. The agent's lock on the data directory makes it the only writer; a mutex orders its own threads. A
-//! registry that exists is never made again: where its parts are missing later, reads are errors, not emptiness.
+//! `keys/<volume-id>.key` the keys, `claims/<node>/<instance>.json` the claims of others. The agent's lock on the data
+//! directory makes it the only writer; a mutex orders its own threads. A registry that exists is never made again: where
+//! its parts are missing later, reads are errors, not emptiness.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
-use holdfast_proto::record::{NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
+use holdfast_proto::record::{
+    CLAIM_SCHEMA, ClaimRecord, NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord,
+};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::inventory::{InventoryFiles, InventoryHome};
 use super::stored_key::{KEY_SCHEMA, StoredKey};
-use super::{Entry, Read, Registry, Swap, VolumeKey, check_record};
+use super::{Entry, Read, Registry, Swap, VolumeKey, check_claim, check_record, claimed};
+use crate::core::foreign::Stored;
+use crate::core::instance::InstanceName;
 use crate::error::Error;
 use crate::store::atomic;
 
@@ -40,6 +46,8 @@ struct Inner {
     volumes: PathBuf,
     keys: PathBuf,
     nodes: PathBuf,
+    /// One directory for each node.
+    claims: PathBuf,
     incarnation: Incarnation,
     // Held from the read that compares to the write that replaces; only ever inside blocking work.
     writing: Mutex<()>,
@@ -88,8 +96,10 @@ impl FileRegistry {
             }
         }
         let changed = watch::Sender::new(0);
+        let claims = root.join("claims");
         let root = root.to_owned();
-        let inner = Inner { root, volumes, keys, nodes, incarnation, writing: Mutex::new(()), changed };
+        let inner =
+            Inner { root, volumes, keys, nodes, claims, incarnation, writing: Mutex::new(()), changed };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -260,6 +270,75 @@ impl Inner {
         Ok(true)
     }
 
+    fn claim_path(&self, node: &NodeName, name: &InstanceName) -> PathBuf {
+        self.claims.join(node.as_str()).join(format!("{name}.json"))
+    }
+
+    fn claim(&self, node: &NodeName, name: &InstanceName) -> Read<ClaimRecord> {
+        let path = self.claim_path(node, name);
+        atomic::read_json(&path, CLAIM_SCHEMA)
+            .check(|claim| check_claim(claim, node, name, &path.display().to_string()))
+    }
+
+    fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error> {
+        self.require_home()?;
+        let dir = self.claims.join(node.as_str());
+        let files = match std::fs::read_dir(&dir) {
+            // Nobody ever claimed anything here.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            files => files.map_err(Error::io("read", &dir))?,
+        };
+        let mut found = BTreeMap::new();
+        for file in files {
+            let file = file.map_err(Error::io("read", &dir))?.file_name();
+            let file = file.to_string_lossy();
+            let named = file.strip_suffix(".json").filter(|name| !name.starts_with('.'));
+            // What has no instance's name claims none.
+            let Some(name) = named.and_then(|name| name.parse::<InstanceName>().ok()) else { continue };
+            match self.claim(node, &name) {
+                Read::Found(claim) => found.insert(name, Stored::Readable(Box::new(claim))),
+                Read::Unreadable(reason) => found.insert(name, Stored::Unreadable(reason)),
+                Read::Absent => None,
+            };
+        }
+        Ok(found)
+    }
+
+    fn claim_version(&self, node: &NodeName, name: &InstanceName) -> Result<u64, Error> {
+        self.require_home()?;
+        match self.claim(node, name) {
+            Read::Found(current) => Ok(current.version),
+            Read::Absent => Ok(0),
+            Read::Unreadable(reason) => Err(Error::failed(format!("change the claim of {name}: {reason}"))),
+        }
+    }
+
+    fn put_claim(&self, mut claim: ClaimRecord) -> Result<bool, Error> {
+        let name = claimed(&claim)?;
+        let _writing = self.writing.lock();
+        if self.claim_version(&claim.node, &name)? != claim.version {
+            return Ok(false);
+        }
+        claim.version += 1;
+        let path = self.claim_path(&claim.node, &name);
+        for dir in [&self.claims, &self.claims.join(claim.node.as_str())] {
+            atomic::make_dir(dir)?;
+        }
+        atomic::replace_json(&path, &claim)?;
+        Ok(true)
+    }
+
+    fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error> {
+        let _writing = self.writing.lock();
+        if version == 0 || self.claim_version(node, name)? != version {
+            return Ok(false);
+        }
+        let path = self.claim_path(node, name);
+        std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        atomic::sync_dir(&self.claims.join(node.as_str()))?;
+        Ok(true)
+    }
+
     fn tick(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
@@ -305,6 +384,17 @@ impl Registry for FileRegistry {
     }
     fn inventory(&self, node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
         Some(Arc::new(InventoryFiles::new(&self.inner.root, node)))
+    }
+    async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error> {
+        let node = node.clone();
+        self.blocking(move |inner| inner.claims(&node)).await
+    }
+    async fn put_claim(&self, claim: ClaimRecord) -> Result<bool, Error> {
+        self.blocking(move |inner| inner.put_claim(claim)).await
+    }
+    async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error> {
+        let (node, name) = (node.clone(), name.clone());
+        self.blocking(move |inner| inner.delete_claim(&node, &name, version)).await
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()

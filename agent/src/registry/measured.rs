@@ -1,17 +1,20 @@
 //! A home of volume records whose answers are timed.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
-use holdfast_proto::record::{NodeRecord, VolumeRecord};
+use holdfast_proto::record::{ClaimRecord, NodeRecord, VolumeRecord};
 use holdfast_proto::status::ErrorKind;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::inventory::InventoryHome;
 use super::{Entry, Read, Registry, Swap, VolumeKey};
+use crate::core::foreign::Stored;
+use crate::core::instance::InstanceName;
 use crate::error::Error;
 use crate::metrics::Counts;
 
@@ -96,6 +99,15 @@ impl Registry for Measured {
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.timed("put_node", self.inner.put_node(record), |stored| !stored).await
+    }
+    async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error> {
+        self.read("claims", self.inner.claims(node)).await
+    }
+    async fn put_claim(&self, claim: ClaimRecord) -> Result<bool, Error> {
+        self.timed("put_claim", self.inner.put_claim(claim), |stored| !stored).await
+    }
+    async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error> {
+        self.timed("delete_claim", self.inner.delete_claim(node, name, version), |deleted| !deleted).await
     }
     fn inventory(&self, node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
         self.inner.inventory(node)

@@ -11,21 +11,26 @@ pub mod engine_cas;
 pub mod etcd;
 pub mod file;
 pub mod inventory;
-pub mod presence;
 pub mod measured;
+pub mod presence;
 mod stored_key;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
-use holdfast_proto::record::{NodeRecord, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord};
+use holdfast_proto::record::{
+    CLAIM_SCHEMA, ClaimRecord, NodeRecord, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord,
+};
 use tokio::sync::watch;
 
 pub use crate::store::Read;
 
 use self::inventory::InventoryHome;
+use crate::core::foreign::Stored;
+use crate::core::instance::InstanceName;
 use crate::error::Error;
 
 /// Blocks are the unit of checksums and of every size.
@@ -121,6 +126,12 @@ pub trait Registry: fmt::Debug + Send + Sync {
     async fn announce(&self, _node: &NodeName, _address: IpAddr) -> Result<(), Error> {
         Ok(())
     }
+    /// What others claim on a node, by instance: complete, or an error. Claims never tick.
+    async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error>;
+    /// Writes a claim if its version is still the one in `claim`; the version grows by one. Returns whether it was.
+    async fn put_claim(&self, claim: ClaimRecord) -> Result<bool, Error>;
+    /// Removes a claim if it is still at this version. Returns whether it was there and is gone.
+    async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error>;
     /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
     /// engines' own, and must not wake the agent that made them.
     fn changes(&self) -> watch::Receiver<u64>;
@@ -183,6 +194,31 @@ pub fn check_io_mode(io_mode: &str) -> Result<(), String> {
         "buffered" | "direct" => Ok(()),
         other => Err(format!("io_mode: expected buffered or direct, found {other:?}")),
     }
+}
+
+/// The instance that a claim is about.
+fn claimed(claim: &ClaimRecord) -> Result<InstanceName, Error> {
+    (claim.instance.parse()).map_err(|e| Error::invalid(format!("claim {}: {e}", claim.instance)))
+}
+
+/// What a claim must satisfy before anything is done because of it; `place` names where it was found.
+///
+/// # Errors
+/// Expected and found, and what to do.
+fn check_claim(claim: &ClaimRecord, node: &NodeName, name: &InstanceName, place: &str) -> Result<(), String> {
+    let told = |what: &str, expected: String, found: &str| {
+        Err(format!("{place}: {what}: expected {expected}, found {found}; write it again or delete it"))
+    };
+    if claim.schema != CLAIM_SCHEMA {
+        return told("schema", CLAIM_SCHEMA.to_string(), &claim.schema.to_string());
+    }
+    if claim.node != *node {
+        return told("node", node.to_string(), claim.node.as_str());
+    }
+    if claim.instance != name.to_string() {
+        return told("instance", name.to_string(), &claim.instance);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

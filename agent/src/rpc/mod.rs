@@ -1,5 +1,6 @@
 //! The agent's gRPC server: converts, calls the node, converts. No rule of its own lives here.
 
+mod claims;
 mod instances;
 mod listener;
 mod logs;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_proto::pb::DESCRIPTORS;
+use holdfast_proto::pb::agent::claims_server::ClaimsServer;
 use holdfast_proto::pb::agent::instances_server::InstancesServer;
 use holdfast_proto::pb::agent::node_server::NodeServer;
 use holdfast_proto::pb::agent::orphans_server::OrphansServer;
@@ -70,6 +72,7 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
     health_reporter.set_serving::<VolumesServer<Service>>().await;
     health_reporter.set_serving::<NodeServer<Service>>().await;
     health_reporter.set_serving::<OrphansServer<Service>>().await;
+    health_reporter.set_serving::<ClaimsServer<Service>>().await;
     health_reporter.set_serving::<TrashServer<Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -79,6 +82,7 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
         .with_service_name(VolumesServer::<Service>::NAME)
         .with_service_name(NodeServer::<Service>::NAME)
         .with_service_name(OrphansServer::<Service>::NAME)
+        .with_service_name(ClaimsServer::<Service>::NAME)
         .with_service_name(TrashServer::<Service>::NAME)
         .with_service_name("grpc.health.v1.Health")
         .build_v1()
@@ -91,6 +95,7 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
         .with(InstancesServer::new(service.clone()))
         .with(VolumesServer::new(service.clone()))
         .with(OrphansServer::new(service.clone()))
+        .with(ClaimsServer::new(service.clone()))
         .with(TrashServer::new(service.clone()))
         .with(NodeServer::new(service));
     let task = tokio::spawn(Server::builder().trace_fn(span).serve_with_incoming_shutdown(

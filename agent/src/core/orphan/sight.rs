@@ -5,6 +5,7 @@ use holdfast_proto::record::VolumeRecord;
 
 use super::{BUSY_WITHIN, Class, Sighting, Standing, Subject};
 use crate::core::claims::{self, Claim};
+use crate::core::foreign::Foreign;
 use crate::core::instance::{Instance, InstanceName, Kind, State};
 use crate::core::reconcile::World;
 use crate::core::records::Lookup;
@@ -42,7 +43,7 @@ pub fn instances(world: World<'_>) -> Vec<Sighting> {
 
 fn of_instance(world: World<'_>, name: &InstanceName, instance: &Instance) -> Sighting {
     let (uuid, volume) = (instance.uuid(), instance.volume_id());
-    let claim = claims::of_instance(world.records, world.node, name, uuid, volume);
+    let claim = claims::of_instance(world, name, uuid, volume);
     let (claim, reason) = match instance.state() {
         // What cannot be asked may be anything, but for what a record says of it.
         State::Unknown(reason) if claim != Claim::Claimed => (Claim::Unknown, reason.clone()),
@@ -66,11 +67,17 @@ pub fn data(world: World<'_>, copies: &[Copy]) -> Vec<Sighting> {
 
 fn of_copy(world: World<'_>, copies: &[Copy], copy: &Copy) -> Sighting {
     let name = copy.volume_name.as_str();
-    let (claim, reason) =
-        match claims::of_directory(world.records, world.node, name, copy.volume, copy.replica) {
-            Claim::Unclaimed if copy.changing => (Claim::Unknown, format!("volume {name} is being changed")),
-            claim => (claim, reason(world, claim, name, copy.volume)),
-        };
+    let (claim, reason) = match claims::of_directory(
+        world.records,
+        world.foreign,
+        world.node,
+        &copy.volume_name,
+        copy.volume,
+        copy.replica,
+    ) {
+        Claim::Unclaimed if copy.changing => (Claim::Unknown, format!("volume {name} is being changed")),
+        claim => (claim, reason(world, claim, name, copy.volume)),
+    };
     let standing = match (user(world, copy), world.records.by_id(copy.volume)) {
         (Some(user), _) => Standing::Busy(format!("{user} uses it")),
         (None, _) if copy.marked => Standing::Kept("it is marked to be kept".to_owned()),
@@ -130,6 +137,11 @@ fn others_are_healthy(
 
 fn reason(world: World<'_>, claim: Claim, name: &str, volume: VolumeId) -> String {
     match (claim, world.records.lookup(name)) {
+        (Claim::Unknown, Lookup::Absent | Lookup::Found(_))
+            if let Foreign::Unavailable(why) = world.foreign =>
+        {
+            format!("the claims of others cannot be read: {why}")
+        }
         (Claim::Unknown, Lookup::Unknown(why)) => {
             format!("the record of volume {name} cannot be read: {why}")
         }

@@ -1,6 +1,7 @@
 //! The behaviours of orphans on simulated time; each test carries the number of its behaviour.
 
 use super::*;
+use crate::core::foreign::Foreign;
 use crate::core::instance::{Event, Instance, InstanceName, State as Life};
 use crate::core::reconcile::World;
 use crate::core::records::{RecordState, Records};
@@ -513,7 +514,15 @@ impl Home {
 
     fn third(&self, records: &Records) -> Sighting {
         let (node, absent): (NodeName, _) = ("node-a".parse().unwrap(), BTreeMap::new());
-        let world = World { node: &node, now: secs(0), records, instances: &self.instances, absent: &absent };
+        let foreign = Foreign::none();
+        let world = World {
+            node: &node,
+            now: secs(0),
+            records,
+            foreign: &foreign,
+            instances: &self.instances,
+            absent: &absent,
+        };
         data(world, &self.copies).into_iter().find(|s| s.subject.name == "demo.r3").unwrap()
     }
 
@@ -621,7 +630,15 @@ fn o7_only_an_instance_that_runs_can_be_cleaned_and_one_that_cannot_be_asked_is_
     ] {
         let instance = Instance::new(InstanceUuid::random(), VolumeId::random(), 0, state.clone(), secs(0));
         let map = BTreeMap::from([("demo.r1".parse().unwrap(), instance)]);
-        let world = World { node: &node, now: secs(0), records: &nobody, instances: &map, absent: &absent };
+        let foreign = Foreign::none();
+        let world = World {
+            node: &node,
+            now: secs(0),
+            records: &nobody,
+            foreign: &foreign,
+            instances: &map,
+            absent: &absent,
+        };
         let seen = instances(world);
         assert_eq!(seen.first().map(|sighting| sighting.claim), claim, "{state:?}");
         assert_eq!(seen.iter().any(|sighting| sighting.standing == Standing::Exempt), exempt, "{state:?}");

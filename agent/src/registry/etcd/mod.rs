@@ -1,8 +1,8 @@
 //! The registry in etcd.
 //!
 //! Below a prefix: `incarnation` names this life of the registry, `volumes/NAME` are the records, `keys/VOLUME-ID` the
-//! keys, `wishes/NODE` the records of nodes, `inventory/NODE/...` what a node publishes, and `live/NODE` that its agent
-//! lives: that key goes with a lease.
+//! keys, `wishes/NODE` the records of nodes, `claims/NODE/INSTANCE` the claims of others, `inventory/NODE/...` what a node
+//! publishes, and `live/NODE` that its agent lives: that key goes with a lease.
 //!
 //! Every question is a linearizable transaction under the condition that the incarnation is the one that this node
 //! knows: where it is missing or another one, the answer is an error and never "there is nothing". An etcd that
@@ -10,6 +10,7 @@
 //! the revision of the key that it replaces in the same transaction. A change whose answer is lost is read back; what
 //! cannot be told then is an error.
 
+mod claims;
 mod client;
 mod inventory;
 mod memory;

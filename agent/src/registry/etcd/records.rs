@@ -1,15 +1,18 @@
 //! The trait, over etcd: records and keys.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
-use holdfast_proto::record::{NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
+use holdfast_proto::record::{ClaimRecord, NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
 use tokio::sync::watch;
 
 use super::inventory::EtcdInventory;
 use super::{EtcdRegistry, Inner, delete, found, presence, put, range, range_below, unchanged};
+use crate::core::foreign::Stored;
+use crate::core::instance::InstanceName;
 use crate::error::Error;
 use crate::registry::inventory::InventoryHome;
 use crate::registry::stored_key::{KEY_SCHEMA, StoredKey};
@@ -253,6 +256,15 @@ impl Registry for EtcdRegistry {
         let task = presence::announce(&self.inner, node, address).await?;
         self.tasks.lock().push(task);
         Ok(())
+    }
+    async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error> {
+        self.inner.claims(node).await
+    }
+    async fn put_claim(&self, claim: ClaimRecord) -> Result<bool, Error> {
+        self.inner.put_claim(claim).await
+    }
+    async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error> {
+        self.inner.delete_claim(node, name, version).await
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()
