@@ -24,7 +24,7 @@ pub(super) struct Metrics {
 }
 
 /// What the supervisor saw last.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     /// What each running engine counted, by volume.
     pub(super) io: BTreeMap<String, Vec<ipb::IoCounters>>,
@@ -58,29 +58,30 @@ impl Metrics {
     }
 }
 
-/// All of it, at this moment.
+/// All of it, at this moment. One lock at a time: whoever publishes takes them in an order of its own.
 pub(super) fn observe(shared: &Shared) -> Observed {
     let now = shared.now();
     let Metrics { counts, seen, started_unix_s } = &shared.metrics;
-    let seen = seen.lock();
+    let counts = counts.lock().clone();
+    let seen = seen.lock().clone();
+    let orphans = shared.orphans.lock().stats.clone();
+    let records = Arc::clone(&shared.records.lock());
     let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let suspended =
+        seen.suspended.into_iter().map(|(volume, at)| Suspended { volume, since: now.saturating_sub(at) });
     Observed {
         node: shared.config.node.to_string(),
         started_unix_s: *started_unix_s,
         process: proc::own_use(),
-        counts: counts.lock().clone(),
+        counts,
         inventory: shared.snapshot(),
-        io: seen.io.clone(),
-        suspended: seen
-            .suspended
-            .iter()
-            .map(|(volume, at)| Suspended { volume: volume.clone(), since: now.saturating_sub(*at) })
-            .collect(),
-        orphans: shared.orphans.lock().stats.clone(),
-        waiting_to_restart: seen.waiting_to_restart.clone(),
+        io: seen.io,
+        suspended: suspended.collect(),
+        orphans,
+        waiting_to_restart: seen.waiting_to_restart,
         retrying: number(seen.retrying),
         blocked: number(seen.blocked),
-        registry_up: matches!(**shared.records.lock(), Records::Known(_)),
+        registry_up: matches!(*records, Records::Known(_)),
         watch_restarts: shared.registry.watch_restarts(),
         space: seen.space,
     }
