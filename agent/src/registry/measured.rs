@@ -15,6 +15,7 @@ use super::inventory::InventoryHome;
 use super::{Entry, Read, Registry, Swap, VolumeKey};
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
+use crate::core::publish::Op;
 use crate::error::Error;
 use crate::metrics::Counts;
 
@@ -22,16 +23,22 @@ use crate::metrics::Counts;
 #[derive(Debug)]
 pub struct Measured {
     inner: Arc<dyn Registry>,
-    counts: Arc<Mutex<Counts>>,
+    watch: Stopwatch,
 }
 
 impl Measured {
     /// Around another.
     #[must_use]
     pub fn new(inner: Arc<dyn Registry>, counts: Arc<Mutex<Counts>>) -> Self {
-        Self { inner, counts }
+        Self { inner, watch: Stopwatch(counts) }
     }
+}
 
+/// Where calls are counted.
+#[derive(Debug, Clone)]
+struct Stopwatch(Arc<Mutex<Counts>>);
+
+impl Stopwatch {
     /// `lost`: an answer that says that somebody else was first.
     async fn timed<T>(
         &self,
@@ -47,7 +54,7 @@ impl Measured {
             Err(error) if error.kind() == ErrorKind::Conflict => "conflict",
             Err(_) => "error",
         };
-        self.counts.lock().asked_registry(operation, outcome, began.elapsed());
+        self.0.lock().asked_registry(operation, outcome, began.elapsed());
         answer
     }
 
@@ -70,55 +77,74 @@ impl Registry for Measured {
         self.inner.incarnation()
     }
     async fn list(&self) -> Result<Vec<Entry>, Error> {
-        self.read("list", self.inner.list()).await
+        self.watch.read("list", self.inner.list()).await
     }
     async fn get(&self, name: &VolumeName) -> Result<Read<VolumeRecord>, Error> {
-        self.read("get", self.inner.get(name)).await
+        self.watch.read("get", self.inner.get(name)).await
     }
     async fn create(&self, record: VolumeRecord) -> Result<VolumeRecord, Error> {
-        self.read("create", self.inner.create(record)).await
+        self.watch.read("create", self.inner.create(record)).await
     }
     async fn compare_and_swap(&self, expected: u64, record: VolumeRecord) -> Result<Swap, Error> {
         let call = self.inner.compare_and_swap(expected, record);
-        self.timed("compare_and_swap", call, not_stored).await
+        self.watch.timed("compare_and_swap", call, not_stored).await
     }
     async fn delete(&self, name: &VolumeName, id: VolumeId, expected: u64) -> Result<Swap, Error> {
-        self.timed("delete", self.inner.delete(name, id, expected), not_stored).await
+        self.watch.timed("delete", self.inner.delete(name, id, expected), not_stored).await
     }
     async fn key(&self, id: VolumeId) -> Result<Read<VolumeKey>, Error> {
-        self.read("key", self.inner.key(id)).await
+        self.watch.read("key", self.inner.key(id)).await
     }
     async fn put_key(&self, id: VolumeId, key: VolumeKey) -> Result<(), Error> {
-        self.read("put_key", self.inner.put_key(id, key)).await
+        self.watch.read("put_key", self.inner.put_key(id, key)).await
     }
     async fn delete_key(&self, id: VolumeId) -> Result<(), Error> {
-        self.read("delete_key", self.inner.delete_key(id)).await
+        self.watch.read("delete_key", self.inner.delete_key(id)).await
     }
     async fn node(&self, name: &NodeName) -> Result<Read<NodeRecord>, Error> {
-        self.read("node", self.inner.node(name)).await
+        self.watch.read("node", self.inner.node(name)).await
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
-        self.timed("put_node", self.inner.put_node(record), |stored| !stored).await
+        self.watch.timed("put_node", self.inner.put_node(record), |stored| !stored).await
     }
     async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error> {
-        self.read("claims", self.inner.claims(node)).await
+        self.watch.read("claims", self.inner.claims(node)).await
     }
     async fn put_claim(&self, claim: ClaimRecord) -> Result<bool, Error> {
-        self.timed("put_claim", self.inner.put_claim(claim), |stored| !stored).await
+        self.watch.timed("put_claim", self.inner.put_claim(claim), |stored| !stored).await
     }
     async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error> {
-        self.timed("delete_claim", self.inner.delete_claim(node, name, version), |deleted| !deleted).await
+        let call = self.inner.delete_claim(node, name, version);
+        self.watch.timed("delete_claim", call, |deleted| !deleted).await
     }
     fn inventory(&self, node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
-        self.inner.inventory(node)
+        let inner = self.inner.inventory(node)?;
+        Some(Arc::new(MeasuredInventory { inner, watch: self.watch.clone() }))
     }
     async fn announce(&self, node: &NodeName, address: IpAddr) -> Result<(), Error> {
-        self.read("announce", self.inner.announce(node, address)).await
+        self.watch.read("announce", self.inner.announce(node, address)).await
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes()
     }
     fn watch_restarts(&self) -> u64 {
         self.inner.watch_restarts()
+    }
+}
+
+/// The same for where the node publishes its inventory.
+#[derive(Debug)]
+struct MeasuredInventory {
+    inner: Arc<dyn InventoryHome>,
+    watch: Stopwatch,
+}
+
+#[tonic::async_trait]
+impl InventoryHome for MeasuredInventory {
+    async fn found(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        self.watch.read("inventory_read", self.inner.found()).await
+    }
+    async fn write(&self, ops: Vec<Op>) -> Result<(), Error> {
+        self.watch.read("inventory_write", self.inner.write(ops)).await
     }
 }
