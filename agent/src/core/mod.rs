@@ -4,10 +4,12 @@
 pub mod backoff;
 pub mod blocked;
 pub mod claims;
+pub mod creation;
 pub mod follow;
 pub mod instance;
 pub mod inventory;
 pub mod orphan;
+pub mod placement;
 pub mod predecessor;
 pub mod publish;
 pub mod published;
