@@ -307,6 +307,11 @@ impl Instance {
     pub fn is_up(&self) -> bool {
         matches!(self.state, State::Pending | State::Starting | State::Running)
     }
+    /// Whether this agent has told it to end.
+    #[must_use]
+    pub fn stop_asked(&self) -> bool {
+        self.stop_asked
+    }
     /// What an engine says of its volume.
     #[must_use]
     pub fn engine_status(&self) -> Option<&pb::EngineStatus> {

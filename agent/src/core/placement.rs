@@ -34,8 +34,12 @@ pub fn unwant(record: &mut VolumeRecord, id: ReplicaId) {
     record.spec.leaving.extend(gone);
 }
 
-/// What was removed and has gone needs no mention any more.
+/// What was removed and has gone needs no mention any more. While an engine may be at work it is not gone: one that heard
+/// of the removal late may still add it to the configured set, and then it must be started to be taken out again.
 pub fn forget_left(record: &mut VolumeRecord) {
+    if record.spec.attach.is_some() || !record.status.clean {
+        return;
+    }
     let configured = record.status.configured;
     record.spec.leaving.retain(|spec| configured.contains(spec.id));
     let placed: ReplicaSet = record.placed().map(|spec| spec.id).collect();
@@ -68,6 +72,14 @@ mod tests {
         want(&mut record, ReplicaId(5), InstanceUuid::random(), &node, Some(ReplicaId(4)));
         assert_eq!(ids(&record.spec.replicas), [1, 3, 5]);
         assert_eq!(record.spec.replicas[2].replaces.iter().collect::<Vec<_>>(), [ReplicaId(2)]);
+        forget_left(&mut record);
+        assert_eq!(ids(&record.spec.leaving), [2, 4], "an engine may add r4 yet");
+        assert!(record.status.instance_uuids.contains_key("demo.r4"));
+        assert!(record.was_removed(ReplicaId(4)), "it is not in the set now");
+        let mut added = record.clone();
+        added.status.configured = added.status.configured.with(ReplicaId(4));
+        assert!(!added.was_removed(ReplicaId(4)), "it is started until it is out again");
+        record.spec.attach = None;
         forget_left(&mut record);
         assert_eq!(ids(&record.spec.leaving), [2], "it is configured still");
         assert!(!record.status.instance_uuids.contains_key("demo.r4"));

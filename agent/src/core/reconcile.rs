@@ -164,6 +164,7 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn volume(&mut self, record: &'a VolumeRecord) {
+        self.finish_ending(record);
         match &record.spec.intent {
             Intent::Keep if record.spec.attach.is_some() => self.attached(record),
             Intent::Keep => {
@@ -174,6 +175,17 @@ impl<'a> Planner<'a> {
                 Ok(generation) => self.deleting(record, Some(generation)),
                 Err(reason) => self.block(record, reason),
             },
+        }
+    }
+
+    /// What an earlier agent told to end, and did not live to see end, is told again: an engine that has drained waits for
+    /// that word.
+    fn finish_ending(&mut self, record: &VolumeRecord) {
+        for (name, instance) in self.world.instances {
+            let ours = name.volume() == &record.name && instance.volume_id() == record.id;
+            if ours && *instance.state() == State::Stopping && !instance.stop_asked() {
+                self.stop(record, name, instance.uuid(), name.kind() == Kind::Engine);
+            }
         }
     }
 
