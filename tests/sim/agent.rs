@@ -200,6 +200,7 @@ impl World {
             return;
         }
         self.nodes[node].agent_up = true;
+        self.agents_begun += 1;
         let (boot, now) = (self.boot(node), self.queue.now());
         let agent = &mut self.agents[node];
         agent.run += 1;

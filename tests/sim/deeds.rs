@@ -46,7 +46,11 @@ enum Owner {
 
 /// By node.
 #[derive(Debug, Default)]
-pub(super) struct Deeds(Vec<Answers>);
+pub(super) struct Deeds {
+    nodes: Vec<Answers>,
+    /// Orphans that were ended.
+    pub(super) cleaned: u64,
+}
 
 fn owner(records: &Records, node: &NodeName, name: &InstanceName, uuid: InstanceUuid) -> Owner {
     match records.lookup(name.volume().as_str()) {
@@ -70,11 +74,11 @@ fn owns(record: &VolumeRecord, node: &NodeName, name: &InstanceName, uuid: Insta
 
 impl Deeds {
     pub(super) fn new(nodes: usize) -> Self {
-        Self((0..nodes).map(|_| Answers::default()).collect())
+        Self { nodes: (0..nodes).map(|_| Answers::default()).collect(), cleaned: 0 }
     }
 
     pub(super) fn answered(&mut self, agent: &Agent, node: usize, asked_at: Time, records: Rc<Records>) {
-        let answers = &mut self.0[node];
+        let answers = &mut self.nodes[node];
         let known = matches!(*records, Records::Known(_));
         for (name, process) in &agent.processes {
             let owner = owner(&records, &agent.name, name, process.uuid);
@@ -98,7 +102,7 @@ impl Deeds {
 
     /// Nothing is known of the time until the next one has asked.
     pub(super) fn agent_ended(&mut self, node: usize) {
-        let answers = &mut self.0[node];
+        let answers = &mut self.nodes[node];
         answers.last = None;
         for unclaimed in answers.unclaimed.values_mut() {
             unclaimed.last = None;
@@ -112,12 +116,12 @@ impl Deeds {
         name: &InstanceName,
         uuid: InstanceUuid,
     ) -> bool {
-        self.0[node].last.as_ref().is_none_or(|records| owner(records, here, name, uuid) != Owner::Nobody)
+        self.nodes[node].last.as_ref().is_none_or(|records| owner(records, here, name, uuid) != Owner::Nobody)
     }
 
     /// The record as it was answered last.
     fn record(&self, node: usize) -> Option<&VolumeRecord> {
-        match self.0[node].last.as_ref()?.lookup("sim") {
+        match self.nodes[node].last.as_ref()?.lookup("sim") {
             Lookup::Found(record) => Some(record),
             Lookup::Absent | Lookup::Unknown(_) => None,
         }
@@ -126,7 +130,7 @@ impl Deeds {
 
 impl World {
     fn may_now_end(&mut self, node: usize, name: &InstanceName, uuid: InstanceUuid) {
-        self.deeds.0[node].ending.insert((name.clone(), uuid));
+        self.deeds.nodes[node].ending.insert((name.clone(), uuid));
     }
 
     /// An agent starts an instance.
@@ -194,7 +198,7 @@ impl World {
             Kind::Replica(_) => same && detached && !engine_runs && (all_here || record.status.clean),
         };
         // An earlier agent was right to tell it, and did not live to see it end.
-        let told = self.deeds.0[node].ending.contains(&(name.clone(), uuid));
+        let told = self.deeds.nodes[node].ending.contains(&(name.clone(), uuid));
         if !said && !told {
             return self
                 .fail(format!("n{node} stops {name} {uuid}, which its record does not say: {record:?}"));
@@ -205,7 +209,7 @@ impl World {
     /// An agent ends what nobody claims.
     pub(super) fn check_clean(&mut self, node: usize, name: &InstanceName, uuid: InstanceUuid) {
         let here = &self.agents[node].name;
-        let answers = &self.deeds.0[node];
+        let answers = &self.deeds.nodes[node];
         let told = answers.unclaimed.get(&(name.clone(), uuid)).copied().unwrap_or_default();
         let nobodys = !self.deeds.is_claimed(node, here, name, uuid);
         let grace = self.plan.grace.unwrap_or(Time::MAX);
@@ -213,6 +217,7 @@ impl World {
             let total = told.total / SEC;
             return self.fail(format!("n{node} cleans {name} {uuid}: {nobodys}, unclaimed for {total} s"));
         }
+        self.deeds.cleaned += 1;
         self.may_now_end(node, name, uuid);
     }
 
@@ -226,7 +231,7 @@ impl World {
 
     /// A process ends because it was told to.
     pub(super) fn check_end(&mut self, node: usize, name: &InstanceName, uuid: InstanceUuid) {
-        if !self.deeds.0[node].ending.remove(&(name.clone(), uuid)) {
+        if !self.deeds.nodes[node].ending.remove(&(name.clone(), uuid)) {
             self.fail(format!("n{node}: {name} {uuid} was told to end, and was not meant"));
         }
     }

@@ -48,6 +48,10 @@ pub struct Report {
     pub failed_ops: u64,
     /// Processes of engines.
     pub engines: u64,
+    /// Processes of agents.
+    pub agents: u64,
+    /// Orphans that agents ended.
+    pub cleaned: u64,
     /// What happened.
     pub events: u64,
     /// Simulated microseconds.

@@ -145,7 +145,9 @@ impl World {
     /// People look now and then, and once nothing goes wrong any more they look often.
     pub(super) fn people_look(&mut self) {
         let quiet = !self.faults;
-        if quiet || self.chance.one_in(4) {
+        // Where agents end what nobody claims, it is left to them for a while.
+        let patient = self.plan.grace.is_some() && self.queue.now() < self.wanted.patience;
+        if !patient && (quiet || self.chance.one_in(4)) {
             for node in 0..self.agents.len() {
                 if self.registry_answers(node) {
                     self.stop_unclaimed(node);
@@ -172,9 +174,7 @@ impl World {
     /// An engine that was superseded before it took the volume over may still take it afterwards. From then on the record's
     /// own has not arrived, and nobody ends either, until the volume is detached.
     fn lose_patience(&mut self) {
-        let now = self.queue.now();
-        if now >= self.wanted.patience {
-            self.wanted.patience = now + 60 * SEC;
+        if self.queue.now() >= self.wanted.patience && !std::mem::replace(&mut self.wanted.impatient, true) {
             self.people_attach_anew(10 * SEC);
         }
     }

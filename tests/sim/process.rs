@@ -118,7 +118,9 @@ impl World {
     pub(super) fn driver_steps(&mut self, node: usize, name: &InstanceName, run: u64, step: Step) {
         let Some(mut live) = self.agents[node].live.take() else { return };
         let current = live.drivers.get(name).is_some_and(|driver| driver.run == run);
-        if !current || self.step(node, &mut live, name, step).is_some() {
+        let lives =
+            !current || self.step(node, &mut live, name, step).and_then(|()| self.survives(node)).is_some();
+        if lives {
             self.agents[node].live = Some(live);
         }
     }
@@ -331,6 +333,10 @@ impl World {
                 let now = now_of(self.queue.now());
                 self.engines[engine].core.drain(now);
                 self.act_engine(engine);
+                // Its agent may not live to see it drained.
+                if self.faults && self.chance.one_in(8) {
+                    self.agents[node].dies_in.get_or_insert(0);
+                }
             }
             Body::Engine(_) | Body::Replica(_) => self.exits(node, name, pid),
         }

@@ -16,6 +16,9 @@ use super::world::{Event, World};
 /// How long an agent tries before it says that the registry cannot be reached.
 const REGISTRY_WITHIN: u64 = 5 * SEC;
 
+/// What an answer follows from: version, incarnation, damaged, hidden.
+type Told = (u64, u128, bool, bool);
+
 /// The record, and how the registry is at present.
 #[derive(Debug)]
 pub(super) struct Registry {
@@ -38,7 +41,7 @@ pub(super) struct Registry {
     /// There is none any more.
     pub(super) deleted: bool,
     /// The last answer, and of what.
-    said: Option<((u64, u128, bool, bool), Rc<Records>)>,
+    said: Option<(Told, Rc<Records>)>,
 }
 
 /// What an engine is told of what is wanted.

@@ -192,6 +192,8 @@ pub(super) struct Wanted {
     pub(super) settled: bool,
     /// Until then people wait for what is not as it should be.
     pub(super) patience: Time,
+    /// They have detached it because of that.
+    pub(super) impatient: bool,
 }
 
 /// See the module's documentation.
@@ -214,6 +216,8 @@ pub(super) struct World {
     pub(super) chance: Random,
     /// The last creation of an engine.
     pub(super) minted: u128,
+    /// Processes of agents.
+    pub(super) agents_begun: u64,
     /// The registry has said that there is no record.
     pub(super) was_gone: bool,
     pub(super) wanted: Wanted,
@@ -328,6 +332,7 @@ impl World {
             deeds: Deeds::new(plan.nodes),
             chance: Random::new(plan.seed ^ 0x1b87_3593),
             minted: 100,
+            agents_begun: 0,
             was_gone: false,
             wanted: Wanted {
                 node: 0,
@@ -336,7 +341,8 @@ impl World {
                 wish: 0,
                 restarts: 0,
                 settled: true,
-                patience: plan.busy_for + 20 * SEC,
+                patience: plan.busy_for + 80 * SEC,
+                impatient: false,
             },
             registers: Registers::new(blocks * PER_BLOCK),
             next_write: 0,
@@ -419,6 +425,8 @@ impl World {
             answered: self.answered,
             failed_ops: self.failed_ops,
             engines: u64::try_from(self.engines.len()).unwrap_or(0),
+            agents: self.agents_begun,
+            cleaned: self.deeds.cleaned,
             events: self.queue.count(),
             sim_us: self.queue.now(),
         }

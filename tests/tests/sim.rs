@@ -39,12 +39,12 @@ fn the_first_seeds_without_agents() {
 /// Each rule left out in turn is found, by the seeds among the first that show it.
 #[test]
 fn agents_with_a_rule_left_out_are_found() {
-    for (broken, first, found) in Broken::ALL {
+    for (broken, found) in Broken::ALL {
         let finds = |seed| {
             let report = sim::run_plan(Plan { broken: Some(broken), ..Plan::of(seed) }, false);
             report.failure.is_some_and(|why| why.contains(found))
         };
-        assert!((first..first + 300).any(finds), "{broken:?}: nothing found");
+        assert!((0..500).any(finds), "{broken:?}: nothing found");
     }
 }
 

@@ -78,6 +78,7 @@ fn main() {
     std::panic::set_hook(Box::new(|_| {}));
     let begun = Instant::now();
     let (mut answered, mut failed_ops, mut events, mut engines, mut sim_us) = (0, 0, 0, 0, 0);
+    let (mut agents, mut cleaned) = (0, 0);
     let mut failures: BTreeMap<String, u64> = BTreeMap::new();
     let mut count = 0;
     for seed in args.from..args.from.saturating_add(args.seeds) {
@@ -88,6 +89,8 @@ fn main() {
         failed_ops += report.failed_ops;
         events += report.events;
         engines += report.engines;
+        agents += report.agents;
+        cleaned += report.cleaned;
         sim_us += report.sim_us;
         if let Some(why) = &report.failure {
             failed(&plan, &report);
@@ -100,7 +103,7 @@ fn main() {
     let took = begun.elapsed().as_secs_f64();
     println!(
         "{count} seeds from {} in {took:.1} s ({:.0} seeds/s): {answered} operations answered ({failed_ops} failed), \
-         {engines} engines, {events} events, {:.0} h simulated; failures: {failures:?}",
+         {engines} engines, {agents} agents ({cleaned} orphans ended), {events} events, {:.0} h simulated; failures: {failures:?}",
         args.from,
         f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / took,
         f64::from(u32::try_from(sim_us / 1_000_000).unwrap_or(u32::MAX)) / 3600.0,
