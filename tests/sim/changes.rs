@@ -3,16 +3,18 @@
 
 use std::collections::BTreeSet;
 
+use holdfast::core::placement::{forget_left, unwant, want};
 use holdfast_dataplane::core::engine::Wanted;
 use holdfast_dataplane::layout::Meta;
 use holdfast_proto::ids::ReplicaId;
 use holdfast_proto::record::{REPLICAS_MAX, ReplicaSet};
 
+use super::agent::node_name;
 use super::engine::{id_of, now_of, slot_of};
 use super::queue::{MS, SEC};
 use super::registry::Registry;
 use super::replica::Host;
-use super::world::{Event, World, first_meta};
+use super::world::{Event, World, first_meta, replica_instance};
 
 /// Replicas that are made in one world, beside its first ones.
 const MADE_MAX: usize = 5;
@@ -48,7 +50,7 @@ impl World {
         }
         let next = self.random.below(2 * self.plan.change_every);
         self.queue.after(next, Event::Change);
-        if !self.registry.up {
+        if !self.registry.up || self.registry.hides_the_record() {
             return;
         }
         let wanted = &self.registry.wanted;
@@ -60,10 +62,16 @@ impl World {
             0 if room && count < REPLICAS_MAX => {
                 let node = if self.plan.one_node { 0 } else { self.random.index(self.nodes.len()) };
                 let new = self.make_replica(node);
+                if self.plan.has_agents() {
+                    return self.want_one_more(new, None);
+                }
                 self.registry.wanted.push(Wanted { replica: id_of(new), replaces: ReplicaSet::new() });
             }
             1 if room && !members.is_empty() => {
                 let new = self.make_replica(self.replicas[slot_of(old.replica)].node);
+                if self.plan.has_agents() {
+                    return self.want_one_more(new, Some(old.replica));
+                }
                 let configured = self.registry.status.configured;
                 let all = old.replaces.without(old.replica).with(old.replica);
                 let wanted = &mut self.registry.wanted;
@@ -76,6 +84,12 @@ impl World {
                 if !self.registry.wanted.iter().any(healthy) {
                     return;
                 }
+                if self.plan.has_agents() {
+                    return self.edit_record(|record| {
+                        forget_left(record);
+                        unwant(record, old.replica);
+                    });
+                }
                 self.registry.wanted.retain(|w| w.replica != old.replica);
             }
             _ => return,
@@ -86,6 +100,16 @@ impl World {
             let delay = self.random.between(MS, 500 * MS);
             self.queue.after(delay, Event::Want { engine });
         }
+    }
+
+    /// A replica is wanted whose directory is there, perhaps in the place of another.
+    fn want_one_more(&mut self, slot: usize, replaces: Option<ReplicaId>) {
+        let (id, node) = (id_of(slot), node_name(self.replicas[slot].node));
+        self.edit_record(|record| {
+            forget_left(record);
+            want(record, id, replica_instance(id), &node, replaces);
+        });
+        trace!(self, "WANTED {:?}", self.registry.wanted);
     }
 
     /// The replicas that hold the data, as far as an agent knows.
@@ -112,8 +136,10 @@ impl World {
         for host in &mut self.engines {
             host.has_one_more_replica();
         }
-        let after = self.random.below(SEC);
-        self.queue.after(after, Event::StartReplica { replica: slot });
+        if !self.plan.has_agents() {
+            let after = self.random.below(SEC);
+            self.queue.after(after, Event::StartReplica { replica: slot });
+        }
         slot
     }
 

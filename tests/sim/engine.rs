@@ -2,43 +2,24 @@
 //! clients that ask it for I/O.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::Duration;
 
 use holdfast_dataplane::core::engine::{
-    Action, Body, Config, ConnectFailure, Ending, Engine, EngineState, Outcome, PayloadUse, Request, Wanted,
+    Action, Body, Config, ConnectFailure, Ending, Engine, PayloadUse, Wanted,
 };
-use holdfast_dataplane::units::{BLOCK_BYTES, PART_BYTES_MAX, REGION_BYTES, block_cover, to_u64, to_usize};
+use holdfast_dataplane::units::{PART_BYTES_MAX, to_usize};
 use holdfast_dataplane::wire::handshake::{Hello, RefusalKind, Refused, Role};
 use holdfast_dataplane::wire::{Header, VERSION_MAX, VERSION_MIN};
 use holdfast_proto::ids::{Epoch, Generation, InstanceUuid, Lineage, ProcessUuid, ReplicaId, VolumeId};
+use holdfast_proto::pb::instance::ReplicaEndpoint;
 use holdfast_proto::record::VolumeStatus;
 use uuid::Uuid;
 
-use super::check::Moment;
-use super::disk::{PER_BLOCK, UNIT_BYTES};
+use super::clients::ClientOp;
+use super::disk::UNIT_BYTES;
 use super::net::{Message, Payload, units_crc};
 use super::queue::{MS, Time};
 use super::world::{Event, World};
-
-/// A client's operation in flight.
-#[derive(Debug, Clone)]
-pub(super) struct ClientOp {
-    request: Request,
-    offset: u64,
-    units: Range<usize>,
-    write: u64,
-    pub(super) began: Moment,
-}
-
-impl ClientOp {
-    fn mutates(&self) -> bool {
-        match self.request {
-            Request::Write { .. } | Request::Trim | Request::WriteZeroes { .. } => true,
-            Request::Read | Request::Flush | Request::Extents => false,
-        }
-    }
-}
 
 /// One process of an engine.
 #[derive(Debug)]
@@ -46,9 +27,13 @@ pub(super) struct Host {
     pub(super) core: Engine,
     pub(super) node: usize,
     pub(super) uuid: InstanceUuid,
+    /// What it is a process of.
+    pub(super) instance: InstanceUuid,
     pub(super) alive: bool,
     pub(super) ended: Option<Ending>,
     pub(super) serving: bool,
+    /// It has begun to serve once.
+    pub(super) served: bool,
     pub(super) draining: bool,
     next_session: u64,
     /// By replica: the connection, and its session.
@@ -57,8 +42,10 @@ pub(super) struct Host {
     tries: Vec<Option<(usize, Generation)>>,
     /// By replica: the process that the agent last named.
     addresses: Vec<Option<u64>>,
+    /// By replica: what its agent told it last, where there are agents.
+    told: BTreeMap<u32, ReplicaEndpoint>,
     /// By the operation's place in the core's table, in units.
-    buffers: BTreeMap<u32, Vec<u64>>,
+    pub(super) buffers: BTreeMap<u32, Vec<u64>>,
     pub(super) clients: BTreeMap<(u32, u32), ClientOp>,
     tick_at: Time,
     /// After a tick that did nothing about what was overdue.
@@ -77,6 +64,19 @@ pub(super) fn slot_of(replica: ReplicaId) -> usize {
 
 pub(super) fn id_of(slot: usize) -> ReplicaId {
     ReplicaId(u32::try_from(slot + 1).unwrap_or(u32::MAX))
+}
+
+/// How an engine begins.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) node: usize,
+    pub(super) instance: InstanceUuid,
+    pub(super) version: u64,
+    pub(super) status: VolumeStatus,
+    pub(super) wanted: Vec<Wanted>,
+    pub(super) predecessor_gone: bool,
+    /// As its agent says; none: as it is.
+    pub(super) endpoints: Option<Vec<ReplicaEndpoint>>,
 }
 
 fn failure(refused: &Refused) -> ConnectFailure {
@@ -99,18 +99,15 @@ impl Host {
 }
 
 impl World {
-    /// An engine begins on `node`, with the record as its agent read it.
-    pub(super) fn start_engine(
-        &mut self,
-        node: usize,
-        uuid: InstanceUuid,
-        (version, status, wanted): (u64, VolumeStatus, Vec<Wanted>),
-    ) -> usize {
+    /// An engine begins, with the record as its agent read it.
+    pub(super) fn start_engine(&mut self, start: Start) -> usize {
+        let Start { node, instance, version, status, wanted, predecessor_gone, endpoints } = start;
         // Promises are made to the process, not to the instance.
         let process =
             InstanceUuid(Uuid::from_u128((1 << 64) + u128::try_from(self.engines.len()).unwrap_or(0)));
         let mut config = Config::new(self.size, process);
-        config.instance = uuid;
+        config.instance = instance;
+        config.predecessor_gone = predecessor_gone;
         config.replica_timeout = Duration::from_millis(self.plan.replica_timeout_ms);
         config.suspend_timeout = Duration::from_secs(self.plan.suspend_timeout_s);
         let count = self.replicas.len();
@@ -120,22 +117,26 @@ impl World {
             core: Engine::new(config, version, status),
             node,
             uuid: process,
+            instance,
             alive: true,
             ended: None,
             serving: false,
+            served: false,
             draining: false,
             next_session: 1,
             links: vec![None; count],
             tries: vec![None; count],
             addresses: vec![None; count],
+            told: BTreeMap::new(),
             buffers: BTreeMap::new(),
             clients: BTreeMap::new(),
             tick_at: Time::MAX,
             not_before: 0,
             asks: BTreeMap::new(),
         });
-        for slot in 0..count {
-            self.locate(engine, slot);
+        match endpoints {
+            Some(endpoints) => endpoints.iter().for_each(|endpoint| self.told_where(engine, endpoint)),
+            None => (0..count).for_each(|slot| self.locate(engine, slot)),
         }
         let now = now_of(self.queue.now());
         self.engines[engine].core.want(wanted, now);
@@ -170,27 +171,41 @@ impl World {
         }
     }
 
-    /// What its agent says of a replica.
+    /// What an agent's stand-in says of a replica: what is so.
     pub(super) fn locate(&mut self, engine: usize, slot: usize) {
         let (running, run) = (self.replicas[slot].running, self.replicas[slot].run);
         let absent = running && self.replicas[slot].open.is_none();
+        let local = self.engines[engine].node == self.replicas[slot].node;
+        let reason = absent.then(|| "its meta cannot be read".to_owned());
+        self.located(engine, slot, running.then_some(run), local, reason);
+    }
+
+    /// What its agent says of a replica; a repeat is no news.
+    pub(super) fn told_where(&mut self, engine: usize, endpoint: &ReplicaEndpoint) {
+        let told = &mut self.engines[engine].told;
+        if told.insert(endpoint.id, endpoint.clone()).as_ref() == Some(endpoint) {
+            return;
+        }
+        let run = endpoint.address.rsplit_once(':').and_then(|(_, run)| run.parse().ok());
+        let reason = endpoint.absent.then(|| endpoint.reason.clone());
+        self.located(engine, slot_of(ReplicaId(endpoint.id)), run, endpoint.local, reason);
+    }
+
+    fn located(&mut self, engine: usize, slot: usize, run: Option<u64>, local: bool, reason: Option<String>) {
         let now = now_of(self.queue.now());
         let host = &mut self.engines[engine];
         if !host.alive {
             return;
         }
-        if running && host.addresses[slot] != Some(run) {
-            host.addresses[slot] = Some(run);
+        if run.is_some() && host.addresses[slot] != run {
+            host.addresses[slot] = run;
             // A try that still knocks at the old place goes on at the new one.
             if let Some((conn, generation)) = host.tries[slot] {
                 self.close_engine_end(conn);
                 self.begin_try(engine, slot, generation, Lineage::nil(), Epoch(0));
             }
         }
-        let host = &mut self.engines[engine];
-        let local = host.node == self.replicas[slot].node;
-        let known = host.addresses[slot].is_some();
-        let reason = absent.then(|| "its meta cannot be read".to_owned());
+        let known = self.engines[engine].addresses[slot].is_some();
         trace!(self, "e{engine} located {}: known {known} absent {reason:?}", id_of(slot));
         self.engines[engine].core.locate(id_of(slot), known, local, reason, now);
         self.act_engine(engine);
@@ -198,6 +213,9 @@ impl World {
 
     /// Every engine's agent hears of a change of a replica's process, sooner or later.
     pub(super) fn tell_engines_where(&mut self, slot: usize) {
+        if self.plan.has_agents() {
+            return self.nudge_replica(slot);
+        }
         for engine in 0..self.engines.len() {
             if self.engines[engine].alive {
                 let delay = self.random.between(MS, 500 * MS);
@@ -491,201 +509,5 @@ impl World {
         let now = now_of(self.queue.now());
         self.engines[engine].core.reply(id_of(slot), session, header, &inline, now);
         self.act_engine(engine);
-    }
-
-    // ---- clients ----------------------------------------------------------------------------------------------------
-
-    /// The first view is committed.
-    fn serves(&mut self, engine: usize) {
-        let generation = self.engines[engine].core.generation();
-        if let Some((newest, other)) = self.newest_served {
-            // The next process of the same instance may have the number of the one before, where the registry was away.
-            let other = &self.engines[other];
-            let next = generation == newest && !other.alive && other.uuid == self.engines[engine].uuid;
-            if generation == newest && !next {
-                return self.fail(format!("e{engine} of {generation} serves after one of {newest} did"));
-            }
-            if generation < newest {
-                // It hears late that its view was persisted, before the newer engine's promise was: all it asks from here
-                // on is refused, which the registers would tell.
-                self.engines[engine].serving = true;
-                return;
-            }
-        }
-        self.newest_served = Some((generation, engine));
-        self.served_engines += 1;
-        self.engines[engine].serving = true;
-        // Nothing that older engines still have on their way reaches a member from here on.
-        for other in (0..self.engines.len()).filter(|other| *other != engine) {
-            let pending: Vec<_> =
-                self.engines[other].clients.values().filter(|op| op.mutates()).cloned().collect();
-            for op in pending {
-                self.registers.write_decided(op.write, op.units);
-            }
-        }
-        let members = self.members_of(engine);
-        trace!(self, "e{engine} serves {generation:?} with {members:?}");
-        if members.iter().all(|slot| self.replicas[*slot].lost) {
-            trace!(self, "every member has lost its cache");
-            self.registers.caches_lost();
-        }
-    }
-
-    /// The members of an engine's committed view.
-    pub(super) fn members_of(&self, engine: usize) -> Vec<usize> {
-        use holdfast_dataplane::core::engine::ReplicaMode;
-        let report = self.engines[engine].core.report(now_of(self.queue.now()));
-        let member = |mode| match mode {
-            ReplicaMode::Member | ReplicaMode::Suspect => true,
-            ReplicaMode::CatchingUp
-            | ReplicaMode::Rebuilding
-            | ReplicaMode::Faulted
-            | ReplicaMode::Absent => false,
-        };
-        report.replicas.iter().filter(|r| member(r.mode)).map(|r| slot_of(r.id)).collect()
-    }
-
-    pub(super) fn is_healthy(&self, engine: usize) -> bool {
-        self.engines[engine].core.report(now_of(self.queue.now())).state == EngineState::Healthy
-    }
-
-    fn oldest_read(&self) -> Moment {
-        let began = self.engines.iter().flat_map(|host| host.clients.values()).map(|op| op.began);
-        began.min().unwrap_or(Moment::MAX)
-    }
-
-    /// A client asks for something.
-    pub(super) fn client(&mut self, engine: usize) {
-        if self.engines[engine].clients.len() >= self.plan.depth {
-            return;
-        }
-        let Some((request, offset, len)) = self.choose_request() else { return };
-        self.submit(engine, request, offset, len);
-    }
-
-    /// A client of an engine that was replaced reads on: what its writes wait for is nothing to it.
-    pub(super) fn reader(&mut self, engine: usize) {
-        let reads = self.engines[engine].clients.values().filter(|op| op.request == Request::Read);
-        if reads.count() >= self.plan.depth {
-            return;
-        }
-        if let Some((Request::Read, offset, len)) = self.choose_request() {
-            self.submit(engine, Request::Read, offset, len);
-        }
-    }
-
-    fn submit(&mut self, engine: usize, request: Request, offset: u64, len: u64) {
-        let now = now_of(self.queue.now());
-        let Ok(op) = self.engines[engine].core.submit(request, offset, len, now) else { return };
-        self.next_write += 1;
-        let write = self.next_write;
-        let units = Self::unit_of(offset)..Self::unit_of(offset + len);
-        let stamp = if matches!(request, Request::Write { .. }) { write } else { 0 };
-        let client =
-            ClientOp { request, offset, units: units.clone(), write, began: self.registers.moment() };
-        trace!(self, "e{engine} client {op:?} {client:?}");
-        if client.mutates() {
-            let oldest = self.oldest_read();
-            self.registers.write_begins(write, units, stamp, oldest);
-            // One that an older engine takes after a newer one serves: it is fenced, or about to be.
-        }
-        let (start, cover) = block_cover(offset, len);
-        match request {
-            Request::Write { .. } => {
-                let mut buffer = vec![0; to_usize(cover / UNIT_BYTES)];
-                let at = to_usize((offset - start) / UNIT_BYTES);
-                buffer[at..at + to_usize(len / UNIT_BYTES)].fill(stamp);
-                self.engines[engine].buffers.insert(op.slot, buffer);
-            }
-            Request::Read => {
-                self.engines[engine].buffers.insert(op.slot, vec![u64::MAX; to_usize(cover / UNIT_BYTES)]);
-            }
-            Request::Flush | Request::Trim | Request::WriteZeroes { .. } | Request::Extents => {}
-        }
-        self.engines[engine].clients.insert((op.slot, op.serial), client);
-        self.act_engine(engine);
-    }
-
-    fn choose_request(&mut self) -> Option<(Request, u64, u64)> {
-        let random = &mut self.random;
-        let per_region = to_usize(REGION_BYTES / BLOCK_BYTES);
-        let regions = self.size.div_ceil(REGION_BYTES);
-        // In a large volume, the first and the last few.
-        let hot = regions.min(4);
-        // A few blocks at the beginning and the end of each region: operations meet.
-        let nth = random.below(hot);
-        let region = to_usize(if nth < hot / 2 { nth } else { regions - hot + nth });
-        let place = if random.coin() { random.index(4) } else { per_region - 1 - random.index(3) };
-        let block = to_u64(region * per_region + place);
-        let blocks = 1 + random.below(4);
-        let request = match random.below(20) {
-            0..=7 => Request::Write { fua: random.one_in(5) },
-            8..=13 => Request::Read,
-            14 => Request::Trim,
-            15 => Request::WriteZeroes { may_punch: random.coin(), fua: random.one_in(4) },
-            16..=18 => return Some((Request::Flush, 0, 0)),
-            _ => Request::Extents,
-        };
-        let (mut offset, mut len) = (block * BLOCK_BYTES, blocks * BLOCK_BYTES);
-        if matches!(request, Request::Read | Request::Write { .. }) {
-            if random.one_in(3) {
-                offset += UNIT_BYTES;
-            }
-            if random.one_in(3) {
-                len -= UNIT_BYTES;
-            }
-            let left = REGION_BYTES - offset % REGION_BYTES;
-            len = len.min(left);
-        }
-        len = len.min(self.size.checked_sub(offset)?);
-        (len > 0).then_some((request, offset, len))
-    }
-
-    fn completed(&mut self, engine: usize, key: (u32, u32), outcome: Outcome) {
-        let buffer = self.engines[engine].buffers.remove(&key.0);
-        let Some(op) = self.engines[engine].clients.remove(&key) else {
-            return self.fail(format!("e{engine}: {key:?} is answered twice"));
-        };
-        self.answered += 1;
-        match (op.request, outcome) {
-            (_, Outcome::Failed(_)) => {
-                self.failed_ops += 1;
-                if op.mutates() {
-                    self.registers.write_decided(op.write, op.units);
-                }
-            }
-            (Request::Write { fua } | Request::WriteZeroes { fua, .. }, _) => {
-                self.registers.write_done(op.write, op.units, fua);
-            }
-            (Request::Trim, _) => self.registers.write_done(op.write, op.units, false),
-            (Request::Read, _) => {
-                let skip = to_usize(op.offset % BLOCK_BYTES / UNIT_BYTES);
-                let read = buffer.unwrap_or_default();
-                for (unit, value) in op.units.zip(read.into_iter().skip(skip)) {
-                    self.check_read(engine, unit, op.began, value);
-                }
-            }
-            (Request::Extents, Outcome::Extents(runs)) => {
-                let mut block = to_usize(op.offset / BLOCK_BYTES);
-                for run in runs {
-                    let next = block + to_usize(run.len / BLOCK_BYTES);
-                    if !run.allocated {
-                        for unit in block * PER_BLOCK..next * PER_BLOCK {
-                            self.check_read(engine, unit, op.began, 0);
-                        }
-                    }
-                    block = next;
-                }
-            }
-            (Request::Extents, Outcome::Done) => self.fail(format!("e{engine}: extents without any")),
-            (Request::Flush, _) => self.registers.flushed(op.began),
-        }
-    }
-
-    fn check_read(&mut self, engine: usize, unit: usize, began: Moment, value: u64) {
-        if let Err(why) = self.registers.read(unit, began, value) {
-            let known = self.registers.describe(unit);
-            self.fail(format!("e{engine}: {why}\n{known}"));
-        }
     }
 }

@@ -40,14 +40,18 @@ impl World {
                 }
             }
             Fault::KillReplica => {
-                self.kill_replica(replica, false);
-                self.queue.after(lasts, Event::StartReplica { replica });
+                self.end_replica(replica, false);
+                self.start_later(replica, lasts);
             }
             Fault::KillEngine => {
                 if let Some(engine) = self.wanted.engine.filter(|e| self.engines[*e].alive) {
-                    self.kill_engine(engine, false);
+                    self.end_engine(engine, false);
                     self.engine_lost();
                 }
+            }
+            Fault::Drain if self.plan.has_agents() => {
+                let after = self.random.between(100 * MS, 6 * SEC);
+                self.attach_anew(after);
             }
             Fault::Drain => {
                 if let Some(engine) = self.wanted.engine.filter(|e| self.engines[*e].alive) {
@@ -77,9 +81,29 @@ impl World {
                 self.queue.after(lasts, Event::Mends(Mending::Registry));
             }
             Fault::Backup => {
-                self.registry.backup = Some((self.registry.version, self.registry.status.clone()));
+                let registry = &mut self.registry;
+                let copy = (registry.version, registry.status.clone(), registry.spec.clone());
+                registry.backup = Some(copy);
             }
             Fault::Restore => self.restore_registry(),
+            Fault::AgentDown if self.plan.has_agents() => {
+                if self.agents[node].live.is_some() {
+                    self.agent_ends(node, Some(lasts));
+                }
+            }
+            Fault::AgentCrash => {
+                let steps = self.chance.below(8);
+                self.agents[node].dies_in.get_or_insert(steps);
+            }
+            Fault::RecordDamaged => {
+                self.registry.damaged = true;
+                self.queue.after(lasts, Event::Mends(Mending::Record));
+            }
+            Fault::RecordGone => {
+                self.registry.gone = true;
+                self.was_gone = true;
+                self.queue.after(lasts, Event::Mends(Mending::Record));
+            }
             Fault::AgentDown => {
                 self.nodes[node].agent_up = false;
                 self.queue.after(lasts, Event::Mends(Mending::Agent { node }));
@@ -98,12 +122,19 @@ impl World {
                 self.replicas[replica].stalled_until = self.queue.now() + lasts;
             }
             Fault::FlipMeta => {
-                self.kill_replica(replica, false);
+                self.end_replica(replica, false);
                 let (spare, bit) = (self.random.one_in(3), self.random.index(4096 * 8));
                 self.replicas[replica].meta.flip(spare, bit);
-                self.queue.after(lasts / 2, Event::StartReplica { replica });
+                self.start_later(replica, lasts / 2);
                 self.queue.after(lasts, Event::Mends(Mending::Meta { replica }));
             }
+        }
+    }
+
+    /// Where no agent does it.
+    fn start_later(&mut self, replica: usize, after: u64) {
+        if !self.plan.has_agents() {
+            self.queue.after(after, Event::StartReplica { replica });
         }
     }
 
@@ -116,6 +147,20 @@ impl World {
 
     /// The volume is wanted elsewhere: the old engine is killed, drained, or left to find out by itself.
     fn move_engine(&mut self, lasts: u64) {
+        if self.plan.has_agents() {
+            let old = self.wanted.node;
+            match self.random.below(3) {
+                0 => self.fault(Fault::KillEngine),
+                // Its agent does not hear of it.
+                1 => {
+                    self.nodes[old].registry_cut = true;
+                    self.queue.after(lasts + 10 * SEC, Event::Mends(Mending::RegistryFor { node: old }));
+                }
+                _ => {}
+            }
+            let after = self.random.below(2 * SEC);
+            return self.attach_anew(after);
+        }
         let old = self.wanted.engine.filter(|engine| self.engines[*engine].alive);
         match (old, self.random.below(3)) {
             (Some(old), 0) => self.kill_engine(old, false),
@@ -137,6 +182,13 @@ impl World {
     fn reboot(&mut self, node: usize, lasts: u64) {
         if !self.nodes[node].up {
             return;
+        }
+        if self.plan.has_agents() {
+            self.agent_ends(node, None);
+            let names: Vec<_> = self.agents[node].processes.keys().cloned().collect();
+            for name in names {
+                self.process_ends(node, &name, "the node restarts", true);
+            }
         }
         for engine in 0..self.engines.len() {
             if self.engines[engine].node == node && self.engines[engine].alive {
@@ -163,7 +215,8 @@ impl World {
                 ));
             }
             trace!(self, "r{} lost {}", slot + 1, self.replicas[slot].lost);
-            self.queue.after(lasts + self.random.below(SEC), Event::StartReplica { replica: slot });
+            let after = lasts + self.random.below(SEC);
+            self.start_later(slot, after);
         }
         self.nodes[node].up = false;
         self.nodes[node].boot += 1;
@@ -172,13 +225,28 @@ impl World {
 
     pub(super) fn node_up(&mut self, node: usize) {
         self.nodes[node].up = true;
+        if self.plan.has_agents() && self.agents[node].live.is_none() {
+            let after = self.chance.below(SEC);
+            self.queue.after(after, Event::AgentBegins { node });
+        }
     }
 
     pub(super) fn mends(&mut self, mending: Mending) {
         match mending {
             Mending::Way { from, to } => self.block(from, to, false),
-            Mending::Registry => self.registry.up = true,
-            Mending::RegistryFor { node } => self.nodes[node].registry_cut = false,
+            Mending::Registry => {
+                self.registry.up = true;
+                self.record_changed();
+            }
+            Mending::RegistryFor { node } => {
+                self.nodes[node].registry_cut = false;
+                self.record_changed();
+            }
+            Mending::Record => {
+                (self.registry.damaged, self.registry.gone) = (false, false);
+                self.record_changed();
+            }
+            Mending::Agent { node } if self.plan.has_agents() => self.agents[node].dies_in = None,
             Mending::Agent { node } => self.nodes[node].agent_up = true,
             Mending::Disk { replica } => self.replicas[replica].bad_one_in = 0,
             Mending::Meta { replica } => self.replicas[replica].meta.mend(),
@@ -194,6 +262,7 @@ impl World {
         self.registry.lose_one_in = 0;
         self.open_all_ways();
         self.mends(Mending::Registry);
+        self.mends(Mending::Record);
         for node in 0..self.nodes.len() {
             self.node_up(node);
             self.mends(Mending::Agent { node });
@@ -203,7 +272,12 @@ impl World {
             self.mends(Mending::Disk { replica });
             self.mends(Mending::Meta { replica });
             self.replicas[replica].stalled_until = 0;
-            self.queue.after(100 * MS, Event::StartReplica { replica });
+            if !self.plan.has_agents() {
+                self.queue.after(100 * MS, Event::StartReplica { replica });
+            }
+        }
+        if self.plan.has_agents() {
+            return self.people_look_after();
         }
         // Engines that nobody wants any more are ended by their agents.
         for engine in 0..self.engines.len() {

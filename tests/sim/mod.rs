@@ -12,22 +12,29 @@ macro_rules! trace {
     };
 }
 
+mod agent;
 mod changes;
 pub mod check;
+mod clients;
+mod deeds;
 pub mod disk;
 mod engine;
 mod faults;
 mod maps;
 mod net;
+mod operator;
 pub mod plan;
+mod process;
 pub mod queue;
 pub mod random;
 mod registry;
 mod replica;
 mod serve;
+mod standin;
+mod unclaimed;
 mod world;
 
-use plan::Plan;
+use plan::{Era, Plan};
 use world::World;
 
 /// What became of a world.
@@ -41,6 +48,10 @@ pub struct Report {
     pub failed_ops: u64,
     /// Processes of engines.
     pub engines: u64,
+    /// Processes of agents.
+    pub agents: u64,
+    /// Orphans that agents ended.
+    pub cleaned: u64,
     /// What happened.
     pub events: u64,
     /// Simulated microseconds.
@@ -50,8 +61,12 @@ pub struct Report {
 /// The command that shows what happens in a world.
 #[must_use]
 pub fn replay(plan: &Plan) -> String {
-    let first = if plan.first { " --first" } else { "" };
-    format!("cargo run --release -p holdfast-tests --bin sim -- --seed {}{first} --trace", plan.seed)
+    let era = match plan.era {
+        Era::First => " --first",
+        Era::Second => " --second",
+        Era::Now => "",
+    };
+    format!("cargo run --release -p holdfast-tests --bin sim -- --seed {}{era} --trace", plan.seed)
 }
 
 /// The worlds that once found something.
@@ -60,7 +75,12 @@ pub fn regressions() -> impl Iterator<Item = Plan> {
     lines.filter_map(|line| {
         let mut words = line.split_whitespace();
         let seed = words.next()?.parse().ok()?;
-        Some(if words.next() == Some("first") { Plan::first(seed) } else { Plan::of(seed) })
+        let era = match words.next() {
+            Some("first") => Era::First,
+            Some("second") => Era::Second,
+            Some(_) | None => Era::Now,
+        };
+        Some(Plan::of_era(seed, era))
     })
 }
 

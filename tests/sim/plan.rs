@@ -28,6 +28,12 @@ pub enum Fault {
     Restore,
     /// A node's agent is away: nobody asks the registry, nothing is started.
     AgentDown,
+    /// A node's agent ends at one of its next steps, and is soon back.
+    AgentCrash,
+    /// The record cannot be read, by anybody.
+    RecordDamaged,
+    /// The registry has no such record for a while, and says so.
+    RecordGone,
     /// A node restarts: its processes are gone, and what was not synced.
     Reboot,
     /// All nodes restart.
@@ -63,6 +69,49 @@ impl Kind {
     /// Each.
     pub const ALL: [Self; 7] =
         [Self::Calm, Self::Processes, Self::Network, Self::Disks, Self::Reboots, Self::Registry, Self::All];
+}
+
+/// What worlds were like when a seed found something: it finds that in such a world only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Era {
+    /// Before replicas were added and removed, and before an engine that was replaced was read.
+    First,
+    /// Before there were agents: a stand-in started what had died.
+    Second,
+    /// With agents.
+    Now,
+}
+
+/// A rule of agents that is left out, to see that this is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    /// Ends what has no record, or one that cannot be read.
+    StopsOnAbsence,
+    /// Starts an engine without waiting for the replicas beside it.
+    StartsAtOnce,
+    /// Ends replicas as soon as the volume is detached.
+    DetachesAtOnce,
+    /// Mints another creation with each start.
+    ForgetsCreations,
+    /// Takes nothing over from the agent before.
+    AdoptsNothing,
+    /// Does not tell an engine to end that the agent before has drained.
+    LeavesTheDrained,
+    /// Gives an orphan no time.
+    CleansAtOnce,
+}
+
+impl Broken {
+    /// Each, and a part of what is then found.
+    pub const ALL: [(Self, &str); 7] = [
+        (Self::StopsOnAbsence, "without a record that says so"),
+        (Self::StartsAtOnce, "too early"),
+        (Self::DetachesAtOnce, "which its record does not say"),
+        (Self::ForgetsCreations, "too early"),
+        (Self::AdoptsNothing, "beside a process of it"),
+        (Self::LeavesTheDrained, "in time"),
+        (Self::CleansAtOnce, "cleans"),
+    ];
 }
 
 /// A world as its seed makes it.
@@ -114,8 +163,12 @@ pub struct Plan {
     pub change_every: Time,
     /// Whether an engine that was replaced goes on being read, however many of its clients' writes hang.
     pub readers: bool,
-    /// Made by [`Plan::first`].
-    pub first: bool,
+    /// Whether nobody claims an instance for so long before it is ended; none: it is not.
+    pub grace: Option<Time>,
+    /// What the world is like.
+    pub era: Era,
+    /// What its agents do wrong.
+    pub broken: Option<Broken>,
 }
 
 fn mix(kind: Kind) -> Vec<(Fault, u64)> {
@@ -166,19 +219,52 @@ fn mix(kind: Kind) -> Vec<(Fault, u64)> {
     }
 }
 
+/// What goes wrong with agents, besides.
+fn of_agents(kind: Kind) -> Vec<(Fault, u64)> {
+    use Fault::{AgentCrash, AgentDown, RecordDamaged, RecordGone};
+    match kind {
+        Kind::Calm => vec![(AgentCrash, 1)],
+        Kind::Processes | Kind::Network | Kind::Disks => vec![(AgentCrash, 3), (AgentDown, 1)],
+        Kind::Reboots => vec![(AgentCrash, 2)],
+        Kind::Registry => vec![(AgentCrash, 4), (RecordDamaged, 2), (RecordGone, 2)],
+        Kind::All => vec![(AgentCrash, 4), (RecordDamaged, 1), (RecordGone, 1)],
+    }
+}
+
 impl Plan {
     /// The world of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Self {
-        let mut random = Random::new(seed ^ 0x7f4a_7c15);
-        let change_every = if random.one_in(3) { random.between(500, 6000) * MS } else { 0 };
-        Self { change_every, readers: true, first: false, ..Self::first(seed) }
+        let mut random = Random::new(seed ^ 0x3c6e_f372);
+        let mut plan = Self { era: Era::Now, ..Self::second(seed) };
+        plan.faults.extend(of_agents(plan.kind));
+        plan.grace = (!random.one_in(3)).then(|| random.between(2, 45) * SEC);
+        plan
     }
 
-    /// The world that a seed made before replicas were added and removed, and before there were such readers: what it
-    /// found then is found in this world.
+    /// The world of a seed in an earlier era.
     #[must_use]
-    pub fn first(seed: u64) -> Self {
+    pub fn of_era(seed: u64, era: Era) -> Self {
+        match era {
+            Era::First => Self::first(seed),
+            Era::Second => Self::second(seed),
+            Era::Now => Self::of(seed),
+        }
+    }
+
+    /// Whether there are agents.
+    #[must_use]
+    pub fn has_agents(&self) -> bool {
+        self.era == Era::Now
+    }
+
+    fn second(seed: u64) -> Self {
+        let mut random = Random::new(seed ^ 0x7f4a_7c15);
+        let change_every = if random.one_in(3) { random.between(500, 6000) * MS } else { 0 };
+        Self { change_every, readers: true, era: Era::Second, ..Self::first(seed) }
+    }
+
+    fn first(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let kind = match random.below(16) {
             0 => Kind::Calm,
@@ -217,7 +303,9 @@ impl Plan {
             faults: mix(kind),
             change_every: 0,
             readers: false,
-            first: true,
+            grace: None,
+            era: Era::First,
+            broken: None,
         }
     }
 }

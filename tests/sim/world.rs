@@ -1,21 +1,26 @@
 //! A world: nodes with agents, replicas and engines, a network, a registry, clients, and what happens to them.
 
-use holdfast_dataplane::core::engine::{ConnectFailure, RegistryOutcome, Wanted as WantedReplica};
+use holdfast::core::instance::InstanceName;
+use holdfast_dataplane::core::engine::{ConnectFailure, Ending, RegistryOutcome, Wanted as WantedReplica};
 use holdfast_dataplane::layout::Meta;
 use holdfast_dataplane::units::{BLOCK_BYTES, REGION_BYTES};
 use holdfast_proto::ids::{
-    BootId, Epoch, Generation, Incarnation, InstanceUuid, Lineage, ReplicaId, VolumeId,
+    BootId, Epoch, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId,
 };
-use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
+use holdfast_proto::record::{Intent, ReplicaSet, ReplicaSpec, View, VolumeSpec, VolumeStatus};
 use uuid::Uuid;
 
+use super::agent::{Agent, Turn, node_name};
 use super::check::Registers;
+use super::deeds::Deeds;
 use super::disk::PER_BLOCK;
 use super::net::{Conn, Net};
+use super::operator::Wish;
 use super::plan::Plan;
+use super::process::{Fate, Step, VOLUME};
 use super::queue::{MS, Queue, SEC, Time};
 use super::random::Random;
-use super::registry::Registry;
+use super::registry::{Registry, wanted_of};
 use super::{Report, engine, replica};
 
 /// What happens.
@@ -109,6 +114,41 @@ pub(super) enum Event {
         engine: usize,
     },
     EndRemoved,
+    AgentBegins {
+        node: usize,
+    },
+    /// Of the process `agent` of a node's agent.
+    Agent {
+        node: usize,
+        agent: u64,
+        turn: Turn,
+    },
+    Driver {
+        node: usize,
+        agent: u64,
+        name: InstanceName,
+        run: u64,
+        step: Step,
+    },
+    /// A process's end is seen.
+    Reaped {
+        node: usize,
+        agent: u64,
+        name: InstanceName,
+        pid: i32,
+        why: &'static str,
+    },
+    Process {
+        node: usize,
+        name: InstanceName,
+        pid: i32,
+        fate: Fate,
+    },
+    Operator {
+        number: u64,
+        wish: Wish,
+    },
+    PeopleLook,
 }
 
 /// Reads that are asked of an engine that was replaced, beside its clients' own.
@@ -123,6 +163,7 @@ pub(super) enum Mending {
     Agent { node: usize },
     Disk { replica: usize },
     Meta { replica: usize },
+    Record,
 }
 
 /// A machine.
@@ -134,7 +175,7 @@ pub(super) struct Node {
     /// Its agent cannot reach the registry.
     pub(super) registry_cut: bool,
     /// The record as its agent last read it.
-    known: (u64, VolumeStatus, Vec<WantedReplica>),
+    pub(super) known: (u64, VolumeStatus, Vec<WantedReplica>),
 }
 
 /// Where the volume is wanted, and by which engine.
@@ -147,6 +188,12 @@ pub(super) struct Wanted {
     /// Grows with each start that is planned: only the last one is done.
     pub(super) wish: u64,
     pub(super) restarts: u32,
+    /// Where there are agents: nothing more is about to be wished.
+    pub(super) settled: bool,
+    /// Until then people wait for what is not as it should be.
+    pub(super) patience: Time,
+    /// They have detached it because of that.
+    pub(super) impatient: bool,
 }
 
 /// See the module's documentation.
@@ -162,6 +209,17 @@ pub(super) struct World {
     pub(super) replicas: Vec<replica::Host>,
     pub(super) engines: Vec<engine::Host>,
     pub(super) registry: Registry,
+    /// Of each node, where there are any.
+    pub(super) agents: Vec<Agent>,
+    pub(super) deeds: Deeds,
+    /// The chance that agents and people have.
+    pub(super) chance: Random,
+    /// The last creation of an engine.
+    pub(super) minted: u128,
+    /// Processes of agents.
+    pub(super) agents_begun: u64,
+    /// The registry has said that there is no record.
+    pub(super) was_gone: bool,
     pub(super) wanted: Wanted,
     pub(super) registers: Registers,
     pub(super) next_write: u64,
@@ -176,10 +234,30 @@ pub(super) struct World {
     pub(super) trace: bool,
 }
 
+/// The creation of a replica's instance.
+pub(super) fn replica_instance(replica: ReplicaId) -> InstanceUuid {
+    InstanceUuid(Uuid::from_u128(1 << 80 | u128::from(replica.0)))
+}
+
+fn first_spec(size_bytes: u64, replicas: impl Iterator<Item = (ReplicaId, NodeName)>) -> VolumeSpec {
+    let replicas: Vec<_> = replicas
+        .map(|(id, node)| ReplicaSpec { id, node, disk: None, replaces: ReplicaSet::new() })
+        .collect();
+    VolumeSpec {
+        size_bytes,
+        next_replica_id: u32::try_from(replicas.len()).unwrap_or(0) + 1,
+        replicas,
+        leaving: Vec::new(),
+        attach: None,
+        intent: Intent::Keep,
+        io_mode: "buffered".to_owned(),
+    }
+}
+
 pub(super) fn first_meta(replica: ReplicaId, size_bytes: u64, view: View, configured: ReplicaSet) -> Meta {
     Meta {
         node: "node".parse().expect("a name"),
-        volume: VolumeId(Uuid::from_u128(1)),
+        volume: VOLUME,
         volume_name: "sim".parse().expect("a name"),
         replica,
         size_bytes,
@@ -224,13 +302,22 @@ impl World {
             wanted.extend(all.map(|replica| WantedReplica { replica, replaces: ReplicaSet::new() }));
         }
         let mut random = Random::new(plan.seed ^ 0x51ed_270b);
+        let place = |slot: usize| if plan.one_node { 0 } else { slot % plan.nodes };
+        let spec = first_spec(size, configured.iter().map(|id| (id, node_name(place(engine::slot_of(id))))));
+        let mut status = status;
+        if plan.has_agents() {
+            for id in configured.iter() {
+                let name = InstanceName::replica(&"sim".parse().expect("a name"), id).to_string();
+                status.instance_uuids.insert(name, replica_instance(id));
+            }
+            wanted = wanted_of(&spec);
+        }
         let known = (1, status.clone(), wanted.clone());
         let node = |_| Node { boot: 1, up: true, agent_up: true, registry_cut: false, known: known.clone() };
         let replicas = (0..plan.replicas)
             .map(|slot| {
                 let meta = first_meta(engine::id_of(slot), size, view, configured);
-                let node = if plan.one_node { 0 } else { slot % plan.nodes };
-                replica::Host::new(node, blocks, &meta, random.one_in(3))
+                replica::Host::new(place(slot), blocks, &meta, random.one_in(3))
             })
             .collect();
         let mut world = Self {
@@ -240,16 +327,23 @@ impl World {
             conns: Vec::new(),
             replicas,
             engines: Vec::new(),
-            registry: Registry {
-                version: 1,
-                status: status.clone(),
-                wanted,
-                incarnation: 1,
-                up: true,
-                lose_one_in: 0,
-                backup: None,
+            registry: Registry::new(status, wanted, spec),
+            agents: if plan.has_agents() { (0..plan.nodes).map(Agent::new).collect() } else { Vec::new() },
+            deeds: Deeds::new(plan.nodes),
+            chance: Random::new(plan.seed ^ 0x1b87_3593),
+            minted: 100,
+            agents_begun: 0,
+            was_gone: false,
+            wanted: Wanted {
+                node: 0,
+                uuid: 100,
+                engine: None,
+                wish: 0,
+                restarts: 0,
+                settled: true,
+                patience: plan.busy_for + 80 * SEC,
+                impatient: false,
             },
-            wanted: Wanted { node: 0, uuid: 100, engine: None, wish: 0, restarts: 0 },
             registers: Registers::new(blocks * PER_BLOCK),
             next_write: 0,
             newest_served: None,
@@ -273,17 +367,29 @@ impl World {
         self.net.slow_one_in = self.plan.slow_one_in;
         self.net.damage_one_in = self.plan.damage_one_in;
         self.registry.lose_one_in = self.plan.lose_answers_one_in;
-        for slot in 0..self.replicas.len() {
-            let after = self.random.below(100 * MS);
-            self.queue.after(after, Event::StartReplica { replica: slot });
+        if self.plan.has_agents() {
+            for node in 0..self.nodes.len() {
+                self.nodes[node].agent_up = false;
+                let after = self.chance.below(100 * MS);
+                self.queue.after(after, Event::AgentBegins { node });
+            }
+            self.people_attach_anew(200 * MS);
+            self.queue.after(SEC, Event::PeopleLook);
+        } else {
+            for slot in 0..self.replicas.len() {
+                let after = self.random.below(100 * MS);
+                self.queue.after(after, Event::StartReplica { replica: slot });
+            }
+            self.want_engine(200 * MS);
         }
-        self.want_engine(200 * MS);
         self.queue.after(MS, Event::Client);
         self.queue.after(SEC, Event::Fault);
         self.queue.after(10 * MS, Event::WriteBack);
         if self.plan.change_every > 0 {
             self.queue.after(SEC, Event::Change);
-            self.queue.after(SEC, Event::EndRemoved);
+            if !self.plan.has_agents() {
+                self.queue.after(SEC, Event::EndRemoved);
+            }
         }
     }
 
@@ -311,13 +417,66 @@ impl World {
         if self.failure.is_none() {
             self.check_copies();
         }
+        if self.failure.is_none() && self.plan.has_agents() {
+            self.detach_at_last();
+        }
         Report {
             failure: self.failure,
             answered: self.answered,
             failed_ops: self.failed_ops,
             engines: u64::try_from(self.engines.len()).unwrap_or(0),
+            agents: self.agents_begun,
+            cleaned: self.deeds.cleaned,
             events: self.queue.count(),
             sim_us: self.queue.now(),
+        }
+    }
+
+    /// The volume is detached, and then deleted with its data.
+    fn detach_at_last(&mut self) {
+        trace!(self, "THE VOLUME IS DETACHED");
+        self.people_detach();
+        let last = self.wanted.engine;
+        let ends = |world: &Self| match world.registry.status.clean {
+            true => world.agents.iter().all(|agent| agent.processes.is_empty()),
+            // Where a flush had failed on the last copy, or a registry that went back has fenced it, it cannot be clean,
+            // and replicas elsewhere go on.
+            false => last.is_some_and(|engine| {
+                let host = &world.engines[engine];
+                !host.alive && matches!(host.ended, Some(Ending::Unclean(_) | Ending::Fenced { .. }))
+            }),
+        };
+        self.run_while("not detached in time", |world| !ends(world));
+        if self.failure.is_some() {
+            return;
+        }
+        self.check_copies();
+        if !self.plan.seed.is_multiple_of(4) || !self.registry.status.clean {
+            return;
+        }
+        trace!(self, "THE VOLUME IS DELETED");
+        self.people_purge();
+        let trashed = |world: &Self| {
+            let gone = |slot: usize| world.agents[world.replicas[slot].node].trash.contains(&slot);
+            // What was taken out of the volume before stays where no replica of it is left.
+            world.registry.record().placed().all(|spec| gone(engine::slot_of(spec.id)))
+        };
+        self.run_while("not deleted in time", |world| !trashed(world));
+        let alone = self.registry.record().placed().all(|spec| spec.node == node_name(0));
+        if self.failure.is_none() && alone && self.plan.one_node {
+            self.run_while("its record stays", |world| !world.registry.deleted);
+        }
+    }
+
+    fn run_while(&mut self, late: &str, goes_on: impl Fn(&Self) -> bool) {
+        let until = self.queue.now() + self.plan.healthy_within;
+        while self.failure.is_none() && goes_on(self) {
+            if self.queue.now() > until {
+                let why = self.why_not_healthy();
+                self.fail(format!("{late}: {why}"));
+            }
+            let next = self.queue.now() + 100 * MS;
+            self.run_until(next);
         }
     }
 
@@ -336,7 +495,9 @@ impl World {
     fn at_rest(&self) -> bool {
         let Some(current) = self.wanted.engine else { return false };
         let host = &self.engines[current];
-        host.alive
+        self.wanted.settled
+            && self.engine_processes() <= 1
+            && host.alive
             && host.serving
             && host.ended.is_none()
             && host.clients.is_empty()
@@ -361,11 +522,14 @@ impl World {
             .iter()
             .map(|r| r.open.as_ref().map_or("not open".to_owned(), |open| format!("{:?}", open.core.meta())))
             .collect();
+        let agents = (0..self.agents.len()).map(|node| self.agent_says(node)).collect::<Vec<_>>().join("\n");
         format!(
-            "{current:?}\nrecord {} {:?} wanted {:?}\n{}",
+            "{current:?}\nsettled {} record {} {:?} wanted {:?} attach {:?}\n{}\n{agents}",
+            self.wanted.settled,
             self.registry.version,
             self.registry.status,
             self.registry.wanted,
+            self.registry.spec.attach,
             metas.join("\n")
         )
     }
@@ -416,6 +580,20 @@ impl World {
             Event::Change => self.change_due(),
             Event::Want { engine } => self.tell_wanted(engine),
             Event::EndRemoved => self.end_removed(),
+            Event::AgentBegins { node } => self.agent_begins(node),
+            Event::Agent { node, agent, turn } if self.agents[node].run == agent => {
+                self.agents_turn(node, turn);
+            }
+            Event::Driver { node, agent, name, run, step } if self.agents[node].run == agent => {
+                self.driver_steps(node, &name, run, step);
+            }
+            Event::Reaped { node, agent, name, pid, why } if self.agents[node].run == agent => {
+                self.reaped(node, &name, pid, why);
+            }
+            Event::Agent { .. } | Event::Driver { .. } | Event::Reaped { .. } => {}
+            Event::Process { node, name, pid, fate } => self.process_fate(node, &name, pid, fate),
+            Event::Operator { number, wish } => self.people_do(number, wish),
+            Event::PeopleLook => self.people_look(),
         }
     }
 
@@ -466,103 +644,11 @@ impl World {
         }
     }
 
-    // ---- the stand-in for agents and operators ----------------------------------------------------------------------
-
     pub(super) fn agent_is_up(&self, node: usize) -> bool {
         self.nodes[node].up && self.nodes[node].agent_up
     }
 
     pub(super) fn registry_answers(&self, node: usize) -> bool {
         self.registry.up && self.agent_is_up(node) && !self.nodes[node].registry_cut
-    }
-
-    fn replica_due(&mut self, slot: usize) {
-        if self.replicas[slot].running || self.was_removed(slot) {
-            return;
-        }
-        if self.agent_is_up(self.replicas[slot].node) {
-            self.start_replica(slot);
-        } else {
-            self.queue.after(500 * MS, Event::StartReplica { replica: slot });
-        }
-    }
-
-    /// The engine that is wanted is started after a while; a start that was planned before is not.
-    pub(super) fn want_engine(&mut self, after: Time) {
-        self.wanted.wish += 1;
-        self.queue.after(after, Event::EngineDue { wish: self.wanted.wish });
-    }
-
-    /// An operator attaches the volume: another creation of its engine, perhaps elsewhere.
-    pub(super) fn attach_anew(&mut self, after: Time) {
-        self.wanted.uuid += 1;
-        self.wanted.node = self.random.index(self.nodes.len());
-        self.wanted.engine = None;
-        self.wanted.restarts = 0;
-        if self.registry.up {
-            // The wish is in the record.
-            self.registry.version += 1;
-        }
-        self.want_engine(after);
-    }
-
-    fn engine_due(&mut self, wish: u64) {
-        if wish != self.wanted.wish || self.wanted.engine.is_some_and(|e| self.engines[e].alive) {
-            return;
-        }
-        let node = self.wanted.node;
-        if !self.agent_is_up(node) {
-            return self.want_engine(500 * MS);
-        }
-        if self.registry_answers(node) {
-            let registry = &self.registry;
-            self.nodes[node].known = (registry.version, registry.for_engine(), registry.wanted.clone());
-        }
-        let known = self.nodes[node].known.clone();
-        let uuid = InstanceUuid(Uuid::from_u128(self.wanted.uuid));
-        let engine = self.engines.len();
-        self.wanted.engine = Some(engine);
-        self.start_engine(node, uuid, known);
-        if self.plan.change_every > 0 {
-            // Its agent looks at the record again, as every few seconds.
-            self.queue.after(5 * SEC, Event::Want { engine });
-        }
-    }
-
-    /// The current engine's process is gone: its agent starts it again.
-    pub(super) fn engine_lost(&mut self) {
-        self.wanted.restarts += 1;
-        let backoff = SEC << self.wanted.restarts.min(3);
-        let after = backoff / 2 + self.random.below(backoff);
-        self.want_engine(after);
-    }
-
-    fn engine_ended(&mut self, engine: usize) {
-        use holdfast_dataplane::core::engine::Ending;
-        let Some(ending) = self.engines[engine].ended.clone() else { return };
-        if !self.engines[engine].alive {
-            return;
-        }
-        let current = self.wanted.engine == Some(engine);
-        match ending {
-            Ending::RecordMissing => self.fail(format!("e{engine}: the record is missing")),
-            Ending::CacheLost => {
-                let lost = self.members_of(engine).iter().all(|slot| self.replicas[*slot].lost);
-                if !self.plan.reboots {
-                    self.fail(format!("e{engine}: caches lost without a restart of a node ({lost})"));
-                }
-                self.kill_engine(engine, false);
-                if current {
-                    self.engine_lost();
-                }
-            }
-            Ending::Fenced { .. } | Ending::Clean | Ending::Unclean(_) => {
-                self.kill_engine(engine, false);
-                if current {
-                    let after = self.random.between(100 * MS, 3 * SEC);
-                    self.attach_anew(after);
-                }
-            }
-        }
     }
 }

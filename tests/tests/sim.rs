@@ -1,7 +1,8 @@
-//! The simulation: the seeds that once found something, and the first 2,000 of all.
+//! The simulation: the seeds that once found something, the first 2,000 of all, and agents with a rule left out.
 #![forbid(unsafe_code)]
 
-use holdfast_tests::sim::{self, plan::Plan};
+use holdfast_tests::sim;
+use holdfast_tests::sim::plan::{Broken, Era, Plan};
 
 fn runs(plans: impl IntoIterator<Item = Plan>) -> u64 {
     let mut answered = 0;
@@ -28,6 +29,23 @@ fn the_first_seeds() {
 #[test]
 fn the_next_seeds() {
     assert!(runs((1000..2000).map(Plan::of)) > 50_000, "the seeds have done next to nothing");
+}
+
+#[test]
+fn the_first_seeds_without_agents() {
+    assert!(runs((0..500).map(|seed| Plan::of_era(seed, Era::Second))) > 25_000);
+}
+
+/// Each rule left out in turn is found, by the seeds among the first that show it.
+#[test]
+fn agents_with_a_rule_left_out_are_found() {
+    for (broken, found) in Broken::ALL {
+        let finds = |seed| {
+            let report = sim::run_plan(Plan { broken: Some(broken), ..Plan::of(seed) }, false);
+            report.failure.is_some_and(|why| why.contains(found))
+        };
+        assert!((0..500).any(finds), "{broken:?}: nothing found");
+    }
 }
 
 #[test]

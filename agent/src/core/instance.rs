@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Moment;
 use super::backoff::Backoff;
+use super::turns::Want;
 
 /// What an instance does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -307,6 +308,11 @@ impl Instance {
     pub fn is_up(&self) -> bool {
         matches!(self.state, State::Pending | State::Starting | State::Running)
     }
+    /// Whether this agent has told it to end.
+    #[must_use]
+    pub fn stop_asked(&self) -> bool {
+        self.stop_asked
+    }
     /// What an engine says of its volume.
     #[must_use]
     pub fn engine_status(&self) -> Option<&pb::EngineStatus> {
@@ -347,6 +353,19 @@ impl Instance {
         (mode == "absent")
             .then(|| if told.is_empty() { format!("its data is {mode}") } else { told.to_owned() })
     }
+    /// What a plan may depend on.
+    #[must_use]
+    pub fn relevant(&self) -> Relevant {
+        let engine = self.engine_status();
+        Relevant {
+            state: self.state.clone(),
+            address: self.address().map(str::to_owned),
+            data_problem: self.data_problem(),
+            fenced: engine.is_some_and(|status| status.fenced),
+            configured: engine.map(|status| status.configured.clone()).unwrap_or_default(),
+            want: engine.and_then(Want::of),
+        }
+    }
     /// The state in the words of the inventory.
     #[must_use]
     pub fn state_name(&self) -> &'static str {
@@ -370,6 +389,19 @@ impl Instance {
             }
         }
     }
+}
+
+/// What plans are made from; progress and counters are not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Relevant {
+    state: State,
+    address: Option<String>,
+    data_problem: Option<String>,
+    fenced: bool,
+    /// Of an engine: replicas that are configured no more are ended.
+    configured: Vec<u32>,
+    /// Of an engine: who fills replicas takes turns.
+    want: Option<Want>,
 }
 
 /// How many are connected; none: it does not say.

@@ -4,11 +4,13 @@
 pub mod backoff;
 pub mod blocked;
 pub mod claims;
+pub mod creation;
 pub mod follow;
 pub mod foreign;
 pub mod instance;
 pub mod inventory;
 pub mod orphan;
+pub mod placement;
 pub mod predecessor;
 pub mod publish;
 pub mod published;

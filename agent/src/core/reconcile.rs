@@ -168,6 +168,7 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn volume(&mut self, record: &'a VolumeRecord) {
+        self.finish_ending(record);
         match &record.spec.intent {
             Intent::Keep if record.spec.attach.is_some() => self.attached(record),
             Intent::Keep => {
@@ -178,6 +179,17 @@ impl<'a> Planner<'a> {
                 Ok(generation) => self.deleting(record, Some(generation)),
                 Err(reason) => self.block(record, reason),
             },
+        }
+    }
+
+    /// What an earlier agent told to end, and did not live to see end, is told again: an engine that has drained waits for
+    /// that word.
+    fn finish_ending(&mut self, record: &VolumeRecord) {
+        for (name, instance) in self.world.instances {
+            let ours = name.volume() == &record.name && instance.volume_id() == record.id;
+            if ours && *instance.state() == State::Stopping && !instance.stop_asked() {
+                self.stop(record, name, instance.uuid(), name.kind() == Kind::Engine);
+            }
         }
     }
 
@@ -298,9 +310,12 @@ impl<'a> Planner<'a> {
         if !self.stop_engine(record) {
             return false;
         }
-        // The engine may be draining on a node that this one cannot see; `clean` is its positive statement.
-        let elsewhere = record.placed().any(|r| r.node != *self.world.node);
-        if elsewhere && !record.status.clean {
+        // An engine may be draining on a node that this one cannot see; `clean` is its positive statement.
+        let all_here = record.placed().all(|r| r.node == *self.world.node);
+        let may_drain = !all_here || (!self.ran_here(record) && self.replicas_live(record));
+        if may_drain && !record.status.clean {
+            let reason = "its replicas run until its engine, on another node, has said that it has drained";
+            self.block(record, reason.to_owned());
             return false;
         }
         self.end_removed(record);
@@ -361,6 +376,24 @@ impl<'a> Planner<'a> {
                 self.plan.blocked.insert(name.volume().to_string(), reason);
             }
         }
+    }
+
+    /// Whether the engine that may have something to drain was this node's: the one that the record means, or the last
+    /// that took the volume over. A volume that none ever took over has nothing to drain.
+    fn ran_here(&self, record: &VolumeRecord) -> bool {
+        let name = InstanceName::engine(&record.name);
+        let last = record.status.engine_instance;
+        match self.world.instances.get(&name) {
+            Some(engine) if engine.volume_id() == record.id => {
+                engine.uuid() == last || is_creation_of(record, &name, engine.uuid())
+            }
+            Some(_) | None => record.status.generation == Generation(0),
+        }
+    }
+
+    fn replicas_live(&self, record: &VolumeRecord) -> bool {
+        local_replicas(record, self.world.node)
+            .any(|name| matches!(self.slot(record, &name), Slot::Ours(instance) if !instance.is_down()))
     }
 
     /// Ends the processes of replicas that the record says were removed. Their data stays.

@@ -398,6 +398,59 @@ fn replicas_of_an_engine_elsewhere_end_only_after_its_clean_mark() {
 }
 
 #[test]
+fn replicas_wait_for_an_engine_that_ran_on_a_node_without_any() {
+    let mut record = attached("demo", "node-b", 2);
+    for spec in &mut record.spec.replicas {
+        spec.node = "node-a".parse().unwrap();
+    }
+    let engine = record.status.instance_uuids["demo.engine"];
+    (record.status.generation, record.status.engine_instance) = (Generation(1), engine);
+    record.status.clean = false;
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.run_ready(&record, "demo.r1");
+    node.run_ready(&record, "demo.r2");
+    record.spec.attach = None;
+    node.record_all(std::slice::from_ref(&record));
+    assert_eq!(node.plan().actions, [], "it may be draining into them");
+    assert!(node.plan().blocked["demo"].contains("drained"));
+    record.status.clean = true;
+    node.record_all(std::slice::from_ref(&record));
+    assert_eq!(node.words(), ["stop demo.r1", "stop demo.r2"]);
+    // Where it ran here and has ended, nothing is waited for, clean or not.
+    record.status.clean = false;
+    node.record_all(std::slice::from_ref(&record));
+    node.run(&record, "demo.engine");
+    node.feed("demo.engine", Event::Ended("killed".into()));
+    assert_eq!(node.words(), ["stop demo.r1", "stop demo.r2"]);
+}
+
+#[test]
+fn an_engine_that_an_earlier_agent_drained_is_told_to_end() {
+    let mut record = attached("demo", "node-a", 1);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.run_all(&record);
+    record.spec.attach = None;
+    node.record_all(std::slice::from_ref(&record));
+    let drained = pb::InstanceStatus { phase: "stopping".into(), ..Default::default() };
+    node.feed("demo.engine", Event::Status(Box::new(drained)));
+    assert_eq!(node.changes(), ["drain demo.engine"]);
+    node.feed("demo.engine", Event::StopAsked);
+    assert_eq!(node.changes(), [""; 0], "once");
+    // Also where the volume is wanted again, and it has the name of the next engine.
+    let mut again = attached("demo", "node-a", 1);
+    (again.id, again.status.instance_uuids) = (record.id, record.status.instance_uuids.clone());
+    again.status.instance_uuids.insert("demo.engine".into(), InstanceUuid::random());
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.run_all(&record);
+    node.feed(
+        "demo.engine",
+        Event::Status(Box::new(pb::InstanceStatus { phase: "stopping".into(), ..Default::default() })),
+    );
+    node.record_all(std::slice::from_ref(&again));
+    assert_eq!(node.changes(), ["drain demo.engine"]);
+}
+
+#[test]
 fn an_unknown_replica_is_neither_started_again_nor_waited_for() {
     let record = attached("demo", "node-a", 2);
     let mut node = Node::new(std::slice::from_ref(&record));

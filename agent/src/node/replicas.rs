@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId, VolumeName};
+use holdfast_proto::ids::{InstanceUuid, ReplicaId, VolumeName};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::{Intent, REPLICAS_MAX, ReplicaSet, ReplicaSpec, VolumeRecord};
 
 use super::roles;
 use super::shared::{Shared, blocking};
 use super::volumes::{change, info, name_of, read};
-use crate::core::instance::{InstanceName, Kind};
+use crate::core::placement::{forget_left, unwant, want};
 use crate::error::Error;
 use crate::registry::Read;
 use crate::store::replica_dirs;
@@ -170,7 +170,7 @@ async fn make_and_want(
     let name = record.name.clone();
     let wanted = change(shared, operation, &name, |record| {
         forget_left(record);
-        want(record, id, &shared.config.node, replaces);
+        want(record, id, InstanceUuid::random(), &shared.config.node, replaces);
         Ok(true)
     });
     if let Err(error) = wanted.await {
@@ -210,68 +210,10 @@ async fn make_directory(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<R
     .await
 }
 
-fn want(record: &mut VolumeRecord, id: ReplicaId, node: &NodeName, replaces: Option<ReplicaId>) {
-    let mut spec = ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() };
-    if let Some(old) = replaces {
-        let former = record.spec.replicas.iter().find(|spec| spec.id == old).map(|spec| spec.replaces);
-        let configured = record.status.configured;
-        let all = former.unwrap_or_default().without(old).iter().chain([old]).collect::<Vec<_>>();
-        spec.replaces = all.into_iter().filter(|id| configured.contains(*id)).collect();
-        unwant(record, old);
-    }
-    record.spec.replicas.push(spec);
-    record.spec.next_replica_id = record.fresh_replica_id().0;
-    let instance = InstanceName::replica(&record.name, id).to_string();
-    record.status.instance_uuids.insert(instance, InstanceUuid::random());
-}
-
-fn unwant(record: &mut VolumeRecord, id: ReplicaId) {
-    let (gone, stay) = std::mem::take(&mut record.spec.replicas).into_iter().partition(|spec| spec.id == id);
-    record.spec.replicas = stay;
-    let gone: Vec<ReplicaSpec> = gone;
-    record.spec.leaving.extend(gone);
-}
-
-/// What was removed and has gone needs no mention any more.
-fn forget_left(record: &mut VolumeRecord) {
-    let configured = record.status.configured;
-    record.spec.leaving.retain(|spec| configured.contains(spec.id));
-    let placed: ReplicaSet = record.placed().map(|spec| spec.id).collect();
-    record.status.instance_uuids.retain(|name, _| {
-        match name.parse::<InstanceName>().map(|name| name.kind()) {
-            Ok(Kind::Replica(id)) => placed.contains(id),
-            Ok(Kind::Engine) | Err(_) => true,
-        }
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::testing::attached;
-
-    fn ids(specs: &[ReplicaSpec]) -> Vec<u32> {
-        specs.iter().map(|spec| spec.id.0).collect()
-    }
-
-    #[test]
-    fn a_successor_keeps_what_its_predecessor_was_to_replace() {
-        let node: NodeName = "node-a".parse().unwrap();
-        let mut record = attached("demo", "node-a", 3);
-        want(&mut record, ReplicaId(4), &node, Some(ReplicaId(2)));
-        assert_eq!((ids(&record.spec.replicas), ids(&record.spec.leaving)), (vec![1, 3, 4], vec![2]));
-        assert_eq!(record.spec.next_replica_id, 5);
-        assert!(record.status.instance_uuids.contains_key("demo.r4"));
-        // r4 never got as far as the configured set.
-        want(&mut record, ReplicaId(5), &node, Some(ReplicaId(4)));
-        assert_eq!(ids(&record.spec.replicas), [1, 3, 5]);
-        assert_eq!(record.spec.replicas[2].replaces.iter().collect::<Vec<_>>(), [ReplicaId(2)]);
-        forget_left(&mut record);
-        assert_eq!(ids(&record.spec.leaving), [2], "it is configured still");
-        assert!(!record.status.instance_uuids.contains_key("demo.r4"));
-        assert!(record.status.instance_uuids.contains_key("demo.engine"));
-        assert!(record.was_removed(ReplicaId(4)));
-    }
 
     #[test]
     fn who_is_meant_is_told_exactly() {

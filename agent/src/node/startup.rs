@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_proto::ids::{BootId, InstanceUuid, VolumeId};
+use holdfast_proto::ids::BootId;
 use tokio::sync::mpsc;
 
 use super::metrics::Metrics;
@@ -15,8 +15,8 @@ use super::shared::{Homes, Shared, blocking};
 use super::supervisor::{Found, Orphans, Supervisor};
 use super::{NodeConfig, Snapshot};
 use crate::config::RegistryHome;
-use crate::core::Moment;
-use crate::core::instance::{Instance, InstanceName, State};
+use crate::core::creation::{self, Lock, Remembered};
+use crate::core::instance::InstanceName;
 use crate::error::Error;
 use crate::process::binary::{self, Binary};
 use crate::process::cgroup::Cgroup;
@@ -27,7 +27,7 @@ use crate::registry::Registry;
 use crate::registry::etcd::{self, EtcdRegistry};
 use crate::registry::file::{self, FileRegistry};
 use crate::registry::measured::Measured;
-use crate::store::instances::{InstanceStore, SpawnRecord};
+use crate::store::instances::InstanceStore;
 use crate::store::lock::AgentLock;
 use crate::store::{DataDir, Read, atomic};
 
@@ -192,53 +192,21 @@ fn find_instances(store: &InstanceStore, boot_id: BootId) -> Result<Vec<Found>, 
             tracing::warn!(directory = name, "not an instance of ours; left alone");
             continue;
         };
-        if let Some(instance) = judge(parsed, read, life, boot_id) {
-            found.push(instance);
+        let lock = match life {
+            Ok(Life::Held) => Lock::Held,
+            Ok(Life::Free) => Lock::Free,
+            Err(error) => Lock::Unknown(error.to_string()),
+        };
+        let (remembered, record) = match read {
+            Read::Found(record) => (Remembered::Creation(record.creation()), Some(record)),
+            Read::Absent => (Remembered::Nothing, None),
+            Read::Unreadable(reason) => (Remembered::Unreadable(reason), None),
+        };
+        if let Some(instance) = creation::left_behind(&remembered, lock, boot_id) {
+            found.push(Found { name: parsed, instance, record });
         }
     }
     Ok(found)
-}
-
-/// What is known of one instance directory; none when there is nothing in it to know.
-fn judge(
-    name: InstanceName,
-    read: Read<SpawnRecord>,
-    life: Result<Life, Error>,
-    boot_id: BootId,
-) -> Option<Found> {
-    let now = Moment::ZERO;
-    let nobody = |state| Instance::new(InstanceUuid::nil(), VolumeId::nil(), 0, state, now);
-    let down = |error| State::Down { error, retry_at: now };
-    let (instance, record) = match (read, life) {
-        (Read::Found(record), Ok(Life::Held)) => (of(&record, State::Pending), Some(record)),
-        (Read::Found(record), Ok(Life::Free)) => {
-            // A recorded process that was not asked to end, and is gone.
-            let error = record.process.map(|_| {
-                let why =
-                    if record.boot_id == boot_id { "while no agent ran" } else { "with the node's restart" };
-                format!("it ended {why}")
-            });
-            (of(&record, down(error)), Some(record))
-        }
-        (Read::Found(record), Err(error)) => (of(&record, State::Unknown(error.to_string())), Some(record)),
-        (Read::Unreadable(reason), Ok(Life::Free)) => (nobody(down(Some(reason))), None),
-        (Read::Unreadable(reason), Ok(Life::Held)) => {
-            (nobody(State::Unknown(format!("it lives, and its spawn record cannot be read: {reason}"))), None)
-        }
-        (Read::Unreadable(reason), Err(error)) => {
-            (nobody(State::Unknown(format!("{reason}; {error}"))), None)
-        }
-        (Read::Absent, Ok(Life::Free)) => return None,
-        (Read::Absent, Ok(Life::Held)) => {
-            (nobody(State::Unknown("it lives, and its spawn record is missing".to_owned())), None)
-        }
-        (Read::Absent, Err(error)) => (nobody(State::Unknown(error.to_string())), None),
-    };
-    Some(Found { name, instance, record })
-}
-
-fn of(record: &SpawnRecord, state: State) -> Instance {
-    Instance::new(record.uuid, record.volume_id, record.restarts, state, Moment::ZERO)
 }
 
 /// The control sockets that are spoken for.
@@ -252,40 +220,6 @@ pub(super) fn sockets(found: &[Found]) -> BTreeMap<InstanceName, PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::instances::tests::sample;
-
-    fn judged(read: Read<SpawnRecord>, life: Result<Life, Error>) -> Option<Found> {
-        judge("demo.r1".parse().unwrap(), read, life, BootId::random())
-    }
-
-    #[test]
-    fn the_lock_decides_and_a_doubt_is_neither_life_nor_death() {
-        let record = || Read::Found(sample("demo.r1"));
-        let unreadable = || Read::Unreadable("damaged".to_owned());
-        let doubt = || Err(Error::failed("the lock cannot be read"));
-        let is_down = |found: Option<Found>| found.unwrap().instance.is_down();
-        assert!(is_down(judged(record(), Ok(Life::Free))));
-        assert!(!is_down(judged(record(), Ok(Life::Held))));
-        assert!(!is_down(judged(record(), doubt())));
-        assert!(is_down(judged(unreadable(), Ok(Life::Free))));
-        assert!(!is_down(judged(unreadable(), Ok(Life::Held))));
-        assert!(!is_down(judged(unreadable(), doubt())));
-        assert!(!is_down(judged(Read::Absent, Ok(Life::Held))));
-        assert!(judged(Read::Absent, Ok(Life::Free)).is_none(), "an empty directory is nothing");
-    }
-
-    #[test]
-    fn an_end_that_nobody_saw_is_told_apart_from_one_that_was_asked_for() {
-        let reason = |record: SpawnRecord, boot| {
-            let found = judge("demo.r1".parse().unwrap(), Read::Found(record), Ok(Life::Free), boot);
-            found.unwrap().instance.reason()
-        };
-        let record = sample("demo.r1");
-        assert!(reason(record.clone(), record.boot_id).unwrap().contains("while no agent ran"));
-        assert!(reason(record.clone(), BootId::random()).unwrap().contains("restart"));
-        let stopped = SpawnRecord { process: None, ..record };
-        assert_eq!(reason(stopped, BootId::random()), None);
-    }
 
     #[test]
     fn a_relative_or_long_runtime_directory_is_refused_at_start() {

@@ -18,6 +18,7 @@ use super::startup::sockets;
 use crate::core::Moment;
 use crate::core::blocked::Blocked;
 use crate::core::claims::{self, Claim};
+use crate::core::creation;
 use crate::core::foreign::Foreign;
 use crate::core::instance::{Event, Instance, InstanceName, Kind, State};
 use crate::core::predecessor::EndedEngines;
@@ -216,7 +217,7 @@ impl Supervisor {
         let current = self.drivers.get(&report.name).is_some_and(|driver| driver.run == report.run);
         let Some(instance) = self.instances.get_mut(&report.name).filter(|_| current) else { return false };
         let ended = matches!(report.event, Event::Ended(_));
-        let before = relevant(instance);
+        let before = instance.relevant();
         let state = instance.state_name();
         instance.handle(report.event, shared.now());
         if state != instance.state_name() {
@@ -227,7 +228,7 @@ impl Supervisor {
         if report.name.kind() == Kind::Engine {
             shared.metrics.seen.lock().note_io(report.name.volume(), instance.engine_status());
         }
-        let changed = before != relevant(instance);
+        let changed = before != instance.relevant();
         if ended {
             self.drivers.remove(&report.name);
         }
@@ -415,7 +416,7 @@ impl Supervisor {
             }
             Read::Found(_) | Read::Absent => None,
         };
-        let uuid = uuid.or(old.as_ref().map(|r| r.uuid)).unwrap_or_else(InstanceUuid::random);
+        let uuid = creation::to_start(uuid, old.as_ref().map(|record| record.uuid), InstanceUuid::random);
         if let Some(before) = old.as_ref().filter(|record| record.uuid != uuid && name.kind() == Kind::Engine)
         {
             // The process that is started takes the lock that this one had.
@@ -425,10 +426,7 @@ impl Supervisor {
         let taken = |path: &std::path::Path| self.sockets.iter().any(|(n, p)| *n != name && p == path);
         let control_socket = spawn::control_socket(&shared.config.runtime_dir, uuid, taken)?;
         let now = shared.now();
-        let instance = match self.instances.remove(&name) {
-            Some(instance) if instance.uuid() == uuid && instance.volume_id() == volume_id => instance,
-            _ => Instance::new(uuid, volume_id, 0, State::Down { error: None, retry_at: now }, now),
-        };
+        let instance = creation::known_as(self.instances.remove(&name), uuid, volume_id, now);
         let instance = self.instances.entry(name.clone()).or_insert(instance);
         instance.handle(Event::Spawning, now);
         let record = SpawnRecord {
@@ -622,31 +620,6 @@ impl Supervisor {
         seen.retrying = self.retries.failing();
         seen.blocked = self.plan.blocked.len();
         seen.note_suspended(volumes, now);
-    }
-}
-
-/// What plans are made from; progress and counters are not.
-#[derive(PartialEq)]
-struct Relevant {
-    state: State,
-    address: Option<String>,
-    data_problem: Option<String>,
-    fenced: bool,
-    /// Of an engine: replicas that are configured no more are ended.
-    configured: Vec<u32>,
-    /// Of an engine: who fills replicas takes turns.
-    want: Option<Want>,
-}
-
-fn relevant(instance: &Instance) -> Relevant {
-    let engine = instance.engine_status();
-    Relevant {
-        state: instance.state().clone(),
-        address: instance.address().map(str::to_owned),
-        data_problem: instance.data_problem(),
-        fenced: engine.is_some_and(|status| status.fenced),
-        configured: engine.map(|status| status.configured.clone()).unwrap_or_default(),
-        want: engine.and_then(Want::of),
     }
 }
 

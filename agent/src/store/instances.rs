@@ -9,6 +9,7 @@ use holdfast_proto::ids::{BootId, InstanceUuid, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use super::atomic::{self, Read};
+use crate::core::creation::Creation;
 use crate::core::instance::InstanceName;
 use crate::error::Error;
 
@@ -49,6 +50,20 @@ pub struct SpawnRecord {
     pub preferred_port: Option<u16>,
     /// How often its process was started again.
     pub restarts: u32,
+}
+
+impl SpawnRecord {
+    /// What the core needs of it.
+    #[must_use]
+    pub fn creation(&self) -> Creation {
+        Creation {
+            uuid: self.uuid,
+            volume_id: self.volume_id,
+            restarts: self.restarts,
+            boot_id: self.boot_id,
+            ran: self.process.is_some(),
+        }
+    }
 }
 
 /// The spawn records of a node.
