@@ -256,7 +256,7 @@ impl Supervisor {
             Ok(found) => shared.leases.lock().observe(found, shared.now()),
             Err(error) => {
                 if matches!(*self.foreign, Foreign::Known(_)) {
-                    tracing::error!(%error, "the claims of others cannot be read; nothing is cleaned");
+                    tracing::warn!(%error, "the claims of others cannot be read; nothing is cleaned");
                 }
                 Foreign::Unavailable(error.to_string())
             }
