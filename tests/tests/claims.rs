@@ -111,4 +111,8 @@ fn a_claim_that_makes_no_sense_is_refused_and_says_why() {
     let listed = cluster.json(&["claim", "ls"]);
     assert!(listed["claims"][0]["problem"].as_str().unwrap().contains("demo.r1.json"), "{listed}");
     refused(&["claim", "put", "demo.r1", "--owner", "x"], 1, "demo.r1.json");
+    refused(&["volume", "delete", "demo"], 7, "a claim of demo.r1 cannot be read");
+    refused(&["claim", "delete", "demo.r1", "--owner", "x"], 1, "leave out the owner");
+    cluster.ok(&["claim", "delete", "demo.r1"]);
+    assert_eq!(cluster.json(&["claim", "ls"])["claims"], serde_json::json!([]));
 }

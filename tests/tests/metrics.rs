@@ -36,8 +36,8 @@ fn page(port: u16) -> Page {
     Page::parse(body).unwrap_or_else(|why| panic!("{why}\n{body}"))
 }
 
-fn io(page: &Page, name: &str, kind: &str) -> f64 {
-    page.value(name, &[("volume", "demo"), ("kind", kind)]).unwrap_or_default()
+fn io(page: &Page, name: &str, kind: &str) -> Option<f64> {
+    page.value(name, &[("volume", "demo"), ("kind", kind)])
 }
 
 #[test]
@@ -60,28 +60,36 @@ fn what_clients_did_is_on_the_page_and_its_histogram_has_each_request() {
         let page = page(port);
         let found =
             ["write", "read", "flush", "trim"].map(|kind| io(&page, "holdfast_io_requests_total", kind));
-        check(found == [64.0, 32.0, 1.0, 1.0], || format!("{found:?}"))
+        check(found == [64.0, 32.0, 1.0, 1.0].map(Some), || format!("{found:?}"))
     });
     let now = page(port);
     for (kind, requests, bytes) in
         [("write", 64.0, 262_144.0), ("read", 32.0, 131_072.0), ("trim", 1.0, 8192.0)]
     {
-        assert_eq!(io(&now, "holdfast_io_duration_seconds_count", kind), requests, "{kind}");
-        assert_eq!(io(&now, "holdfast_io_bytes_total", kind), bytes, "{kind}");
-        assert_eq!(io(&now, "holdfast_io_errors_total", kind), 0.0, "{kind}");
+        assert_eq!(io(&now, "holdfast_io_duration_seconds_count", kind), Some(requests), "{kind}");
+        assert_eq!(io(&now, "holdfast_io_bytes_total", kind), Some(bytes), "{kind}");
+        assert_eq!(io(&now, "holdfast_io_errors_total", kind), Some(0.0), "{kind}");
     }
-    assert!(io(&now, "holdfast_io_duration_seconds_sum", "write") > 0.0);
+    assert!(io(&now, "holdfast_io_duration_seconds_sum", "write") > Some(0.0));
     let labels = [("kind", "replica"), ("state", "running"), ("claim", "claimed")];
     assert_eq!(now.value("holdfast_instances", &labels), Some(2.0));
     assert_eq!(now.value("holdfast_volume_state", &[("volume", "demo"), ("state", "healthy")]), Some(1.0));
-    let members = now.value("holdfast_volume_members", &[("volume", "demo")]);
-    assert_eq!(members, now.value("holdfast_volume_replicas", &[("volume", "demo")]));
+    for name in ["holdfast_volume_members", "holdfast_volume_replicas"] {
+        assert_eq!(now.value(name, &[("volume", "demo")]), Some(2.0), "{name}");
+    }
     assert!(now.value("holdfast_reconcile_duration_seconds_count", &[]) > Some(0.0));
     let listed = [("operation", "list"), ("outcome", "ok")];
     assert!(now.value("holdfast_registry_duration_seconds_count", &listed) > Some(0.0));
     let swapped = [("operation", "compare_and_swap"), ("outcome", "ok")];
     assert!(now.value("holdfast_registry_duration_seconds_count", &swapped) > Some(0.0), "an engine asked");
     assert!(now.value("process_resident_memory_bytes", &[]) > Some(1e6));
+
+    for (kind, to, count) in
+        [("replica", "pending", 2.0), ("replica", "running", 2.0), ("engine", "running", 1.0)]
+    {
+        let came = now.value("holdfast_instance_transitions_total", &[("kind", kind), ("to", to)]);
+        assert_eq!(came, Some(count), "{kind} {to}");
+    }
 
     kill(volume.replica("r1").pid().unwrap());
     let restarts = [("name", "demo.r1"), ("kind", "replica"), ("volume", "demo")];
@@ -133,8 +141,7 @@ fn a_port_in_use_ends_the_start_with_a_remedy_and_loopback_is_what_a_port_alone_
     let mut second =
         Cluster::agent_not_started(AgentOptions::with(&["--metrics", &format!("127.0.0.1:{port}")]));
     second.spawn();
-    let status = second.wait_agent_end();
-    assert!(!status.success());
+    assert_eq!(second.wait_agent_end().code(), Some(4));
     let said = second.agent_said();
     assert!(said.contains(&format!("127.0.0.1:{port}")) && said.contains("remedy: "), "{said}");
     drop(first);

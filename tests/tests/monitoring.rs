@@ -28,8 +28,24 @@ fn offered() -> BTreeMap<String, BTreeSet<String>> {
     offered
 }
 
-/// The metrics that an expression names, each with the labels that it matches.
-fn asked(expression: &str) -> Vec<(String, Vec<String>)> {
+/// What labels say: all states and modes are on every page, and these beside them.
+fn words() -> BTreeMap<String, BTreeSet<String>> {
+    let page = Page::parse(PAGE).unwrap();
+    let set = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let mut words: BTreeMap<String, BTreeSet<String>> = BTreeMap::from([
+        ("claim".to_owned(), set(&["claimed", "unclaimed", "unknown"])),
+        ("kind".to_owned(), set(&["read", "write", "flush", "trim", "write_zeroes"])),
+    ]);
+    for ((_, labels), _) in page.all() {
+        for (label, word) in labels {
+            words.entry(label.clone()).or_default().insert(word.clone());
+        }
+    }
+    words
+}
+
+/// The metrics that an expression names, each with the labels that it matches and with what.
+fn asked(expression: &str) -> Vec<(String, Vec<(String, String)>)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();
     let mut rest = expression;
@@ -45,7 +61,12 @@ fn asked(expression: &str) -> Vec<(String, Vec<String>)> {
         let mut labels = Vec::new();
         if let Some(matchers) = after.strip_prefix('{') {
             let (matchers, after) = matchers.split_once('}').expect("braces are closed");
-            labels = matchers.split(',').map(|m| m.split(['=', '!']).next().unwrap().to_owned()).collect();
+            let matcher = |m: &str| {
+                let (label, value) = m.split_at(m.find(['=', '!']).expect("a label is matched"));
+                let value = value.trim_start_matches(['=', '!', '~']).trim_matches('"');
+                (label.to_owned(), value.to_owned())
+            };
+            labels = matchers.split(',').map(matcher).collect();
             rest = after;
         }
         found.push((word.to_owned(), labels));
@@ -61,14 +82,20 @@ fn grouped(expression: &str) -> Vec<String> {
 }
 
 fn check(what: &str, expression: &str, offered: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
-    let asked = asked(expression);
+    let (asked, words) = (asked(expression), words());
     assert!(!asked.is_empty(), "{what} asks for nothing of ours: {expression}");
     let mut known: BTreeSet<String> = ADDED.iter().map(|label| (*label).to_owned()).collect();
     for (name, labels) in asked {
         let has = offered.get(&name).unwrap_or_else(|| panic!("{what}: no page has {name}"));
         known.extend(has.iter().cloned());
-        for label in labels {
-            assert!(known.contains(&label), "{what}: {name} has no label {label:?}, but {has:?}");
+        for (label, value) in labels {
+            let there = has.contains(&label) || ADDED.contains(&label.as_str());
+            assert!(there, "{what}: {name} has no label {label:?}, but {has:?}");
+            // A variable of the dashboard may be anything.
+            for word in value.split('|').filter(|word| has.contains(&label) && !word.starts_with('$')) {
+                let said = words.get(&label).is_some_and(|words| words.contains(word));
+                assert!(said, "{what}: {label} never is {word:?}, but {:?}", words.get(&label));
+            }
         }
     }
     for label in grouped(expression) {

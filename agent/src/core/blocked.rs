@@ -7,7 +7,7 @@ use holdfast_proto::record::{Intent, VolumeRecord};
 
 use super::Moment;
 use super::instance::{Instance, InstanceName, State};
-use super::reconcile::{Plan, World};
+use super::reconcile::{Plan, World, local_replicas};
 use super::records::Records;
 
 /// Starts and restarts take seconds; what has not come by then will not come by itself.
@@ -82,12 +82,11 @@ fn is_late(since: Moment, now: Moment) -> bool {
 
 /// The instances of `record` that are to run on this node.
 fn wanted(record: &VolumeRecord, world: World<'_>) -> Vec<InstanceName> {
+    let replicas = local_replicas(record, world.node);
     let Some(attach) = record.spec.attach.as_ref().filter(|_| matches!(record.spec.intent, Intent::Keep))
     else {
-        return Vec::new();
+        return replicas.filter(|name| world.is_wanted_by_others(record, name)).collect();
     };
-    let here = record.placed().filter(|spec| spec.node == *world.node);
-    let replicas = here.map(|spec| InstanceName::replica(&record.name, spec.id));
     let engine = (attach.node == *world.node).then(|| InstanceName::engine(&record.name));
     replicas.chain(engine).collect()
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use holdfast_proto::ids::{InstanceUuid, VolumeId};
+use holdfast_proto::ids::{InstanceUuid, VolumeId, VolumeName};
 use holdfast_proto::record::{ClaimRecord, Desired};
 
 use super::Moment;
@@ -69,19 +69,49 @@ impl Foreign {
         }
     }
 
-    /// The claim that wants `name` of this volume to run.
+    /// Why nobody can tell whether another claims `name`; none: that is known.
     #[must_use]
-    pub fn wants(&self, name: &InstanceName, volume: VolumeId) -> Option<&ClaimRecord> {
-        let claim = self.with(Desired::Running).find(|(claimed, _)| *claimed == name).map(|(_, claim)| claim);
-        claim.filter(|claim| claim.volume_id == volume)
+    pub fn doubt(&self, name: &InstanceName) -> Option<&str> {
+        match self {
+            Self::Unavailable(why) => Some(why),
+            Self::Known(claims) => match claims.get(name) {
+                Some(Stored::Unreadable(why)) => Some(why),
+                Some(Stored::Readable(_)) | None => None,
+            },
+        }
     }
 
-    /// An instance of this volume that another holds on to, and who.
+    /// The claim that wants `name` of this volume to run; `creation`: the only one of it that can, where that is known.
     #[must_use]
-    pub fn holder(&self, volume: VolumeId) -> Option<(&InstanceName, &str)> {
-        let all = [Desired::Running, Desired::Keep].into_iter().flat_map(|desired| self.with(desired));
-        let mut of = all.filter(|(_, claim)| claim.volume_id == volume);
-        of.next().map(|(name, claim)| (name, claim.owner.as_str()))
+    pub fn wants(
+        &self,
+        name: &InstanceName,
+        volume: VolumeId,
+        creation: Option<InstanceUuid>,
+    ) -> Option<&ClaimRecord> {
+        let Self::Known(claims) = self else { return None };
+        let Some(Stored::Readable(claim)) = claims.get(name) else { return None };
+        let this = claim.uuid.is_none_or(|wanted| creation.is_none_or(|is| is == wanted));
+        let wants = claim.desired == Desired::Running && claim.volume_id == volume && this;
+        wants.then_some(&**claim)
+    }
+
+    /// What keeps a volume from being deleted: an instance of it that another holds on to, or a claim that nobody can read.
+    #[must_use]
+    pub fn holds(&self, volume: &VolumeName, id: VolumeId) -> Option<String> {
+        let claims = match self {
+            Self::Unavailable(why) => return Some(format!("the claims of others cannot be read: {why}")),
+            Self::Known(claims) => claims,
+        };
+        claims.iter().find_map(|(name, stored)| match stored {
+            Stored::Readable(claim) if claim.volume_id == id && claim.desired != Desired::Stopped => {
+                Some(format!("{} claims {name}; it has to release it (`holdfast claim delete`)", claim.owner))
+            }
+            Stored::Unreadable(why) if name.volume() == volume => {
+                Some(format!("a claim of {name} cannot be read: {why}"))
+            }
+            Stored::Readable(_) | Stored::Unreadable(_) => None,
+        })
     }
 
     /// The claims that say this.
@@ -118,6 +148,11 @@ impl Leases {
             }
         });
         Foreign::Known(counts.collect())
+    }
+
+    /// The claims could not be read: nobody could renew one either, so each counts for a whole lease again.
+    pub fn lost(&mut self) {
+        self.seen.clear();
     }
 
     /// How long a claim counts unless it is renewed; none: for good. Zero: it counts no more.
@@ -168,6 +203,9 @@ pub(crate) mod tests {
         assert_eq!(at(&mut leases, 1, 1060), Claim::Unclaimed);
         assert_eq!(at(&mut leases, 2, 1061), Claim::Claimed, "renewed");
         assert_eq!(at(&mut leases, 2, 1120), Claim::Claimed);
+        leases.lost();
+        assert_eq!(at(&mut leases, 2, 1130), Claim::Claimed, "its owner could not renew it either");
+        assert_eq!(at(&mut leases, 2, 1190), Claim::Unclaimed);
         // A new agent does not know since when: it holds on for a whole lease.
         assert_eq!(at(&mut Leases::default(), 2, 1200), Claim::Claimed);
     }
@@ -186,13 +224,15 @@ pub(crate) mod tests {
         assert_eq!(foreign.of(&name, InstanceUuid::random(), id), Claim::Unclaimed);
         assert_eq!(foreign.of(&name, uuid, VolumeId::random()), Claim::Unclaimed);
         assert_eq!(foreign.of(&"demo.r2".parse().unwrap(), uuid, id), Claim::Unclaimed);
-        assert!(foreign.wants(&name, id).is_some() && foreign.wants(&name, VolumeId::random()).is_none());
+        assert!(foreign.wants(&name, id, Some(uuid)).is_some());
+        assert!(foreign.wants(&name, VolumeId::random(), None).is_none());
+        assert!(foreign.wants(&name, id, Some(InstanceUuid::random())).is_none(), "another creation");
         claim.desired = Desired::Stopped;
         assert_eq!(known(&claim).of(&name, uuid, id), Claim::Unclaimed);
     }
 
     #[test]
-    fn o3_claims_that_cannot_be_read_leave_ownership_unknown() {
+    fn o4_claims_that_cannot_be_read_leave_ownership_unknown() {
         let (name, uuid, id): (InstanceName, _, _) =
             ("demo.r1".parse().unwrap(), InstanceUuid::random(), VolumeId::random());
         let away = Foreign::Unavailable("no answer".into());

@@ -187,9 +187,8 @@ impl Instance {
         }
     }
 
-    /// Changes the state. Returns whether anything that others can see has changed.
-    pub fn handle(&mut self, event: Event, now: Moment) -> bool {
-        let before = self.visible();
+    /// Changes the state.
+    pub fn handle(&mut self, event: Event, now: Moment) {
         match event {
             Event::Spawning => {
                 if matches!(&self.state, State::Down { error: Some(_), .. }) {
@@ -218,22 +217,6 @@ impl Instance {
                 self.state = State::Unknown(reason);
             }
         }
-        before != self.visible()
-    }
-
-    /// What others can see: everything but the counters that grow with each I/O.
-    fn visible(&self) -> (State, u32, Option<i32>, Option<Box<pb::InstanceStatus>>) {
-        let mut status = self.status.clone();
-        if let Some(status) = &mut status {
-            if let Some(engine) = &mut status.engine {
-                (engine.reads, engine.writes) = (0, 0);
-                engine.io.clear();
-            }
-            if let Some(replica) = &mut status.replica {
-                replica.allocated_bytes = 0;
-            }
-        }
-        (self.state.clone(), self.restarts, self.pid, status)
     }
 
     fn reported(&mut self, status: Box<pb::InstanceStatus>, now: Moment) {
@@ -526,14 +509,21 @@ mod tests {
     fn a_repeated_report_changes_nothing() {
         let mut i = down();
         i.handle(Event::Spawning, secs(0));
-        assert!(i.handle(says("running"), secs(1)));
-        assert!(!i.handle(says("running"), secs(2)));
-        assert!(!i.handle(Event::Confirmed, secs(3)), "a running one is confirmed already");
+        let pending = i.relevant();
+        i.handle(says("running"), secs(1));
+        assert!(i.relevant() != pending);
+        let mut same = |event, at| {
+            let before = i.relevant();
+            i.handle(event, secs(at));
+            i.relevant() == before
+        };
+        assert!(same(says("running"), 2));
+        assert!(same(Event::Confirmed, 3), "a running one is confirmed already");
         let engine = pb::EngineStatus { writes: 1, ..Default::default() };
         let mut status =
             pb::InstanceStatus { phase: "running".into(), engine: Some(engine), ..Default::default() };
-        assert!(i.handle(Event::Status(Box::new(status.clone())), secs(4)));
+        same(Event::Status(Box::new(status.clone())), 4);
         status.engine.as_mut().unwrap().writes = 1000;
-        assert!(!i.handle(Event::Status(Box::new(status)), secs(5)), "only a counter");
+        assert!(same(Event::Status(Box::new(status)), 5), "only a counter");
     }
 }

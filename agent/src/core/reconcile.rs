@@ -1,8 +1,9 @@
 //! From records and observations to ordered actions, as a pure function: the same input gives the same plan.
 //!
-//! It starts what a record wants here, and stops or removes only on a positive statement in a record (detached,
-//! attached elsewhere, deleting). An instance without a record is unclaimed and keeps running; one whose record
-//! cannot be read is unknown and keeps running; one that cannot be asked is left alone until it can.
+//! It starts what a record, or a claim of another controller, wants here, and stops or removes only on a positive
+//! statement in a record (detached, attached elsewhere, deleting) or, of what no record wants, in its owner's claim. An
+//! instance without a record is unclaimed and keeps running; one whose record cannot be read is unknown and keeps
+//! running; one that cannot be asked is left alone until it can.
 //!
 //! Within a volume, starting goes from the replicas to the engine, ending from the engine to the replicas: an
 //! engine finds its replicas and drains into them.
@@ -18,7 +19,7 @@ use super::Moment;
 use super::claims::{self, Claim, is_creation_of};
 use super::foreign::Foreign;
 use super::instance::{Instance, InstanceName, Kind, State};
-use super::records::Records;
+use super::records::{Lookup, Records};
 
 /// An engine does not wait longer than this for a replica that is starting: it attaches degraded instead (a guess,
 /// well below the five seconds within which an attach must have started).
@@ -39,6 +40,15 @@ pub struct World<'a> {
     pub instances: &'a BTreeMap<InstanceName, Instance>,
     /// The replicas of this node whose directory cannot be used, and why.
     pub absent: &'a BTreeMap<InstanceName, String>,
+}
+
+impl World<'_> {
+    /// Whether another wants this replica of a volume to run, also while the volume is detached.
+    #[must_use]
+    pub fn is_wanted_by_others(&self, record: &VolumeRecord, name: &InstanceName) -> bool {
+        let creation = record.status.instance_uuids.get(&name.to_string()).copied();
+        record.spec.intent == Intent::Keep && self.foreign.wants(name, record.id, creation).is_some()
+    }
 }
 
 /// One step. Steps of one volume are done in order; when one fails, the rest of that volume's wait for the next plan.
@@ -310,9 +320,10 @@ impl<'a> Planner<'a> {
         if !self.stop_engine(record) {
             return false;
         }
+        let for_others = self.run_for_others(record);
         // An engine may be draining on a node that this one cannot see; `clean` is its positive statement.
         let all_here = record.placed().all(|r| r.node == *self.world.node);
-        let may_drain = !all_here || (!self.ran_here(record) && self.replicas_live(record));
+        let may_drain = !all_here || (!self.ran_here(record) && self.replicas_live(record, &for_others));
         if may_drain && !record.status.clean {
             let reason = "its replicas run until its engine, on another node, has said that it has drained";
             self.block(record, reason.to_owned());
@@ -320,21 +331,29 @@ impl<'a> Planner<'a> {
         }
         self.end_removed(record);
         let mut ended = true;
-        for name in local_replicas(record, self.world.node) {
-            match self.world.foreign.wants(&name, record.id) {
-                Some(_) if record.spec.intent == Intent::Keep && !self.world.absent.contains_key(&name) => {
-                    self.ensure(record, &name, Action::ConfigureReplica { name: name.clone() });
-                    ended = false;
-                }
-                // Of a volume that is being deleted, until its owner lets go of it.
-                Some(claim) if self.is_up(record, &name) => {
-                    self.block(record, format!("{name}: {} claims it; it has to release it", claim.owner));
+        for name in local_replicas(record, self.world.node).filter(|name| !for_others.contains(name)) {
+            match self.world.foreign.doubt(&name) {
+                Some(why) if self.is_up(record, &name) => {
+                    self.block(record, format!("{name}: whether another claims it cannot be known: {why}"));
                     ended = false;
                 }
                 Some(_) | None => ended &= self.end(record, &name, false),
             }
         }
-        ended
+        ended && for_others.is_empty()
+    }
+
+    /// Runs the replicas of a detached volume that others want to run, and says which those are.
+    fn run_for_others(&mut self, record: &'a VolumeRecord) -> Vec<InstanceName> {
+        let wanted = |name: &InstanceName| self.world.is_wanted_by_others(record, name);
+        let wanted: Vec<_> = local_replicas(record, self.world.node).filter(wanted).collect();
+        for name in &wanted {
+            match self.world.absent.get(name) {
+                Some(why) if !self.is_up(record, name) => self.block(record, format!("{name}: {why}")),
+                Some(_) | None => self.ensure(record, name, Action::ConfigureReplica { name: name.clone() }),
+            }
+        }
+        wanted
     }
 
     /// Ends what its owner wants to end and no record wants to run; says what an owner wants and cannot have.
@@ -349,14 +368,9 @@ impl<'a> Planner<'a> {
             if !this || by_record != Claim::Unclaimed {
                 continue;
             }
-            let clients = instance.engine_status().map_or(0, |status| status.clients);
-            let engine = InstanceName::engine(name.volume());
-            let engine = self.world.instances.get(&engine).filter(|engine| engine.volume_id() == volume);
-            let serves = name.kind() != Kind::Engine && engine.is_some_and(|engine| !engine.is_down());
-            if clients > 0 || serves {
-                let who = if serves { "its engine runs" } else { "it has clients" };
-                let reason = format!("{name}: {} wants it to end, and {who}", claim.owner);
-                self.plan.blocked.insert(name.volume().to_string(), reason);
+            if let Some(user) = self.user_of(name, instance) {
+                let reason = format!("{name}: {} wants it to end, and {user}", claim.owner);
+                self.plan.blocked.entry(name.volume().to_string()).or_insert(reason);
             } else {
                 let drain = name.kind() == Kind::Engine;
                 let stop = Action::Stop { name: name.clone(), uuid, drain };
@@ -364,18 +378,29 @@ impl<'a> Planner<'a> {
             }
         }
         for (name, claim) in self.world.foreign.with(Desired::Running) {
-            let record = self.world.records.by_id(claim.volume_id);
-            let placed = record.is_some_and(|record| {
-                local_replicas(record, self.world.node).any(|replica| replica == *name)
-            });
-            if !placed && !matches!(self.world.records, Records::Unavailable(_)) {
-                let reason = format!(
-                    "{name}: {} wants it to run, and no record of volume {} places such a replica here",
-                    claim.owner, claim.volume_id
-                );
-                self.plan.blocked.insert(name.volume().to_string(), reason);
+            // Of a volume that has another's name by now, or no record, there is nothing to say it of.
+            let Lookup::Found(record) = self.world.records.lookup(name.volume().as_str()) else { continue };
+            let placed = local_replicas(record, self.world.node).any(|replica| replica == *name);
+            if record.id == claim.volume_id && !placed {
+                let reason =
+                    format!("{name}: {} wants it to run, and there is no such replica here", claim.owner);
+                self.plan.blocked.entry(record.name.to_string()).or_insert(reason);
             }
         }
+    }
+
+    /// What uses an instance that nobody but its owner knows of, or may use it.
+    fn user_of(&self, name: &InstanceName, instance: &Instance) -> Option<&'static str> {
+        if name.kind() == Kind::Engine {
+            return match instance.engine_status() {
+                None => Some("it has not said yet whether it has clients"),
+                Some(status) => (status.clients > 0).then_some("it has clients"),
+            };
+        }
+        // Of one whose spawn record cannot be read, nobody knows which volume it is of.
+        let volumes = [instance.volume_id(), VolumeId::nil()];
+        let engine = self.world.instances.get(&InstanceName::engine(name.volume()))?;
+        (volumes.contains(&engine.volume_id()) && !engine.is_down()).then_some("its engine runs")
     }
 
     /// Whether the engine that may have something to drain was this node's: the one that the record means, or the last
@@ -391,8 +416,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn replicas_live(&self, record: &VolumeRecord) -> bool {
+    fn replicas_live(&self, record: &VolumeRecord, but: &[InstanceName]) -> bool {
         local_replicas(record, self.world.node)
+            .filter(|name| !but.contains(name))
             .any(|name| matches!(self.slot(record, &name), Slot::Ours(instance) if !instance.is_down()))
     }
 
@@ -401,8 +427,10 @@ impl<'a> Planner<'a> {
         for (name, instance) in self.world.instances {
             let Kind::Replica(id) = name.kind() else { continue };
             let ours = name.volume() == &record.name && instance.volume_id() == record.id;
-            let claimed = self.world.foreign.of(name, instance.uuid(), record.id) == Claim::Claimed;
-            if !ours || !record.was_removed(id) || claimed {
+            if !ours || !record.was_removed(id) {
+                continue;
+            }
+            if self.world.foreign.of(name, instance.uuid(), record.id) != Claim::Unclaimed {
                 continue;
             }
             match instance.state() {
@@ -445,6 +473,10 @@ impl<'a> Planner<'a> {
     }
 
     fn deleting(&mut self, record: &'a VolumeRecord, purge: Option<Generation>) {
+        if let Some(why) = self.world.foreign.holds(&record.name, record.id) {
+            self.block(record, why);
+            return;
+        }
         if !self.detached(record) {
             return;
         }

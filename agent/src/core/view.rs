@@ -142,7 +142,7 @@ impl Viewer<'_> {
         let replicas = record.placed().map(|r| InstanceName::replica(&record.name, r.id));
         // What another wants to run is its own.
         replicas
-            .filter(|name| self.world.foreign.wants(name, record.id).is_none())
+            .filter(|name| !self.world.is_wanted_by_others(record, name))
             .chain([InstanceName::engine(&record.name)])
             .all(|name| self.instance(record, &name).is_none_or(Instance::is_down))
     }

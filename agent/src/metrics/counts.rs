@@ -37,7 +37,7 @@ impl Histogram {
     }
 }
 
-/// See the module. What a label can say is there from the start where it is known then: a rate needs a first value.
+/// See the module. Where few labels are possible all are there from the start: a rate needs a first value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Counts {
     /// Comparisons of records with observations.

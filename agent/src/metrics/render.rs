@@ -74,10 +74,17 @@ pub struct Space {
     pub capacity_bytes: u64,
     /// To the agent.
     pub available_bytes: u64,
-    /// Directories in the trash.
-    pub trash_entries: u64,
+    /// None: it is not known what waits there.
+    pub trash: Option<InTrash>,
+}
+
+/// What waits in the trash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InTrash {
+    /// Directories.
+    pub entries: u64,
     /// What they take on disk.
-    pub trash_bytes: u64,
+    pub bytes: u64,
 }
 
 /// Everything in the text format of Prometheus, version 0.0.4.
@@ -121,18 +128,15 @@ impl Observed {
             to.gauge("process_resident_memory_bytes", "Memory of the agent", resident)?;
         }
         if let Some(space) = self.space {
-            for (name, help, value) in [
-                (
-                    "holdfast_data_capacity_bytes",
-                    "Size of the data directory's file system",
-                    space.capacity_bytes,
-                ),
-                ("holdfast_data_available_bytes", "Room in the data directory", space.available_bytes),
-                ("holdfast_trash_entries", "Directories that wait in the trash", space.trash_entries),
-                ("holdfast_trash_bytes", "What they take on disk", space.trash_bytes),
-            ] {
-                to.gauge(name, help, [([], value)])?;
-            }
+            let help = "Size of the data directory's file system";
+            to.gauge("holdfast_data_capacity_bytes", help, [([], space.capacity_bytes)])?;
+            let available = [([], space.available_bytes)];
+            to.gauge("holdfast_data_available_bytes", "Room in the data directory", available)?;
+        }
+        if let Some(trash) = self.space.and_then(|space| space.trash) {
+            let entries = [([], trash.entries)];
+            to.gauge("holdfast_trash_entries", "Directories that wait in the trash", entries)?;
+            to.gauge("holdfast_trash_bytes", "What they take on disk", [([], trash.bytes)])?;
         }
         Ok(())
     }
@@ -303,9 +307,9 @@ impl Observed {
             counted.map(|(volume, io)| ([("volume", volume.clone()), ("kind", io.kind.clone())], io))
         };
         let requests = all().map(|(labels, io)| (labels, io.requests));
-        to.counter("holdfast_io_requests", "Clients' requests that were answered", requests)?;
+        to.counter("holdfast_io_requests", "Clients' requests that were carried out, or failed", requests)?;
         let errors = all().map(|(labels, io)| (labels, io.errors));
-        to.counter("holdfast_io_errors", "Those that were answered with an error", errors)?;
+        to.counter("holdfast_io_errors", "Those that failed", errors)?;
         let bytes = all().map(|(labels, io)| (labels, io.bytes));
         to.counter("holdfast_io_bytes", "What the others covered", bytes)?;
         let help = "From a request's header to its answer";

@@ -103,7 +103,11 @@ fn observed() -> Observed {
         blocked: 2,
         registry_up: true,
         watch_restarts: 5,
-        space: Some(Space { capacity_bytes: 100, available_bytes: 40, trash_entries: 1, trash_bytes: 8 }),
+        space: Some(Space {
+            capacity_bytes: 100,
+            available_bytes: 40,
+            trash: Some(InTrash { entries: 1, bytes: 8 }),
+        }),
     }
 }
 

@@ -95,20 +95,26 @@ pub(super) async fn delete(
 ) -> Result<pb::Claim, Error> {
     let name = name_of("release", &request.instance)?;
     for _ in 0..WRITES_MAX {
-        let found = match current(shared, &name).await? {
-            Some(Stored::Readable(found)) => found,
-            Some(Stored::Unreadable(why)) => return Err(Error::failed(format!("release {name}: {why}"))),
-            None => return Err(Error::not_found(format!("release {name}: nobody claims it"))),
+        let Some(found) = current(shared, &name).await? else {
+            return Err(Error::not_found(format!("release {name}: nobody claims it")));
         };
-        if !request.owner.is_empty() && request.owner != found.owner {
-            return Err(Error::conflict(format!(
-                "release {name}: {} has it, not {}",
-                found.owner, request.owner
-            )));
-        }
-        if shared.registry.delete_claim(&shared.config.node, &name, found.version).await? {
+        let version = match &found {
+            Stored::Readable(claim) if request.owner.is_empty() || request.owner == claim.owner => {
+                claim.version
+            }
+            Stored::Readable(claim) => {
+                let why = format!("release {name}: {} has it, not {}", claim.owner, request.owner);
+                return Err(Error::conflict(why));
+            }
+            Stored::Unreadable(_) if request.owner.is_empty() => 0,
+            Stored::Unreadable(why) => {
+                let why = format!("release {name}: {why}; leave out the owner to remove it");
+                return Err(Error::failed(why));
+            }
+        };
+        if shared.registry.delete_claim(&shared.config.node, &name, version).await? {
             shared.reconcile().await?;
-            return Ok(told(&found));
+            return Ok(message(shared, &name, &found));
         }
     }
     Err(Error::conflict(format!("release {name}: the claim keeps changing; try again")))

@@ -30,11 +30,12 @@ pub(super) async fn replica_dirs(shared: &Arc<Shared>) -> Result<Vec<pb::Replica
     let found = blocking(move || replica_dirs::scan(&replicas)).await?;
     let records = Arc::clone(&shared.records.lock());
     let instances = shared.snapshot().instances;
-    // The instance of that name serves this directory only if the record of that name is this volume's.
-    let states: BTreeMap<String, String> = instances.into_iter().map(|i| (i.name, i.state)).collect();
+    // The instance of that name serves this directory only if it is of the same volume.
+    let states: BTreeMap<String, _> =
+        instances.into_iter().map(|i| (i.name, (i.volume_id, i.state))).collect();
     let state = |name: &InstanceName, volume: VolumeId| {
-        let named = matches!(records.lookup(name.volume().as_str()), Lookup::Found(r) if r.id == volume);
-        states.get(&name.to_string()).cloned().filter(|_| named)
+        let (of, state) = states.get(&name.to_string())?;
+        (*of == volume.to_string()).then(|| state.clone())
     };
     let mut directories: Vec<_> =
         found.into_iter().map(|dir| describe(shared, &records, dir, state)).collect();

@@ -1,18 +1,23 @@
 //! What this node has counted and seen for its metrics, beside what it works with: a scrape waits for nobody.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use holdfast_proto::ids::VolumeName;
 use holdfast_proto::pb::{agent as pb, instance as ipb};
 use parking_lot::Mutex;
 
-use super::shared::Shared;
+use super::host;
+use super::shared::{Shared, blocking};
 use super::supervisor::unix_now_s;
 use crate::core::Moment;
 use crate::core::records::Records;
-use crate::metrics::{Counts, Observed, SUSPENDED, Space, Suspended};
+use crate::metrics::{Counts, InTrash, Observed, SUSPENDED, Space, Suspended};
 use crate::process::proc;
+
+/// A trash of many directories takes a while to look through.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Debug)]
@@ -58,6 +63,27 @@ impl Metrics {
     }
 }
 
+/// Looks at the room of the data directory and at the trash until the node has ended. A task of its own: a sick disk
+/// can take its time to answer.
+pub(super) async fn watch_space(node: Weak<Shared>) {
+    while let Some(shared) = node.upgrade() {
+        let (root, trash) = (shared.data.root().to_owned(), shared.trash.clone());
+        let looked = blocking(move || Ok((host::disk(&root)?, trash.usage()))).await;
+        let space = looked.map(|(disk, usage)| Space {
+            capacity_bytes: disk.capacity_bytes,
+            available_bytes: disk.available_bytes,
+            trash: usage
+                .inspect_err(|error| tracing::warn!(%error, "the trash is not measured"))
+                .map(|(entries, bytes)| InTrash { entries, bytes })
+                .ok(),
+        });
+        let space = space.inspect_err(|error| tracing::warn!(%error, "the data directory is not measured"));
+        shared.metrics.seen.lock().space = space.ok();
+        drop(shared);
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 /// All of it, at this moment. One lock at a time: whoever publishes takes them in an order of its own.
 pub(super) fn observe(shared: &Shared) -> Observed {
     let now = shared.now();
@@ -90,7 +116,6 @@ pub(super) fn observe(shared: &Shared) -> Observed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_volume_is_suspended_since_it_was_first_seen_so() {

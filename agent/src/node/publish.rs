@@ -14,13 +14,14 @@ use super::shared::Shared;
 use super::{Change, Snapshot, info};
 use crate::core::publish::Publisher;
 use crate::core::published::{self, Steps};
+use crate::core::records::Records;
+use crate::error::Error;
 use crate::registry::inventory::InventoryHome;
 
-/// Disks and pressure: `statvfs` of a sick disk can take its time, and none of these figures is in a hurry.
+/// Disks, pressure, and replica directories when nothing is known to have changed, since somebody may have moved one:
+/// `statvfs` of a sick disk can take its time, and none of this is in a hurry.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Replica directories when nothing is known to have changed: somebody may have moved one.
-const SCAN_EVERY: Duration = Duration::from_secs(60);
-/// They are read at most this often: a thousand labels take tens of milliseconds.
+/// Directories are read at most this often: a thousand labels take tens of milliseconds.
 const SCAN_EVERY_MIN: Duration = Duration::from_secs(1);
 /// A home that cannot be read is asked again after this.
 const BEGIN_AGAIN: Duration = Duration::from_secs(10);
@@ -33,10 +34,15 @@ struct Publishing {
     publisher: Publisher,
     steps: Steps,
     volumes: BTreeMap<String, Placement>,
-    scan_at: Instant,
+    /// Something has changed that directories depend on.
+    scan_at: Option<Instant>,
     scanned_at: Instant,
     look_at: Instant,
+    /// Changes were passed over.
+    missed: bool,
     failing: bool,
+    /// What was said last about what cannot be looked at.
+    complaint: String,
 }
 
 /// What of a volume says that its directories may say something else than before.
@@ -57,16 +63,19 @@ impl Placement {
 /// Publishes until the node has ended.
 pub(super) async fn run(shared: Weak<Shared>, home: Arc<dyn InventoryHome>) {
     // A list that is not complete is not begun with.
-    let (node, found, directories) = loop {
+    let mut complaint = String::new();
+    let (node, snapshot, changes, found, directories) = loop {
         let Some(node) = shared.upgrade() else { return };
+        let (snapshot, changes) = node.subscribe();
         match (home.found().await, info::replica_dirs(&node).await) {
-            (Ok(found), Ok(directories)) => break (node, found, directories),
-            (Err(error), _) | (_, Err(error)) => tracing::warn!(%error, "the inventory is not published yet"),
+            (Ok(found), Ok(directories)) => break (node, snapshot, changes, found, directories),
+            (Err(error), _) | (_, Err(error)) => {
+                complain(&mut complaint, &error, "the inventory is not published yet");
+            }
         }
         drop(node);
         sleep(BEGIN_AGAIN).await;
     };
-    let (snapshot, changes) = node.subscribe();
     let mut steps = Steps::default();
     let mut entries = vec![steps.node(&info::node_info(&node).await)];
     match info::disks(&node, &directories).await {
@@ -87,10 +96,12 @@ pub(super) async fn run(shared: Weak<Shared>, home: Arc<dyn InventoryHome>) {
         publisher,
         steps,
         volumes,
-        scan_at: now + SCAN_EVERY,
+        scan_at: None,
         scanned_at: now,
         look_at: now + LOOK_EVERY,
+        missed: false,
         failing: false,
+        complaint: String::new(),
     };
     publishing.go_on(changes).await;
 }
@@ -99,7 +110,7 @@ impl Publishing {
     async fn go_on(mut self, mut changes: Receiver<(u64, Change)>) {
         while let Some(shared) = self.shared.upgrade() {
             let write_at = self.publisher.poll_timeout().map(|at| shared.instant(at));
-            let next = [Some(self.scan_at), Some(self.look_at), write_at].into_iter().flatten().min();
+            let next = [self.scan_at, Some(self.look_at), write_at].into_iter().flatten().min();
             drop(shared);
             let change = tokio::select! {
                 change = changes.recv() => Some(change),
@@ -120,9 +131,23 @@ impl Publishing {
     }
 
     fn hear(&mut self, shared: &Shared, change: Change) {
+        // While records cannot be read every claim is unknown: that is no news of what runs here, and over soon.
+        if matches!(**shared.records.lock(), Records::Unavailable(_)) {
+            self.missed = true;
+            return;
+        }
+        if std::mem::take(&mut self.missed) {
+            return self.hear_all(shared, shared.snapshot());
+        }
         let now = shared.now();
         match change {
-            Change::InstanceChanged(info) => self.publisher.set(published::instance(&info), now),
+            Change::InstanceChanged(info) => {
+                // Whether a directory is healthy depends on what serves it.
+                if info.kind == "replica" {
+                    self.scan_soon();
+                }
+                self.publisher.set(published::instance(&info), now);
+            }
             Change::InstanceRemoved(name) => {
                 self.publisher.remove(&Key { kind: Kind::Instance, name }, now);
                 self.scan_soon();
@@ -150,23 +175,30 @@ impl Publishing {
     }
 
     fn scan_soon(&mut self) {
-        self.scan_at = self.scan_at.min((self.scanned_at + SCAN_EVERY_MIN).max(Instant::now()));
+        self.scan_at.get_or_insert((self.scanned_at + SCAN_EVERY_MIN).max(Instant::now()));
     }
 
     async fn act(&mut self, shared: &Arc<Shared>) {
+        let known = matches!(**shared.records.lock(), Records::Known(_));
+        if known && std::mem::take(&mut self.missed) {
+            self.hear_all(shared, shared.snapshot());
+        }
         let now = Instant::now();
-        let (scan, look) = (self.scan_at <= now, self.look_at <= now);
+        let (scan, look) = (self.scan_at.is_some_and(|at| at <= now), self.look_at <= now);
         if scan || look {
             let looked = info::replica_dirs(shared).await;
             self.scanned_at = Instant::now();
-            self.scan_at = self.scanned_at + SCAN_EVERY;
+            self.scan_at = None;
             if look {
                 self.look_at = self.scanned_at + LOOK_EVERY;
             }
             match looked {
+                Ok(_) if matches!(**shared.records.lock(), Records::Unavailable(_)) => self.missed = true,
                 Ok(directories) => self.take(shared, &directories, look).await,
                 // What was published stays: that they cannot be listed says of none of them that it is gone.
-                Err(error) => tracing::warn!(%error, "replica directories cannot be listed"),
+                Err(error) => {
+                    complain(&mut self.complaint, &error, "replica directories cannot be listed");
+                }
             }
         }
         self.write(shared).await;
@@ -180,8 +212,9 @@ impl Publishing {
                 Ok(disks) => {
                     let disks = disks.iter().map(|disk| self.steps.disk(disk)).collect();
                     self.publisher.replace(Kind::Disk, disks, shared.now());
+                    self.complaint.clear();
                 }
-                Err(error) => tracing::warn!(%error, "the disks cannot be asked"),
+                Err(error) => complain(&mut self.complaint, &error, "the disks cannot be asked"),
             }
             let node = self.steps.node(&info::node_info(shared).await);
             self.publisher.set(node, shared.now());
@@ -204,5 +237,14 @@ impl Publishing {
                 }
             }
         }
+    }
+}
+
+/// Says what is wrong, once.
+fn complain(before: &mut String, error: &Error, what: &str) {
+    let said = error.to_string();
+    if *before != said {
+        tracing::warn!(error = said, "{what}");
+        *before = said;
     }
 }

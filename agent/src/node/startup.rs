@@ -9,7 +9,7 @@ use std::time::Duration;
 use holdfast_proto::ids::BootId;
 use tokio::sync::mpsc;
 
-use super::metrics::Metrics;
+use super::metrics::{self, Metrics};
 use super::publish;
 use super::shared::{Homes, Shared, blocking};
 use super::supervisor::{Found, Orphans, Supervisor};
@@ -79,6 +79,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     // What runs answers within milliseconds; what does not is reported later.
     let asking = |snapshot: &Snapshot| adopted.iter().any(|name| is_pending(snapshot, name));
     shared.settle(ADOPT_WITHIN, |snapshot| !asking(snapshot)).await;
+    tokio::spawn(metrics::watch_space(Arc::downgrade(&shared)));
     if let Some(home) = shared.registry.inventory(&shared.config.node) {
         tokio::spawn(publish::run(Arc::downgrade(&shared), home));
     }

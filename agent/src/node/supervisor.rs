@@ -218,12 +218,11 @@ impl Supervisor {
         let Some(instance) = self.instances.get_mut(&report.name).filter(|_| current) else { return false };
         let ended = matches!(report.event, Event::Ended(_));
         let before = instance.relevant();
-        let state = instance.state_name();
-        instance.handle(report.event, shared.now());
-        if state != instance.state_name() {
-            let (to, reason) = (instance.state_name(), instance.reason());
-            tracing::info!(instance = %report.name, from = state, to, reason, "state");
-            shared.metrics.counts.lock().instance_is(report.name.kind().as_str(), to);
+        let from = instance.state_name();
+        happened(&shared, &report.name, instance, report.event);
+        let (to, reason) = (instance.state_name(), instance.reason());
+        if from != to {
+            tracing::info!(instance = %report.name, from, to, reason, "state");
         }
         if report.name.kind() == Kind::Engine {
             shared.metrics.seen.lock().note_io(report.name.volume(), instance.engine_status());
@@ -235,9 +234,11 @@ impl Supervisor {
         changed
     }
 
-    /// Asks the registry for all records.
+    /// Asks the registry for all records, and for what others claim here.
     async fn read_records(&mut self, shared: &Shared) {
-        self.records = Arc::new(match shared.registry.list().await {
+        let registry = &shared.registry;
+        let (records, claims) = tokio::join!(registry.list(), registry.claims(&shared.config.node));
+        self.records = Arc::new(match records {
             Ok(entries) => Records::Known(entries.into_iter().map(state_of).collect()),
             Err(error) => {
                 if matches!(*self.records, Records::Known(_)) {
@@ -247,14 +248,10 @@ impl Supervisor {
             }
         });
         *shared.records.lock() = Arc::clone(&self.records);
-        self.read_claims(shared).await;
-    }
-
-    /// Asks the registry for what others claim here.
-    async fn read_claims(&mut self, shared: &Shared) {
-        self.foreign = Arc::new(match shared.registry.claims(&shared.config.node).await {
+        self.foreign = Arc::new(match claims {
             Ok(found) => shared.leases.lock().observe(found, shared.now()),
             Err(error) => {
+                shared.leases.lock().lost();
                 if matches!(*self.foreign, Foreign::Known(_)) {
                     tracing::warn!(%error, "the claims of others cannot be read; nothing is cleaned");
                 }
@@ -428,7 +425,7 @@ impl Supervisor {
         let now = shared.now();
         let instance = creation::known_as(self.instances.remove(&name), uuid, volume_id, now);
         let instance = self.instances.entry(name.clone()).or_insert(instance);
-        instance.handle(Event::Spawning, now);
+        happened(shared, &name, instance, Event::Spawning);
         let record = SpawnRecord {
             schema: SPAWN_SCHEMA,
             name: name.clone(),
@@ -494,7 +491,7 @@ impl Supervisor {
         // Whatever has the name by now, only the creation that was meant ends.
         if instance.uuid() == uuid {
             tracing::info!(instance = %name, drain = wish.drain, "stopping");
-            instance.handle(Event::StopAsked, shared.now());
+            happened(shared, name, instance, Event::StopAsked);
             driver.stop(wish);
         }
     }
@@ -531,7 +528,10 @@ impl Supervisor {
         match claims::of_instance(self.world(shared, shared.now()), &name, found, volume_id) {
             Claim::Unclaimed => {}
             Claim::Claimed => {
-                let why = format!("volume {} claims it; detach the volume instead", name.volume());
+                let why = match self.foreign.of(&name, found, volume_id) {
+                    Claim::Claimed => "a controller claims it: `holdfast claim ls`".to_owned(),
+                    _ => format!("volume {} claims it; detach the volume instead", name.volume()),
+                };
                 return Err(Error::refused(told(&why)));
             }
             Claim::Unknown => {
@@ -620,6 +620,15 @@ impl Supervisor {
         seen.retrying = self.retries.failing();
         seen.blocked = self.plan.blocked.len();
         seen.note_suspended(volumes, now);
+    }
+}
+
+/// Takes in what happened to an instance, and counts the state that it came into.
+fn happened(shared: &Shared, name: &InstanceName, instance: &mut Instance, event: Event) {
+    let before = instance.state_name();
+    instance.handle(event, shared.now());
+    if before != instance.state_name() {
+        shared.metrics.counts.lock().instance_is(name.kind().as_str(), instance.state_name());
     }
 }
 

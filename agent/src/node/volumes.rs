@@ -315,10 +315,8 @@ pub(super) async fn delete(
     let foreign = Arc::clone(&shared.foreign.lock());
     let record = change(shared, "delete", &name, |record| {
         let refused = |why: &str| Error::refused(format!("delete volume {name}: {why}"));
-        if let Some((instance, owner)) = foreign.holder(record.id) {
-            return Err(refused(&format!(
-                "{owner} claims {instance}; release it with `holdfast claim delete`"
-            )));
+        if let Some(why) = foreign.holds(&record.name, record.id) {
+            return Err(refused(&why));
         }
         if record.spec.attach.is_some() {
             return Err(refused("it is attached; detach it first"));

@@ -330,8 +330,11 @@ impl Inner {
 
     fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error> {
         let _writing = self.writing.lock();
-        if version == 0 || self.claim_version(node, name)? != version {
-            return Ok(false);
+        self.require_home()?;
+        match self.claim(node, name) {
+            Read::Found(claim) if claim.version == version => {}
+            Read::Unreadable(_) if version == 0 => {}
+            Read::Found(_) | Read::Unreadable(_) | Read::Absent => return Ok(false),
         }
         let path = self.claim_path(node, name);
         std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;

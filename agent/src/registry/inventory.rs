@@ -1,7 +1,7 @@
 //! Where a node's published inventory is kept: a few keys below a prefix of the node's own.
 //!
-//! It is observed, not wanted: losing it costs a reader some seconds, so a home needs no durability for it, and no
-//! failure here may hold up anything else.
+//! It is observed, not wanted: what is lost is not known until its agent next has something to say or begins anew, and
+//! that is all, so a home needs no durability for it, and no failure here may hold up anything else.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use holdfast_proto::ids::NodeName;
 
 use crate::core::publish::Op;
 use crate::error::Error;
+use crate::store::atomic;
 
 /// A home of one node's published inventory.
 #[tonic::async_trait]
@@ -38,8 +39,7 @@ impl InventoryFiles {
         self.dir.join(key.replace('/', "."))
     }
 
-    fn read(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
-        let mut found = Vec::new();
+    fn make(&self) -> Result<(), Error> {
         // Not the registry itself: where that is missing, its disk may be.
         for dir in self.dir.parent().into_iter().chain([self.dir.as_path()]) {
             match std::fs::create_dir(dir) {
@@ -49,15 +49,25 @@ impl InventoryFiles {
                 _ => {}
             }
         }
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        self.make()?;
+        let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))? {
             let path = entry.map_err(Error::io("read", &self.dir))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().replace('.', "/");
-            found.push((name, std::fs::read(&path).map_err(Error::io("read", &path))?));
+            let key = path.file_name().unwrap_or_default().to_string_lossy().replace('.', "/");
+            // Anything else that somebody put there is not ours.
+            if key.starts_with("full/") || key.starts_with("delta/") {
+                found.push((key, atomic::read_bounded(&path).map_err(Error::io("read", &path))?));
+            }
         }
         Ok(found)
     }
 
     fn do_all(&self, ops: &[Op]) -> Result<(), Error> {
+        self.make()?;
         for op in ops {
             let path = self.path(op.key());
             match op {
@@ -114,5 +124,12 @@ mod tests {
         home.write(vec![put("full/0", b"a"), put("delta/000f", b"b"), put("full/0", b"c")]).await.unwrap();
         home.write(vec![delete("delta/000f"), delete("delta/000f")]).await.unwrap();
         assert_eq!(home.found().await.unwrap(), [("full/0".to_owned(), b"c".to_vec())]);
+        // What others put there is passed over; what they take away is made again.
+        let dir = tmp.path().join("inventory/node-a.example");
+        std::fs::create_dir(dir.join("strange")).unwrap();
+        assert_eq!(home.found().await.unwrap().len(), 1);
+        std::fs::remove_dir_all(&dir).unwrap();
+        home.write(vec![put("full/0", b"d")]).await.unwrap();
+        assert_eq!(home.found().await.unwrap(), [("full/0".to_owned(), b"d".to_vec())]);
     }
 }

@@ -130,7 +130,7 @@ pub trait Registry: fmt::Debug + Send + Sync {
     async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error>;
     /// Writes a claim if its version is still the one in `claim`; the version grows by one. Returns whether it was.
     async fn put_claim(&self, claim: ClaimRecord) -> Result<bool, Error>;
-    /// Removes a claim if it is still at this version. Returns whether it was there and is gone.
+    /// Removes a claim if it is still at this version; 0: one that cannot be read. Returns whether it was there and is gone.
     async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error>;
     /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
     /// engines' own, and must not wake the agent that made them.

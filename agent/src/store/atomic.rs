@@ -134,7 +134,8 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8], place: &str, schema: u32) -
     }
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+/// The whole of a regular file that is not larger than any of ours.
+pub(crate) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // Without O_NONBLOCK a FIFO put in place of a record would hold the agent for ever.
     let file = OpenOptions::new().read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits()).open(path)?;

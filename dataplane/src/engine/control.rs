@@ -370,7 +370,10 @@ fn registry_outcome(outcome: Outcome) -> RegistryOutcome {
             }
             None => RegistryOutcome::Unreachable,
         },
-        Outcome::Missing(_) => RegistryOutcome::Missing,
+        Outcome::Missing(_) => {
+            tracing::warn!("the registry has no record of this volume");
+            RegistryOutcome::Missing
+        }
         Outcome::Unavailable(unavailable) => {
             tracing::warn!("the registry cannot be reached: {}", unavailable.reason);
             RegistryOutcome::Unreachable

@@ -42,12 +42,12 @@ const FIRST_BUCKET_BITS: u32 = 5;
 /// Twenty end at 32 microseconds to 16.8 seconds; the last holds what took longer.
 pub const LATENCY_BUCKETS: usize = 21;
 
-/// The requests of one kind that were answered.
+/// The requests of one kind that were carried out or failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KindCounters {
     /// All of them.
     pub requests: u64,
-    /// Those that were answered with an error.
+    /// Those that failed.
     pub errors: u64,
     /// Of the others, the bytes that they covered.
     pub bytes: u64,

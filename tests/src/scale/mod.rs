@@ -10,5 +10,5 @@ mod registry;
 mod scenario;
 
 pub use fleet::Size;
-pub use registry::{Counts, WATCHERS_OF_ALL};
+pub use registry::Counts;
 pub use scenario::{Report, Scenario, run};

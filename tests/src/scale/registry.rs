@@ -6,7 +6,7 @@ use std::time::Duration;
 use holdfast::core::publish::Op;
 
 /// Readers of everything: a coordinator and two others.
-pub const WATCHERS_OF_ALL: u64 = 3;
+const WATCHERS_OF_ALL: u64 = 3;
 /// How etcd is usually told to compact: what was replaced stays for this long.
 const COMPACTED_AFTER_S: usize = 300;
 /// Of a key, its revisions and a record of the log, beside key and value. A guess at what etcd adds.

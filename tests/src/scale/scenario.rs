@@ -47,6 +47,8 @@ pub struct Report {
     pub most: Counts,
     /// Keys and values, in the end.
     pub live_bytes: u64,
+    /// The same in the middle of it.
+    pub live_bytes_midway: u64,
     /// The most that is written within five minutes: what an etcd keeps beside the live bytes until it compacts.
     pub history_bytes: u64,
     /// Readers that were compared with their nodes, and knew exactly what those have.
@@ -63,8 +65,8 @@ enum Event {
     Member(usize, usize, bool),
     /// A new engine takes the volume over.
     Attach(usize),
-    Press(usize, bool),
-    Fill(usize, u64),
+    Press(usize),
+    Fill(usize),
     KeepAlive(usize),
     Poll(usize),
 }
@@ -108,8 +110,10 @@ pub fn run(size: Size, scenario: Scenario) -> Report {
             (BEGUN_BY, BEGUN_BY + sim.plan(scenario))
         }
     };
+    sim.go_on((from + until) / 2);
+    let midway = sim.registry.live_bytes();
     sim.go_on(until);
-    sim.report(from, until)
+    Report { live_bytes_midway: midway, ..sim.report(from, until) }
 }
 
 impl Sim {
@@ -176,12 +180,12 @@ impl Sim {
                 (of.generation, of.epoch) = (of.generation + 1, of.epoch + 1);
                 self.tell(volume);
             }
-            Event::Press(node, high) => {
-                self.fleet.press(node, if high { 50.0 } else { 0.0 }, now);
+            Event::Press(node) => {
+                self.fleet.press(node, 50.0, now);
                 self.poll_later(node);
             }
-            Event::Fill(node, hundredths) => {
-                self.fleet.fill(node, hundredths, now);
+            Event::Fill(node) => {
+                self.fleet.fill(node, 1, now);
                 self.poll_later(node);
             }
             Event::KeepAlive(node) => {
@@ -266,10 +270,10 @@ impl Sim {
     fn plan_a_day(&mut self, span: Duration) {
         for node in 0..self.fleet.size.nodes {
             let at = self.within(span);
-            self.at(at, Event::Press(node, true));
+            self.at(at, Event::Press(node));
             if self.rng.below(6) == 0 {
                 let at = self.within(span);
-                self.at(at, Event::Fill(node, 1));
+                self.at(at, Event::Fill(node));
             }
         }
         for volume in 0..self.fleet.volumes.len() {
@@ -353,6 +357,7 @@ impl Sim {
             }
         }
         let seconds = (until - from).as_secs();
-        Report { seconds, total, most, live_bytes: self.registry.live_bytes(), history_bytes, readers }
+        let live_bytes = self.registry.live_bytes();
+        Report { seconds, total, most, live_bytes, live_bytes_midway: live_bytes, history_bytes, readers }
     }
 }

@@ -5,7 +5,6 @@ use holdfast_proto::record::VolumeRecord;
 
 use super::{BUSY_WITHIN, Class, Sighting, Standing, Subject};
 use crate::core::claims::{self, Claim};
-use crate::core::foreign::Foreign;
 use crate::core::instance::{Instance, InstanceName, Kind, State};
 use crate::core::reconcile::World;
 use crate::core::records::Lookup;
@@ -47,7 +46,7 @@ fn of_instance(world: World<'_>, name: &InstanceName, instance: &Instance) -> Si
     let (claim, reason) = match instance.state() {
         // What cannot be asked may be anything, but for what a record says of it.
         State::Unknown(reason) if claim != Claim::Claimed => (Claim::Unknown, reason.clone()),
-        _ => (claim, reason(world, claim, name.volume().as_str(), volume)),
+        _ => (claim, reason(world, claim, name, volume)),
     };
     let standing = match instance.state() {
         State::Running | State::Unknown(_) => {
@@ -76,7 +75,10 @@ fn of_copy(world: World<'_>, copies: &[Copy], copy: &Copy) -> Sighting {
         copy.replica,
     ) {
         Claim::Unclaimed if copy.changing => (Claim::Unknown, format!("volume {name} is being changed")),
-        claim => (claim, reason(world, claim, name, copy.volume)),
+        claim => {
+            let instance = InstanceName::replica(&copy.volume_name, copy.replica);
+            (claim, reason(world, claim, &instance, copy.volume))
+        }
     };
     let standing = match (user(world, copy), world.records.by_id(copy.volume)) {
         (Some(user), _) => Standing::Busy(format!("{user} uses it")),
@@ -135,12 +137,13 @@ fn others_are_healthy(
     if healthy { Ok(()) } else { Err(format!("no other of volume {} is seen to be healthy", record.name)) }
 }
 
-fn reason(world: World<'_>, claim: Claim, name: &str, volume: VolumeId) -> String {
+fn reason(world: World<'_>, claim: Claim, instance: &InstanceName, volume: VolumeId) -> String {
+    let name = instance.volume().as_str();
     match (claim, world.records.lookup(name)) {
         (Claim::Unknown, Lookup::Absent | Lookup::Found(_))
-            if let Foreign::Unavailable(why) = world.foreign =>
+            if let Some(why) = world.foreign.doubt(instance) =>
         {
-            format!("the claims of others cannot be read: {why}")
+            format!("whether another claims it cannot be known: {why}")
         }
         (Claim::Unknown, Lookup::Unknown(why)) => {
             format!("the record of volume {name} cannot be read: {why}")

@@ -4,8 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use super::{Error, Event, Instance, InstanceName, Shared, Supervisor, blocking, logs, proc};
-use crate::metrics::Space;
+use super::{Event, Instance, InstanceName, Shared, Supervisor, blocking, happened, logs, proc};
 use crate::process::binary;
 
 /// The trash is looked through every so many ticks: its times are hours.
@@ -14,23 +13,6 @@ const SWEEP_EVERY_TICKS: u64 = 12;
 /// Seconds of the wall clock since 1970: for names and ages of what waits in the trash.
 pub(in crate::node) fn unix_now_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// How full the data directory is, for metrics.
-async fn measure(shared: &Shared) {
-    let (root, trash) = (shared.data.root().to_owned(), shared.trash.clone());
-    let space = blocking(move || {
-        let stat = rustix::fs::statvfs(&root).map_err(|error| Error::io("stat", &root)(error.into()))?;
-        let (trash_entries, trash_bytes) = trash.usage()?;
-        Ok(Space {
-            capacity_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
-            available_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
-            trash_entries,
-            trash_bytes,
-        })
-    });
-    let space = space.await.inspect_err(|error| tracing::warn!(%error, "the data directory is not measured"));
-    shared.metrics.seen.lock().space = space.ok();
 }
 
 impl Supervisor {
@@ -57,9 +39,6 @@ impl Supervisor {
             }
             if sweep { trash.sweep(ttl, unix_now_s()) } else { Ok(Vec::new()) }
         });
-        if sweep {
-            measure(shared).await;
-        }
         match done.await {
             Ok(gone) if gone.is_empty() => {}
             Ok(gone) => tracing::info!(?gone, "unlinked from the trash"),
@@ -86,7 +65,7 @@ impl Supervisor {
             let lock = shared.store.lock_of(&name.to_string());
             let life = blocking(move || proc::probe(&lock)).await;
             if let (Ok(proc::Life::Free), Some(instance)) = (life, self.instances.get_mut(&name)) {
-                instance.handle(Event::Ended("no process holds its lock".to_owned()), shared.now());
+                happened(shared, &name, instance, Event::Ended("no process holds its lock".to_owned()));
             }
         }
     }

@@ -88,11 +88,9 @@ impl Supervisor {
                 self.orphans.tracker.unread(class, &error.to_string(), settings, shared.now())
             }
         };
+        notices.iter().for_each(say);
         let mut counts = shared.metrics.counts.lock();
-        for notice in &notices {
-            say(notice);
-            counts.orphan_is(notice);
-        }
+        notices.iter().for_each(|notice| counts.orphan_is(notice));
     }
 
     /// Everything of a class that exists, and what the records that were read last say of it.

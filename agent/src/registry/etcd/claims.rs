@@ -41,23 +41,26 @@ impl Inner {
         self.key(CLAIMS, format_args!("{node}/{name}"))
     }
 
-    /// A claim as it is, none where there is none, and the revision that a change of it compares.
-    async fn claim(&self, node: &NodeName, name: &InstanceName) -> Result<(Option<ClaimRecord>, i64), Error> {
+    /// A claim as it is, and the revision that a change of it compares.
+    async fn claim(&self, node: &NodeName, name: &InstanceName) -> Result<(Read<ClaimRecord>, i64), Error> {
         let operation = format!("look at the claim of {name}");
         let answer = self.read(&operation, vec![range(&self.claim_key(node, name))]).await?;
-        let Some(kv) = found(&answer, 0).first() else { return Ok((None, 0)) };
-        match self.parse_claim(node, name, &kv.value) {
-            Read::Found(claim) => Ok((Some(claim), kv.mod_revision)),
-            Read::Absent => Ok((None, kv.mod_revision)),
-            Read::Unreadable(reason) => Err(Error::failed(format!("{operation}: {reason}"))),
-        }
+        Ok(match found(&answer, 0).first() {
+            Some(kv) => (self.parse_claim(node, name, &kv.value), kv.mod_revision),
+            None => (Read::Absent, 0),
+        })
     }
 
     pub(super) async fn put_claim(&self, mut claim: ClaimRecord) -> Result<bool, Error> {
         let name = claimed(&claim)?;
         let operation = format!("claim {name}");
         let (current, revision) = self.claim(&claim.node, &name).await?;
-        if current.map_or(0, |current| current.version) != claim.version {
+        let version = match current {
+            Read::Found(current) => current.version,
+            Read::Absent => 0,
+            Read::Unreadable(reason) => return Err(Error::failed(format!("{operation}: {reason}"))),
+        };
+        if version != claim.version {
             return Ok(false);
         }
         claim.version += 1;
@@ -66,7 +69,7 @@ impl Inner {
         match self.change(&operation, vec![unchanged(&key, revision)], vec![put(&key, bytes, 0)]).await {
             // The answer is lost: what stands there now may tell.
             Err(error) => match self.claim(&claim.node, &name).await {
-                Ok((Some(stored), _)) if stored == claim => Ok(true),
+                Ok((Read::Found(stored), _)) if stored == claim => Ok(true),
                 _ => Err(error),
             },
             done => done,
@@ -80,14 +83,16 @@ impl Inner {
         version: u64,
     ) -> Result<bool, Error> {
         let (current, revision) = self.claim(node, name).await?;
-        if current.is_none_or(|current| current.version != version) {
-            return Ok(false);
+        match current {
+            Read::Found(claim) if claim.version == version => {}
+            Read::Unreadable(_) if version == 0 => {}
+            Read::Found(_) | Read::Unreadable(_) | Read::Absent => return Ok(false),
         }
         let key = self.claim_key(node, name);
         let operation = format!("release {name}");
         match self.change(&operation, vec![unchanged(&key, revision)], vec![delete(&key)]).await {
             Err(error) => match self.claim(node, name).await {
-                Ok((None, _)) => Ok(true),
+                Ok((Read::Absent, _)) => Ok(true),
                 _ => Err(error),
             },
             done => done,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use holdfast_proto::ids::NodeName;
 use holdfast_proto::status::ErrorKind;
 use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::{Inner, found, put, range, unchanged};
@@ -23,6 +23,8 @@ pub(super) const LIVE: &str = "live";
 const LEASE_S: i64 = 15;
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// What runs on the node is not looked after meanwhile.
+const BEGIN_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Announcement {
@@ -47,13 +49,15 @@ pub(super) async fn announce(
     };
     let mut this =
         Announcement { inner: Arc::clone(inner), node: node.clone(), mine, complaint: String::new() };
-    let lease = match this.begin().await {
-        Err(error) if error.kind() == ErrorKind::Conflict => return Err(error),
-        Err(error) => {
+    let lease = match timeout(BEGIN_WITHIN, this.begin()).await {
+        Ok(Err(error)) if error.kind() == ErrorKind::Conflict => return Err(error),
+        Ok(Err(error)) => {
             this.complain(&error);
             None
         }
-        Ok(lease) => Some(lease),
+        Ok(Ok(lease)) => Some(lease),
+        // Said later: one that was half done finds its own key.
+        Err(_) => None,
     };
     Ok(tokio::spawn(this.keep(lease)).abort_handle())
 }
@@ -118,17 +122,22 @@ impl Announcement {
             ))),
             Read::Unreadable(reason) => Err(Error::conflict(format!(
                 "{operation}: an agent that this one does not understand lives under that name: {reason}; give one of \
-                 them another --node"
+                 them another --node, or, where that agent has ended, wait {LEASE_S} s and, if it stays, delete {key}"
             ))),
             Read::Found(_) | Read::Absent => Ok(()),
         }
     }
 
     fn complain(&mut self, error: &Error) {
-        let error = error.to_string();
-        if self.complaint != error {
-            tracing::warn!(error, "the registry does not know that this node lives; tried again");
-            self.complaint = error;
+        let (said, conflict) = (error.to_string(), error.kind() == ErrorKind::Conflict);
+        if self.complaint == said {
+            return;
         }
+        if conflict {
+            tracing::error!(error = said, "another agent has this node's name");
+        } else {
+            tracing::warn!(error = said, "the registry does not know that this node lives; tried again");
+        }
+        self.complaint = said;
     }
 }

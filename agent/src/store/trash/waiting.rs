@@ -103,8 +103,12 @@ impl Trash {
     pub fn usage(&self) -> Result<(u64, u64), Error> {
         let (mut entries, mut bytes) = (0, 0);
         for Waiting { step, .. } in self.waiting()? {
+            let files = match std::fs::read_dir(&step.to) {
+                // Emptied or restored meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                files => files.map_err(Error::io("read", &step.to))?,
+            };
             entries += 1;
-            let files = std::fs::read_dir(&step.to).map_err(Error::io("read", &step.to))?;
             bytes +=
                 files.filter_map(|file| file.ok()?.metadata().ok()).fold(0, |sum, m| sum + m.blocks() * 512);
         }

@@ -193,7 +193,10 @@ impl Engine {
                     self.registry.status.generation.max(self.registry.refused_with).next();
                 self.begin_fencing(now);
             }
-            Purpose::Clean => self.end(Ending::Unclean("the registry cannot be reached".to_owned()), now),
+            Purpose::Clean => self.end(
+                Ending::Unclean("the registry cannot be reached, or has no record of the volume".to_owned()),
+                now,
+            ),
             // Asked again with the next tick.
             Purpose::Commit(_) | Purpose::Follow => {}
         }
