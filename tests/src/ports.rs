@@ -1,8 +1,10 @@
 //! Blocks of TCP ports: each test has its own, also against other test runs on this machine.
 
 use std::fs::{File, OpenOptions};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
+
+use crate::faults::proxy::ADVERTISED;
 
 const FIRST: u16 = 20_000;
 const BLOCK: u16 = 20;
@@ -71,6 +73,9 @@ fn lock_dir() -> PathBuf {
     dir
 }
 
+/// Also on the address of the network between engines and replicas, which may end a moment after its cluster.
 fn is_free(first: u16) -> bool {
-    (first..first + BLOCK).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+    let free =
+        |port| [Ipv4Addr::LOCALHOST, ADVERTISED].iter().all(|at| TcpListener::bind((*at, port)).is_ok());
+    (first..first + BLOCK).all(free)
 }
