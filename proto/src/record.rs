@@ -222,6 +222,9 @@ pub struct ReplicaSpec {
     /// Its disk on that node; none: the agent's data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+    /// Its node is still to make its directory. Once that is done nothing ever makes it again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub to_make: bool,
     /// Those that stay members until this one is.
     #[serde(default, skip_serializing_if = "ReplicaSet::is_empty")]
     pub replaces: ReplicaSet,
@@ -380,7 +383,7 @@ mod tests {
         assert_eq!(record.fresh_replica_id(), ReplicaId(4));
         assert!(!record.was_removed(ReplicaId(4)) && !record.was_removed(ReplicaId(2)));
         let text = serde_json::to_string(&record).unwrap();
-        for added in ["leaving", "next_replica_id", "replaces", "force_from"] {
+        for added in ["to_make", "leaving", "next_replica_id", "replaces", "force_from"] {
             assert!(!text.contains(added), "{added}: {text}");
         }
     }

@@ -4,11 +4,15 @@
 pub mod backoff;
 pub mod blocked;
 pub mod claims;
+pub mod elsewhere;
 pub mod follow;
 pub mod instance;
 pub mod inventory;
+pub mod nodes;
 pub mod orphan;
+pub mod placement;
 pub mod predecessor;
+pub mod presence;
 pub mod publish;
 pub mod published;
 pub mod reconcile;

@@ -7,15 +7,16 @@
 //! Within a volume, starting goes from the replicas to the engine, ending from the engine to the replicas: an
 //! engine finds its replicas and drains into them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use holdfast_proto::ids::{Generation, InstanceUuid, NodeName, VolumeId, VolumeName};
+use holdfast_proto::ids::{Generation, Incarnation, InstanceUuid, NodeName, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::{Intent, VolumeRecord};
 
 use super::Moment;
 use super::claims::is_creation_of;
+use super::elsewhere::{Elsewhere, Engine};
 use super::instance::{Instance, InstanceName, Kind, State};
 use super::records::Records;
 
@@ -36,6 +37,12 @@ pub struct World<'a> {
     pub instances: &'a BTreeMap<InstanceName, Instance>,
     /// The replicas of this node whose directory cannot be used, and why.
     pub absent: &'a BTreeMap<InstanceName, String>,
+    /// Those of them that have none at all.
+    pub missing: &'a BTreeSet<InstanceName>,
+    /// This life of the registry.
+    pub incarnation: Incarnation,
+    /// What the other nodes say.
+    pub elsewhere: &'a Elsewhere,
 }
 
 /// One step. Steps of one volume are done in order; when one fails, the rest of that volume's wait for the next plan.
@@ -82,6 +89,24 @@ pub enum Action {
         volume_id: VolumeId,
         /// By which intent.
         generation: Generation,
+    },
+    /// Make the directory of a replica of this node, with nothing in it, unless it is there; then say so in the record.
+    MakeDirectory {
+        /// Which replica of the volume.
+        name: InstanceName,
+        /// Its number.
+        id: ReplicaId,
+        /// It joins a volume that may have data: it is no source before it was filled.
+        fill: bool,
+    },
+    /// Take this node's replicas out of the record: what it asked for here is done, and other nodes still need it.
+    Release {
+        /// Its name.
+        name: VolumeName,
+        /// Its identity.
+        id: VolumeId,
+        /// As it was read.
+        version: u64,
     },
     /// Remove the record: everything it asked for is done.
     DeleteRecord {
@@ -136,6 +161,71 @@ pub fn purge_intent(record: &VolumeRecord) -> String {
     format!("{}@{}", record.id, record.status.generation)
 }
 
+/// Whether a node that has no directory of one of its replicas may make it, and whether to be filled. Only where the
+/// record says that it was not made yet, and proves that nothing can be missed by that: the replica has never been one
+/// of those that decide, or nobody was ever handed the volume. One that was lost later stays absent. None: it must not.
+#[must_use]
+pub fn may_make_directory(record: &VolumeRecord, id: ReplicaId, incarnation: Incarnation) -> Option<bool> {
+    let status = &record.status;
+    let to_make = record.spec.replicas.iter().any(|spec| spec.id == id && spec.to_make);
+    if record.spec.intent != Intent::Keep || !to_make {
+        return None;
+    }
+    if !status.configured.contains(id) {
+        return Some(true);
+    }
+    // A record from before a restore of the registry proves nothing about what happened after it was written.
+    let never_served = status.generation == Generation(0) && status.incarnation == incarnation;
+    (never_served && status.view.members.contains(id)).then_some(false)
+}
+
+/// What keeps this node from ending replicas of a volume that is wanted nowhere: an engine on another node that may
+/// still be finishing. None: there is none.
+#[must_use]
+pub fn waits_for_engine(world: World<'_>, record: &VolumeRecord) -> Option<String> {
+    // A clean end is the engine's own statement.
+    if record.status.clean {
+        return None;
+    }
+    let elsewhere = world.elsewhere;
+    match elsewhere.engine_of(record) {
+        Engine::None => {
+            let known = |node: &NodeName| {
+                node == world.node || elsewhere.is_live(node).is_some() || elsewhere.is_forgotten(node)
+            };
+            let stranger = record.placed().map(|spec| &spec.node).find(|node| !known(node))?;
+            Some(format!("nothing is known of node {stranger}"))
+        }
+        Engine::Unheard => Some("nothing has been heard of the other nodes yet".to_owned()),
+        Engine::On(node, _) => Some(format!("its engine on node {node} has not ended")),
+        Engine::Silent(node) => Some(format!(
+            "node {node} does not answer: whether its engine has ended is not known; attach the volume on another \
+             node to fence it"
+        )),
+    }
+}
+
+/// The other nodes that have not given up their replicas of a volume that is being deleted. One that is gone for good
+/// has.
+#[must_use]
+pub fn nodes_to_release<'a>(world: World<'_>, record: &'a VolumeRecord) -> BTreeSet<&'a NodeName> {
+    let others = record.placed().map(|spec| &spec.node).filter(|node| *node != world.node);
+    others.filter(|node| !world.elsewhere.is_forgotten(node)).collect()
+}
+
+/// The record of a volume that is being deleted, without the replicas of `node`.
+#[must_use]
+pub fn without_replicas_of(record: &VolumeRecord, node: &NodeName) -> VolumeRecord {
+    let mut record = record.clone();
+    record.spec.replicas.retain(|spec| spec.node != *node);
+    record.spec.leaving.retain(|spec| spec.node != *node);
+    if record.spec.replicas.is_empty() {
+        // A record has one at least; of those that are left none is wanted any more.
+        record.spec.replicas = std::mem::take(&mut record.spec.leaving);
+    }
+    record
+}
+
 /// The local replicas of a volume.
 pub fn local_replicas<'a>(
     record: &'a VolumeRecord,
@@ -164,6 +254,9 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn volume(&mut self, record: &'a VolumeRecord) {
+        if self.make_directories(record) {
+            return;
+        }
         match &record.spec.intent {
             Intent::Keep if record.spec.attach.is_some() => self.attached(record),
             Intent::Keep => {
@@ -177,6 +270,23 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Returns whether the rest waits for it.
+    fn make_directories(&mut self, record: &'a VolumeRecord) -> bool {
+        let mut any = false;
+        let wanted = record.spec.replicas.iter().filter(|spec| spec.to_make && spec.node == *self.world.node);
+        for spec in wanted {
+            let (name, id) = (InstanceName::replica(&record.name, spec.id), spec.id);
+            let may = may_make_directory(record, id, self.world.incarnation);
+            // One that is there was made, and the record does not say so yet.
+            let made = may.is_some() && !self.world.absent.contains_key(&name);
+            if let Some(fill) = may.filter(|_| made || self.world.missing.contains(&name)) {
+                self.act(record, Action::MakeDirectory { name, id, fill });
+                any = true;
+            }
+        }
+        any
+    }
+
     fn attached(&mut self, record: &'a VolumeRecord) {
         self.end_removed(record);
         for name in local_replicas(record, self.world.node) {
@@ -188,7 +298,7 @@ impl<'a> Planner<'a> {
         let engine = InstanceName::engine(&record.name);
         let here = record.spec.attach.as_ref().is_some_and(|attach| attach.node == *self.world.node);
         if !here {
-            self.stop_engine(record);
+            self.end_engine_of_elsewhere(record);
             return;
         }
         if let Slot::Ours(running) = self.slot(record, &engine)
@@ -242,6 +352,9 @@ impl<'a> Planner<'a> {
             if endpoint.local {
                 let name = InstanceName::replica(&record.name, spec.id);
                 waiting |= self.locate(record, &name, &mut endpoint);
+            } else if let Some(address) = self.world.elsewhere.address_of(record, spec) {
+                // Otherwise the engine keeps what it was told before, and a start waits a moment for the rest.
+                address.clone_into(&mut endpoint.address);
             }
             endpoints.push(endpoint);
         }
@@ -294,9 +407,8 @@ impl<'a> Planner<'a> {
         if !self.stop_engine(record) {
             return false;
         }
-        // The engine may be draining on a node that this one cannot see; `clean` is its positive statement.
-        let elsewhere = record.placed().any(|r| r.node != *self.world.node);
-        if elsewhere && !record.status.clean {
+        // The engine may be draining on another node.
+        if waits_for_engine(self.world, record).is_some() {
             return false;
         }
         self.end_removed(record);
@@ -327,6 +439,23 @@ impl<'a> Planner<'a> {
 
     fn stop_engine(&mut self, record: &'a VolumeRecord) -> bool {
         self.end(record, &InstanceName::engine(&record.name), true)
+    }
+
+    /// The record says that the engine belongs on another node, so that none belongs here: not an earlier creation
+    /// either, which this node may have slept through the end of.
+    fn end_engine_of_elsewhere(&mut self, record: &'a VolumeRecord) {
+        let name = InstanceName::engine(&record.name);
+        let Some(instance) = self.world.instances.get(&name) else { return };
+        if instance.volume_id() != record.id {
+            return;
+        }
+        match instance.state() {
+            State::Pending | State::Starting | State::Running => {
+                self.stop(record, &name, instance.uuid(), true);
+            }
+            State::Down { .. } | State::Stopping => {}
+            State::Unknown(reason) => self.block(record, format!("{name}: {reason}")),
+        }
     }
 
     /// Ends an instance of this volume if it runs. Returns whether it is proven that none does.
@@ -368,11 +497,12 @@ impl<'a> Planner<'a> {
                 self.act(record, Action::Retire { name });
             }
         }
-        // With replicas on other nodes, their agents still need the record to do the same.
-        if record.placed().all(|r| r.node == *self.world.node) {
-            let (name, id) = (record.name.clone(), record.id);
-            let purge = purge.is_some();
-            self.act(record, Action::DeleteRecord { name, id, version: record.version, purge });
+        let (name, id, version) = (record.name.clone(), record.id, record.version);
+        if nodes_to_release(self.world, record).is_empty() {
+            self.act(record, Action::DeleteRecord { name, id, version, purge: purge.is_some() });
+        } else if record.placed().any(|spec| spec.node == *self.world.node) {
+            // The others' agents still need the record to do the same.
+            self.act(record, Action::Release { name, id, version });
         }
     }
 

@@ -12,8 +12,10 @@ use tokio::time::Instant;
 
 use super::{Change, NodeConfig, ShutdownProgress, Snapshot};
 use crate::core::Moment;
+use crate::core::elsewhere::Elsewhere;
 use crate::core::instance::InstanceName;
 use crate::core::inventory::Inventory;
+use crate::core::nodes::Nodes;
 use crate::core::orphan::{self, Orphan};
 use crate::core::records::Records;
 use crate::error::Error;
@@ -63,6 +65,10 @@ pub(super) struct Shared {
     pub(super) records: Mutex<Arc<Records>>,
     /// When directories that are not healthy were seen to be that last, by path, in seconds since 1970.
     pub(super) last_healthy: Mutex<BTreeMap<String, u64>>,
+    /// All nodes, as the registry tells of them.
+    pub(super) nodes: Mutex<Nodes>,
+    /// The others, as plans need them.
+    pub(super) elsewhere: watch::Sender<Arc<Elsewhere>>,
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
     /// What is cleaned; changes at run time.
     pub(super) orphan_settings: Mutex<orphan::Settings>,
@@ -90,6 +96,8 @@ pub(super) struct Homes {
     pub(super) registry: Arc<dyn Registry>,
     pub(super) boot_id: BootId,
     pub(super) warnings: Vec<String>,
+    /// What is known of other nodes before any was heard of.
+    pub(super) elsewhere: Elsewhere,
 }
 
 impl Shared {
@@ -107,6 +115,8 @@ impl Shared {
             progress: watch::Sender::new(ShutdownProgress::Running),
             records: Mutex::new(Arc::new(Records::Unavailable("not read yet".to_owned()))),
             last_healthy: Mutex::default(),
+            nodes: Mutex::default(),
+            elsewhere: watch::Sender::new(Arc::new(homes.elsewhere)),
             operations: Mutex::default(),
             orphan_settings: Mutex::new(orphans),
             orphans: Mutex::default(),
@@ -186,6 +196,17 @@ impl Shared {
                 return;
             }
         }
+    }
+
+    /// Waits until what is known of the other nodes is as `wanted` says, or the deadline is over; returns whether it is.
+    pub(super) async fn wait_elsewhere(
+        &self,
+        deadline: std::time::Duration,
+        mut wanted: impl FnMut(&Elsewhere) -> bool,
+    ) -> bool {
+        let mut elsewhere = self.elsewhere.subscribe();
+        let found = elsewhere.wait_for(|known| wanted(known));
+        matches!(tokio::time::timeout(deadline, found).await, Ok(Ok(_)))
     }
 
     /// Asks the supervisor and waits for its answer.

@@ -9,12 +9,13 @@ use std::time::Duration;
 use holdfast_proto::ids::{BootId, InstanceUuid, VolumeId};
 use tokio::sync::mpsc;
 
-use super::publish;
 use super::shared::{Homes, Shared, blocking};
 use super::supervisor::{Found, Orphans, Supervisor};
 use super::{NodeConfig, Snapshot};
+use super::{follow, publish};
 use crate::config::RegistryHome;
 use crate::core::Moment;
+use crate::core::elsewhere::Elsewhere;
 use crate::core::instance::{Instance, InstanceName, State};
 use crate::error::Error;
 use crate::process::binary::{self, Binary};
@@ -50,7 +51,9 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let registry = open_registry(&config).await?;
     registry.announce(&config.node, config.advertise.unwrap_or(config.bind)).await?;
     let Prepared { data, boot_id, warnings, .. } = prepared;
-    let (shared, commands) = Shared::new(config, Homes { data, registry, boot_id, warnings });
+    let shared_home = matches!(config.registry, RegistryHome::Etcd(_));
+    let elsewhere = if shared_home { Elsewhere::unheard() } else { Elsewhere::default() };
+    let (shared, commands) = Shared::new(config, Homes { data, registry, boot_id, warnings, elsewhere });
     let shared = Arc::new(shared);
     let (events, reports) = mpsc::channel(EVENTS_MAX);
     let context = Context {
@@ -67,6 +70,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let orphans = blocking(move || Ok(Orphans::load(file))).await?;
     let mut supervisor =
         Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock, orphans, shared.now());
+    tokio::spawn(follow::run(Arc::downgrade(&shared)));
     let living = found.iter().filter(|found| !found.instance.is_down());
     let adopted: Vec<String> = living.map(|found| found.name.to_string()).collect();
     supervisor.take_over(&shared, found);

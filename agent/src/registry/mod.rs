@@ -11,7 +11,6 @@ pub mod engine_cas;
 pub mod etcd;
 pub mod file;
 pub mod inventory;
-pub mod presence;
 mod stored_key;
 
 use std::fmt;
@@ -20,11 +19,12 @@ use std::sync::Arc;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{NodeRecord, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use crate::store::Read;
 
 use self::inventory::InventoryHome;
+use crate::core::nodes::Heard;
 use crate::error::Error;
 
 /// Blocks are the unit of checksums and of every size.
@@ -119,6 +119,11 @@ pub trait Registry: fmt::Debug + Send + Sync {
     /// `Conflict` where another agent, one with another data directory, lives under this name.
     async fn announce(&self, _node: &NodeName, _address: IpAddr) -> Result<(), Error> {
         Ok(())
+    }
+    /// What is told of nodes from now on, beginning with everything there is; none where this home has one node. A feed
+    /// whose receiver is dropped ends.
+    fn follow_nodes(&self) -> Option<mpsc::Receiver<Heard>> {
+        None
     }
     /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
     /// engines' own, and must not wake the agent that made them.

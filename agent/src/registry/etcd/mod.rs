@@ -13,6 +13,7 @@
 mod client;
 mod inventory;
 mod memory;
+mod nodes;
 mod presence;
 mod records;
 mod watcher;
