@@ -6,10 +6,12 @@
 //! the next reconcile. Reads come from the inventory and never wait for a disk.
 
 mod claims;
+mod follow;
 mod force;
 mod host;
 mod info;
 mod metrics;
+mod nodes;
 mod orphans;
 mod publish;
 mod replicas;
@@ -125,15 +127,16 @@ pub struct NodeHandle {
 }
 
 impl NodeHandle {
-    /// Creates a volume and its replica directories on this node.
+    /// Creates a volume and its replica directories on this node; other nodes make theirs when they see the record.
     ///
     /// # Errors
-    /// `Invalid` for a bad name, size, count or mode; `Conflict` where the name is taken.
+    /// `Invalid` for a bad name, size, count, mode or node; `Conflict` where the name is taken; `TimedOut`, with the
+    /// volume created, where another node has not made a directory yet.
     pub async fn create_volume(&self, request: pb::CreateVolumeRequest) -> Result<pb::VolumeInfo, Error> {
         let shared = Arc::clone(&self.shared);
         detached(async move { volumes::create(&shared, &request).await }).await
     }
-    /// Wants the volume here; returns once I/O can start, or after a few seconds with what it waits for.
+    /// Wants the volume here, or on the node that is named; returns once I/O can start, or after a few seconds with what it waits for.
     ///
     /// # Errors
     /// `NotFound`; `Conflict` where it is attached otherwise, still detaching, or being deleted.
@@ -312,6 +315,12 @@ impl NodeHandle {
     #[must_use]
     pub fn metrics(&self) -> Observed {
         metrics::observe(&self.shared)
+    }
+
+    /// Every node that the registry tells of.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<pb::NodeSummary> {
+        nodes::list(&self.shared)
     }
     /// See [`allow_uninstall`].
     ///

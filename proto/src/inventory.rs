@@ -7,6 +7,7 @@ use prost::Message as _;
 
 use crate::convert::InvalidMessage;
 use crate::pb::inventory as pb;
+use crate::record::ReplicaSet;
 use pb::document::Body;
 use pb::entry::Entry as Of;
 
@@ -181,6 +182,12 @@ fn check_content(entry: &pb::Entry) -> Result<(), InvalidMessage> {
         }
         _ => Ok(()),
     };
+    let members = |members: &[u32]| match members.len() {
+        count if count > ReplicaSet::CAPACITY => {
+            Err(bad("members", format!("{count}, expected at most {}", ReplicaSet::CAPACITY)))
+        }
+        _ => Ok(()),
+    };
     match &entry.entry {
         None => Ok(()),
         Some(Of::Node(node)) => {
@@ -195,6 +202,8 @@ fn check_content(entry: &pb::Entry) -> Result<(), InvalidMessage> {
             uuid("process_uuid", &instance.process_uuid, true)?;
             text("address", &instance.address)?;
             text("reason", &instance.reason)?;
+            text("volume_state", &instance.volume_state)?;
+            members(&instance.members)?;
             text("blocked_by", &instance.blocked_by)
         }
         // One that cannot be read says nothing of whose it is.
@@ -284,6 +293,7 @@ mod tests {
             (broken(|i| i.uuid = vec![1; 15]), "uuid"),
             (broken(|i| i.volume_id = vec![]), "volume_id"),
             (broken(|i| i.process_uuid = vec![1; 17]), "process_uuid"),
+            (broken(|i| i.members = vec![1; 9]), "members"),
             (broken(|i| i.reason = "x".repeat(REASON_BYTES_MAX + 1)), "reason"),
         ] {
             let said = decode(&encode(&document)).unwrap_err().to_string();

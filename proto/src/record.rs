@@ -263,6 +263,9 @@ pub struct ReplicaSpec {
     /// Its disk on that node; none: the agent's data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+    /// Its node is still to make its directory. Once that is done nothing ever makes it again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub to_make: bool,
     /// Those that stay members until this one is.
     #[serde(default, skip_serializing_if = "ReplicaSet::is_empty")]
     pub replaces: ReplicaSet,
@@ -338,6 +341,10 @@ pub struct VolumeSpec {
     /// Where it is wanted; none: detached.
     #[serde(default)]
     pub attach: Option<AttachSpec>,
+    /// It was attached there last, replicas are on other nodes too, and that node's agent has not said yet that the engine
+    /// has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detaching: Option<NodeName>,
     /// Keep or delete.
     #[serde(default)]
     pub intent: Intent,
@@ -376,6 +383,13 @@ impl VolumeRecord {
             self.status.configured.contains(spec.id) && !wanted
         };
         self.spec.replicas.iter().chain(self.spec.leaving.iter().filter(stays))
+    }
+
+    /// Wants it attached nowhere.
+    pub fn detach(&mut self) {
+        let Some(attach) = self.spec.attach.take() else { return };
+        let others = self.placed().any(|spec| spec.node != attach.node);
+        self.spec.detaching = others.then_some(attach.node);
     }
 
     /// Whether this id was a replica's that was taken out of the volume. Of one that this record never gave (it may
@@ -421,7 +435,7 @@ mod tests {
         assert_eq!(record.fresh_replica_id(), ReplicaId(4));
         assert!(!record.was_removed(ReplicaId(4)) && !record.was_removed(ReplicaId(2)));
         let text = serde_json::to_string(&record).unwrap();
-        for added in ["leaving", "next_replica_id", "replaces", "force_from"] {
+        for added in ["to_make", "leaving", "next_replica_id", "replaces", "force_from", "detaching"] {
             assert!(!text.contains(added), "{added}: {text}");
         }
     }

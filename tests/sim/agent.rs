@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast::core::creation::{self, Creation, Lock, Remembered};
+use holdfast::core::elsewhere::{Elsewhere, OtherNode, Place};
 use holdfast::core::foreign::Foreign;
 use holdfast::core::instance::{Event as Happened, Instance, InstanceName, Kind, State};
 use holdfast::core::orphan::{Saved, Subject, Tracker};
@@ -13,14 +14,14 @@ use holdfast::core::predecessor::EndedEngines;
 use holdfast::core::reconcile::{self, Action, Plan};
 use holdfast::core::records::{Lookup, Records};
 use holdfast::core::retry::Retries;
-use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId, VolumeName};
+use holdfast_proto::ids::{Incarnation, InstanceUuid, NodeName, ReplicaId, VolumeName};
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::VolumeRecord;
 use uuid::Uuid;
 
 use super::engine::slot_of;
 use super::plan::Broken;
-use super::process::{Body, Driver, EngineRole, Process, Role, Step, VOLUME};
+use super::process::{Driver, EngineRole, Process, Role, Step, VOLUME};
 use super::queue::{MS, SEC, Time};
 use super::registry::wanted_of;
 use super::world::{Event, World};
@@ -28,6 +29,8 @@ use super::world::{Event, World};
 const RECONCILE_EVERY: Time = 5 * SEC;
 /// A registry that says nothing for so long has failed.
 const ANSWERS_WITHIN: Time = 2 * SEC;
+/// An agent that the registry has not heard of for so long is silent.
+const SILENT_AFTER: Time = 15 * SEC;
 
 /// One node's: what is on its disk, what runs beside it, and its own process.
 #[derive(Debug)]
@@ -47,6 +50,10 @@ pub(super) struct Agent {
     pub(super) run: u64,
     /// It ends after so many more steps.
     pub(super) dies_in: Option<u64>,
+    /// What the registry tells the others of it.
+    published: OtherNode,
+    /// When the registry heard of it last; none: never.
+    heard: Option<Time>,
 }
 
 impl Agent {
@@ -61,16 +68,14 @@ impl Agent {
             live: None,
             run: 0,
             dies_in: None,
+            published: OtherNode::default(),
+            heard: None,
         }
     }
 }
 
 pub(super) fn node_name(node: usize) -> NodeName {
     format!("n{node}").parse().expect("a name")
-}
-
-fn node_of(name: &NodeName) -> Option<usize> {
-    name.as_str().strip_prefix('n')?.parse().ok()
 }
 
 /// The registry was asked.
@@ -94,6 +99,10 @@ pub(super) struct Live {
     /// No controller but Holdfast claims anything in these worlds.
     foreign: Foreign,
     absent: BTreeMap<InstanceName, String>,
+    /// Every replica has its directory from the beginning.
+    missing: BTreeSet<InstanceName>,
+    incarnation: Incarnation,
+    elsewhere: Elsewhere,
     retries: Retries,
     pub(super) plan: Plan,
     runs: u64,
@@ -119,7 +128,15 @@ impl Live {
             foreign: &self.foreign,
             instances: &self.instances,
             absent: &self.absent,
+            missing: &self.missing,
+            incarnation: self.incarnation,
+            elsewhere: &self.elsewhere,
         }
+    }
+
+    /// Whether another's agent has spoken lately.
+    pub(super) fn sees_alive(&self, node: &NodeName) -> bool {
+        self.elsewhere.is_live(node) == Some(true)
     }
 
     pub(super) fn record(&self) -> Option<&VolumeRecord> {
@@ -189,6 +206,7 @@ pub(super) enum Turn {
     Tick,
     Look,
     Reads,
+    Publishes,
     Hears(Rc<Records>),
 }
 
@@ -218,6 +236,9 @@ impl World {
             records: Rc::new(Records::Unavailable("not read yet".to_owned())),
             foreign: Foreign::none(),
             absent: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            incarnation: Incarnation(Uuid::from_u128(self.registry.incarnation)),
+            elsewhere: Elsewhere::unheard(),
             retries: Retries::new(Duration::ZERO),
             plan: Plan::default(),
             runs: 0,
@@ -285,6 +306,7 @@ impl World {
         let survived = match turn {
             Turn::Tick => {
                 self.turn(node, Turn::Tick, RECONCILE_EVERY);
+                self.publishes_soon(node);
                 self.look(node, &mut live, 0);
                 Some(())
             }
@@ -297,6 +319,10 @@ impl World {
             }
             Turn::Reads => {
                 self.reads(node);
+                Some(())
+            }
+            Turn::Publishes => {
+                self.publishes(node, &live);
                 Some(())
             }
             Turn::Hears(records) => self.hears(node, &mut live, records),
@@ -352,6 +378,9 @@ impl World {
 
     fn hears(&mut self, node: usize, live: &mut Live, records: Rc<Records>) -> Option<()> {
         let Asked { at, due } = live.asked.take()?;
+        if matches!(*records, Records::Known(_)) {
+            live.elsewhere = self.elsewhere(node);
+        }
         live.records = Rc::clone(&records);
         self.deeds.answered(&self.agents[node], node, at, records);
         if due.is_empty() {
@@ -447,17 +476,13 @@ impl World {
                 });
                 let (version, status) = (record.version, record.status.clone());
                 let wanted = wanted_of(&record.spec);
-                let elsewhere: Vec<_> = record.placed().map(|spec| (spec.id, spec.node.clone())).collect();
-                for endpoint in replicas.iter_mut().filter(|endpoint| !endpoint.local) {
-                    let id = ReplicaId(endpoint.id);
-                    let at = elsewhere.iter().find(|(other, _)| *other == id).and_then(|(_, n)| node_of(n));
-                    if let Some(known) = at.and_then(|at| self.known_elsewhere(at, endpoint, &name)) {
-                        *endpoint = known;
-                    } else if let Some(Role::Engine(before)) =
-                        live.drivers.get(&name).and_then(|driver| driver.role.as_ref())
-                        && let Some(before) = before.endpoints.iter().find(|e| e.id == endpoint.id)
-                    {
-                        endpoint.clone_from(before);
+                // An engine keeps what it was told before, where nothing else is known.
+                if let Some(Role::Engine(before)) = live.drivers.get(&name).and_then(|d| d.role.as_ref()) {
+                    let known = |e: &&mut pb::ReplicaEndpoint| !e.local && e.address.is_empty();
+                    for endpoint in replicas.iter_mut().filter(known) {
+                        if let Some(before) = before.endpoints.iter().find(|e| e.id == endpoint.id) {
+                            endpoint.clone_from(before);
+                        }
                     }
                 }
                 let role =
@@ -478,6 +503,25 @@ impl World {
                 let here = (0..self.replicas.len()).filter(|slot| self.replicas[*slot].node == node);
                 self.agents[node].trash.extend(here);
             }
+            Action::MakeDirectory { name, .. } => unreachable!("{name} has its directory"),
+            Action::SayDetached { name: _, id: _, engine } => {
+                if !self.registry_answers(node) {
+                    return Err("the registry does not answer".to_owned());
+                }
+                if reconcile::says_detached(&self.registry.record(), &live.node, engine) {
+                    self.check_says_detached(node, engine);
+                    self.edit_record(|record| record.spec.detaching = None);
+                }
+            }
+            Action::Release { name: _, id: _, version } => {
+                if !self.registry_answers(node) {
+                    return Err("the registry does not answer".to_owned());
+                }
+                if self.registry.version == version {
+                    let here = live.node.clone();
+                    self.edit_record(|record| *record = reconcile::without_replicas_of(record, &here));
+                }
+            }
             Action::DeleteRecord { name: _, id: _, version, purge: _ } => {
                 self.check_delete(node);
                 if !self.registry_answers(node) {
@@ -492,25 +536,51 @@ impl World {
         Ok(())
     }
 
-    /// What the agent of another node, where it runs, knows of a replica there.
-    fn known_elsewhere(
-        &self,
-        at: usize,
-        endpoint: &pb::ReplicaEndpoint,
-        engine: &InstanceName,
-    ) -> Option<pb::ReplicaEndpoint> {
-        let live = self.agents[at].live.as_ref()?;
-        let instance = live.instances.get(&InstanceName::replica(engine.volume(), ReplicaId(endpoint.id)))?;
-        let (problem, address) = (instance.data_problem(), instance.address());
-        let absent = problem.is_some();
-        let address = address.filter(|_| !absent);
-        (absent || address.is_some()).then(|| pb::ReplicaEndpoint {
-            id: endpoint.id,
-            local: false,
-            absent,
-            reason: problem.unwrap_or_default(),
-            address: address.unwrap_or_default().to_owned(),
-        })
+    /// What the others have published, and whether they live.
+    fn elsewhere(&self, node: usize) -> Elsewhere {
+        let now = self.queue.now();
+        let others = self.agents.iter().enumerate().filter(|(other, _)| *other != node);
+        let known = others.filter_map(|(_, agent)| {
+            let live = now < agent.heard? + SILENT_AFTER;
+            Some((agent.name.clone(), OtherNode { live, ..agent.published.clone() }))
+        });
+        Elsewhere::new(known.collect(), BTreeSet::new())
+    }
+
+    /// What an agent knows reaches the registry a moment later.
+    fn publishes_soon(&mut self, node: usize) {
+        let after = MS + self.chance.below(SEC);
+        self.turn(node, Turn::Publishes, after);
+    }
+
+    fn publishes(&mut self, node: usize, live: &Live) {
+        if !self.registry_answers_agent(node) {
+            return self.turn(node, Turn::Publishes, SEC);
+        }
+        let place = |(name, instance): (&InstanceName, &Instance)| {
+            let place = Place {
+                uuid: instance.uuid(),
+                volume_id: instance.volume_id(),
+                ended: instance.is_down(),
+                running: *instance.state() == State::Running,
+                silent: matches!(instance.state(), State::Unknown(_)),
+                address: instance.address().unwrap_or_default().to_owned(),
+                volume_state: String::new(),
+                clients: 0,
+                members: Vec::new(),
+                reason: String::new(),
+            };
+            (name.to_string(), place)
+        };
+        let instances = live.instances.iter().map(place).collect();
+        let published = OtherNode { live: true, complete: true, instances, directories: BTreeSet::new() };
+        let now = self.queue.now();
+        let agent = &mut self.agents[node];
+        agent.heard = Some(now);
+        if agent.published != published {
+            agent.published = published;
+            self.tell_other_agents(node);
+        }
     }
 
     fn begin_to_drive(&mut self, node: usize, live: &mut Live, name: &InstanceName, step: Step) {
@@ -576,8 +646,8 @@ impl World {
                 live.drivers.remove(&name);
             }
             due |= changed;
-            if changed && name.kind() != Kind::Engine {
-                self.tell_other_agents(node);
+            if changed {
+                self.publishes_soon(node);
             }
         }
         if due {
@@ -585,11 +655,10 @@ impl World {
         }
     }
 
-    /// Agents whose engine may want to know where a replica is.
+    /// They see what this one published.
     fn tell_other_agents(&mut self, node: usize) {
         for other in (0..self.agents.len()).filter(|other| *other != node) {
-            let engine = |process: &Process| matches!(process.body, Body::Engine(_));
-            if self.agents[other].processes.values().any(engine) {
+            if self.registry_answers_agent(other) {
                 self.wake_agent(other);
             }
         }

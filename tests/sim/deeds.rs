@@ -14,6 +14,7 @@ use holdfast_proto::ids::{Generation, InstanceUuid, NodeName};
 use holdfast_proto::record::{Intent, VolumeRecord};
 
 use super::agent::{Agent, Live};
+use super::engine::now_of;
 use super::process::Body;
 use super::queue::{MS, SEC, Time};
 use super::world::World;
@@ -190,12 +191,17 @@ impl World {
         let detached = record.spec.attach.is_none() || record.spec.intent != Intent::Keep;
         let same = record.status.instance_uuids.get(&name.to_string()) == Some(&uuid);
         let elsewhere = record.spec.attach.as_ref().is_some_and(|attach| attach.node != *here);
-        let all_here = record.placed().all(|spec| spec.node == *here);
+        let drained = record.status.clean || record.spec.detaching.as_ref().is_none_or(|node| node == here);
         let engine_runs = self.agents[node].processes.keys().any(|other| other.kind() == Kind::Engine);
         let said = match name.kind() {
-            Kind::Engine => same && (detached || elsewhere),
+            Kind::Engine => {
+                let before = self.generation_there(node, name).is_none_or(|generation| {
+                    generation < record.status.generation || record.status.engine_instance == uuid
+                });
+                (same && detached) || (elsewhere && (same || before))
+            }
             Kind::Replica(id) if record.was_removed(id) => true,
-            Kind::Replica(_) => same && detached && !engine_runs && (all_here || record.status.clean),
+            Kind::Replica(_) => same && detached && !engine_runs && drained,
         };
         // An earlier agent was right to tell it, and did not live to see it end.
         let told = self.deeds.nodes[node].ending.contains(&(name.clone(), uuid));
@@ -204,6 +210,24 @@ impl World {
                 .fail(format!("n{node} stops {name} {uuid}, which its record does not say: {record:?}"));
         }
         self.may_now_end(node, name, uuid);
+    }
+
+    /// What the engine that runs there has, or last took; none: none runs.
+    fn generation_there(&self, node: usize, name: &InstanceName) -> Option<Generation> {
+        match self.agents[node].processes.get(name)?.body {
+            Body::Engine(Some(engine)) => {
+                Some(self.engines[engine].core.report(now_of(self.queue.now())).generation)
+            }
+            _ => None,
+        }
+    }
+
+    /// An agent says that the engine that it had has ended.
+    pub(super) fn check_says_detached(&mut self, node: usize, engine: Option<InstanceUuid>) {
+        let mut processes = self.agents[node].processes.iter();
+        if processes.any(|(name, process)| name.kind() == Kind::Engine && Some(process.uuid) == engine) {
+            self.fail(format!("n{node} says that its engine {engine:?} has ended, and it lives"));
+        }
     }
 
     /// An agent ends what nobody claims.

@@ -57,7 +57,7 @@ impl World {
             _ if !self.registry.up || self.registry.hides_the_record() => self.wish(wish, 500 * MS),
             Wish::Detach { then } => {
                 trace!(self, "DETACH");
-                self.edit_record(|record| record.spec.attach = None);
+                self.edit_record(VolumeRecord::detach);
                 if let Some((node, after)) = then {
                     self.wish(Wish::Attach { node }, after);
                 }
@@ -78,6 +78,7 @@ impl World {
                 self.edit_record(|record| {
                     record.spec.attach =
                         Some(AttachSpec { node: node_name(node), nbd_tcp: None, force_from: None });
+                    record.spec.detaching = None;
                     let engine = InstanceName::engine(&record.name).to_string();
                     record.status.instance_uuids.insert(engine, InstanceUuid(Uuid::from_u128(uuid)));
                 });
@@ -85,11 +86,18 @@ impl World {
         }
     }
 
-    /// The agent there takes it: it runs, reaches the registry, and does not see the volume's engine run still.
+    /// The agent there takes it: it runs, reaches the registry, and does not see the volume's engine run still, here or,
+    /// unless that is silent, on the node that it is being detached from.
     fn may_attach(&self, node: usize) -> bool {
         let Some(live) = self.agents[node].live.as_ref().filter(|_| self.registry_answers(node)) else {
             return false;
         };
+        let spec = &self.registry.spec;
+        let ends_on =
+            spec.detaching.as_ref().filter(|_| spec.attach.is_none() && !self.registry.status.clean);
+        if ends_on.is_some_and(|ends_on| live.sees_alive(ends_on)) {
+            return false;
+        }
         let engine = live.instances.iter().find(|(name, _)| InstanceName::engine(name.volume()) == **name);
         engine.is_none_or(|(_, engine): (_, &Instance)| engine.is_down())
     }
@@ -154,9 +162,6 @@ impl World {
                 }
             }
         }
-        if quiet && self.engine_processes() > 1 && self.wanted.settled {
-            self.lose_patience();
-        }
         self.queue.after(if quiet { 3 * SEC } else { 7 * SEC }, Event::PeopleLook);
     }
 
@@ -168,14 +173,6 @@ impl World {
         });
         if self.wanted.settled && (!attached || fenced) {
             self.people_attach_anew(SEC);
-        }
-    }
-
-    /// An engine that was superseded before it took the volume over may still take it afterwards. From then on the record's
-    /// own has not arrived, and nobody ends either, until the volume is detached.
-    fn lose_patience(&mut self) {
-        if self.queue.now() >= self.wanted.patience && !std::mem::replace(&mut self.wanted.impatient, true) {
-            self.people_attach_anew(10 * SEC);
         }
     }
 

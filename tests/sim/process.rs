@@ -506,6 +506,7 @@ impl World {
         };
         pb::EngineStatus {
             state: state.to_owned(),
+            generation: report.generation.0,
             replicas: (report.replicas.iter())
                 .map(|r| pb::ReplicaState { id: r.id.0, mode: mode(r.mode).to_owned(), ..Default::default() })
                 .collect(),

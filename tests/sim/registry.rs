@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use holdfast::core::records::{RecordState, Records};
+use holdfast::registry::engine_cas;
 use holdfast_dataplane::core::engine::{RegistryOutcome, Wanted};
 use holdfast_proto::ids::{Generation, Incarnation};
 use holdfast_proto::record::{RECORD_SCHEMA, VolumeRecord, VolumeSpec, VolumeStatus};
@@ -128,6 +129,9 @@ impl Registry {
             || wish.generation == Generation(0);
         if goes_back || wish.incarnation != Incarnation(Uuid::from_u128(self.incarnation)) {
             return self.conflict();
+        }
+        if engine_cas::takes_over_from_another(&self.record(), wish) {
+            return RegistryOutcome::Missing;
         }
         if self.version != expected {
             let done = self.version > expected && self.status == *wish;

@@ -86,7 +86,8 @@ impl World {
             return;
         }
         let current = self.wanted.engine == Some(engine);
-        if ending == Ending::RecordMissing && !self.was_gone {
+        let meant = self.engines[engine].instance.0.as_u128() == self.wanted.uuid;
+        if ending == Ending::RecordMissing && meant && !self.was_gone {
             self.fail(format!("e{engine}: the record is missing"));
         }
         if ending == Ending::CacheLost && !self.plan.reboots {

@@ -192,8 +192,6 @@ pub(super) struct Wanted {
     pub(super) settled: bool,
     /// Until then people wait for what is not as it should be.
     pub(super) patience: Time,
-    /// They have detached it because of that.
-    pub(super) impatient: bool,
 }
 
 /// See the module's documentation.
@@ -241,7 +239,7 @@ pub(super) fn replica_instance(replica: ReplicaId) -> InstanceUuid {
 
 fn first_spec(size_bytes: u64, replicas: impl Iterator<Item = (ReplicaId, NodeName)>) -> VolumeSpec {
     let replicas: Vec<_> = replicas
-        .map(|(id, node)| ReplicaSpec { id, node, disk: None, replaces: ReplicaSet::new() })
+        .map(|(id, node)| ReplicaSpec { id, node, disk: None, to_make: false, replaces: ReplicaSet::new() })
         .collect();
     VolumeSpec {
         size_bytes,
@@ -249,6 +247,7 @@ fn first_spec(size_bytes: u64, replicas: impl Iterator<Item = (ReplicaId, NodeNa
         replicas,
         leaving: Vec::new(),
         attach: None,
+        detaching: None,
         intent: Intent::Keep,
         io_mode: "buffered".to_owned(),
     }
@@ -342,7 +341,6 @@ impl World {
                 restarts: 0,
                 settled: true,
                 patience: plan.busy_for + 80 * SEC,
-                impatient: false,
             },
             registers: Registers::new(blocks * PER_BLOCK),
             next_write: 0,
@@ -439,11 +437,12 @@ impl World {
         let last = self.wanted.engine;
         let ends = |world: &Self| match world.registry.status.clean {
             true => world.agents.iter().all(|agent| agent.processes.is_empty()),
-            // Where a flush had failed on the last copy, or a registry that went back has fenced it, it cannot be clean,
-            // and replicas elsewhere go on.
+            // Where a flush had failed on the last copy, or a registry that went back has fenced it, or an answer that came
+            // late has ended the replicas first, it cannot be clean.
             false => last.is_some_and(|engine| {
                 let host = &world.engines[engine];
-                !host.alive && matches!(host.ended, Some(Ending::Unclean(_) | Ending::Fenced { .. }))
+                let said = matches!(host.ended, Some(Ending::Unclean(_) | Ending::Fenced { .. }));
+                !host.alive && (said || host.draining)
             }),
         };
         self.run_while("not detached in time", |world| !ends(world));

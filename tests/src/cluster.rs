@@ -31,13 +31,21 @@ pub struct AgentOptions {
     pub extra: Vec<String>,
     /// `--data-ports`; none: this cluster's own block.
     pub data_ports: Option<String>,
+    /// `--node`; none: `node-a`.
+    pub node: Option<String>,
 }
 
 impl AgentOptions {
     /// With these further arguments.
     #[must_use]
     pub fn with(extra: &[&str]) -> Self {
-        Self { extra: extra.iter().map(|a| (*a).to_owned()).collect(), data_ports: None }
+        Self { extra: extra.iter().map(|a| (*a).to_owned()).collect(), ..Self::default() }
+    }
+
+    /// The same for a node of this name.
+    #[must_use]
+    pub fn of_node(node: &str, extra: &[&str]) -> Self {
+        Self { node: Some(node.to_owned()), ..Self::with(extra) }
     }
 }
 
@@ -239,7 +247,8 @@ impl Cluster {
                 let listen = format!("unix:{}", self.root().join("agent.sock").display());
                 let run = path(self.runtime_dir());
                 add(&["agent", "--data-dir", &data, "--listen", &listen, "--runtime-dir", &run]);
-                add(&["--node", "node-a", "--data-ports", options.data_ports.as_ref().unwrap_or(&ports)]);
+                add(&["--node", options.node.as_deref().unwrap_or("node-a")]);
+                add(&["--data-ports", options.data_ports.as_ref().unwrap_or(&ports)]);
                 args.extend(options.extra.iter().cloned());
             }
             Launch::Quickstart(options) => {

@@ -172,7 +172,7 @@ fn with_tls_the_agent_shows_who_it_is_and_believes_nobody_else() {
             extra.extend(["--registry-cert".to_owned(), file("client.pem")]);
             extra.extend(["--registry-key".to_owned(), file("client.key")]);
         }
-        AgentOptions { extra, data_ports: None }
+        AgentOptions { extra, ..AgentOptions::default() }
     };
     for (what, ca, client) in [("a stranger's server", "other.pem", true), ("nobody", "ca.pem", false)] {
         let mut refused = Cluster::agent_not_started(options(ca, client));

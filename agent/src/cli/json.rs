@@ -203,6 +203,48 @@ pub(super) struct LogLine<'a> {
     pub(super) line: &'a str,
 }
 
+/// `node ls`.
+#[derive(Debug, Serialize)]
+pub(super) struct Nodes<'a> {
+    nodes: Vec<NodeSummary<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct NodeSummary<'a> {
+    name: &'a str,
+    here: bool,
+    live: bool,
+    silent_s: Option<u64>,
+    version: Option<&'a str>,
+    address: Option<&'a str>,
+    instances: u32,
+    replicas: u32,
+    pressure_cpu: Option<&'a str>,
+    pressure_memory: Option<&'a str>,
+    pressure_io: Option<&'a str>,
+    reason: Option<&'a str>,
+}
+
+impl<'a> From<&'a pb::ListNodesReply> for Nodes<'a> {
+    fn from(reply: &'a pb::ListNodesReply) -> Self {
+        let nodes = reply.nodes.iter().map(|node| NodeSummary {
+            name: &node.name,
+            here: node.here,
+            live: node.live,
+            silent_s: node.silent_s,
+            version: filled(&node.version),
+            address: filled(&node.address),
+            instances: node.instances,
+            replicas: node.replicas,
+            pressure_cpu: filled(&node.pressure_cpu),
+            pressure_memory: filled(&node.pressure_memory),
+            pressure_io: filled(&node.pressure_io),
+            reason: node.reason.as_deref().and_then(filled),
+        });
+        Self { nodes: nodes.collect() }
+    }
+}
+
 /// `replica ls`.
 #[derive(Debug, Serialize)]
 pub(super) struct ReplicaDirs<'a> {

@@ -3,19 +3,28 @@
 use holdfast_proto::pb::agent as pb;
 
 use super::client::{Client, ask};
-use super::output::{Out, fields};
+use super::output::{Out, dash, fields, table};
 use super::{Global, json};
 use crate::complaint::Complaint;
 use crate::units::format_size;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
+  holdfast node ls
   holdfast node show
   holdfast node show -o json | jq .available_bytes
   holdfast node show -o json | jq '.disks[] | {path, errors, faulted_replicas}'";
 
+const LS_EXAMPLES: &str = "\
+Examples:
+  holdfast node ls   every node that the registry tells of
+  holdfast node ls -o json | jq -r '.nodes[] | select(.live | not) | .name'";
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
+    /// List the nodes that share this registry: whether their agents live, versions, what runs, pressure
+    #[command(after_help = LS_EXAMPLES)]
+    Ls,
     /// Show the node: versions, room, disks, pressure, what runs, warnings
     #[command(after_help = EXAMPLES)]
     Show,
@@ -24,11 +33,40 @@ pub(super) enum Command {
 pub(super) async fn run(command: &Command, global: &Global, out: &Out) -> Result<(), Complaint> {
     let client = Client::connect(global).await?;
     match command {
+        Command::Ls => {
+            let reply = ask("list nodes", client.node().list(pb::ListNodesRequest {})).await?;
+            out.show(&json::Nodes::from(&reply), || list(&reply.nodes))
+        }
         Command::Show => {
             let node = ask("show the node", client.node().show(pb::ShowNodeRequest {})).await?;
             out.show(&json::Node::from(&node), || describe(&node))
         }
     }
+}
+
+fn list(nodes: &[pb::NodeSummary]) -> String {
+    let some = |text: &str| dash((!text.is_empty()).then(|| text.to_owned()));
+    let rows = nodes.iter().map(|node| {
+        let state = match (node.live, node.silent_s) {
+            (true, _) => "live".to_owned(),
+            (false, Some(seconds)) => format!("silent for {seconds} s"),
+            (false, None) => "silent".to_owned(),
+        };
+        let name = if node.here { format!("{} (here)", node.name) } else { node.name.clone() };
+        let pressure = [&node.pressure_cpu, &node.pressure_memory, &node.pressure_io];
+        let pressure = pressure.map(|level| some(level)).join("/");
+        [
+            name,
+            state,
+            some(&node.version),
+            some(&node.address),
+            node.instances.to_string(),
+            node.replicas.to_string(),
+            pressure,
+            node.reason.clone().unwrap_or_default(),
+        ]
+    });
+    table(["NODE", "STATE", "VERSION", "ADDRESS", "INSTANCES", "REPLICAS", "CPU/MEM/IO", "REASON"], rows)
 }
 
 fn describe(node: &pb::NodeInfo) -> String {

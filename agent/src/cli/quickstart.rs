@@ -160,6 +160,7 @@ impl Stage<'_> {
                     size_bytes: self.args.size.unwrap_or(SIZE_BYTES),
                     replicas: self.args.replicas.unwrap_or(REPLICAS),
                     io_mode: self.args.io_mode.map(IoMode::as_str).unwrap_or_default().to_owned(),
+                    on: Vec::new(),
                 };
                 node.create_volume(request).await?;
             }

@@ -46,13 +46,14 @@ pub(super) enum Command {
     #[command(after_help = "\
 Examples:
   holdfast replica add db && holdfast volume wait db --for healthy --timeout 10m
+  holdfast replica add db --on b   its directory is made on node b
   holdfast replica add db -o json | jq -r '.replicas[-1].id'")]
     Add {
         /// The volume
         volume: VolumeName,
-        /// The node that is to keep it [default: the agent's own, the only one today]
-        #[arg(long)]
-        node: Option<NodeName>,
+        /// The node that is to keep it [default: the agent's own]
+        #[arg(long, alias = "node", value_name = "NODE")]
+        on: Option<NodeName>,
     },
     /// Remove a replica from a volume; its data stays on disk, and its id is never given again
     #[command(after_help = "\
@@ -73,12 +74,16 @@ The old one serves until the new one holds everything. Its data stays on disk.
 
 Examples:
   holdfast replica replace db r2 && holdfast volume wait db --for healthy --timeout 10m
+  holdfast replica replace db r2 --on c   moves that copy to node c
   holdfast volume show db   afterwards: the new one has an id of its own")]
     Replace {
         /// The volume
         volume: VolumeName,
         /// Such as r2
         replica: ReplicaId,
+        /// The node that is to keep the new one [default: the node of the old one]
+        #[arg(long, value_name = "NODE")]
+        on: Option<NodeName>,
     },
 }
 
@@ -89,10 +94,10 @@ pub(super) async fn run(command: &Command, global: &Global, out: &Out) -> Result
             let reply = ask("list replicas", client.node().list_replicas(pb::ListReplicasRequest {})).await?;
             out.show(&json::ReplicaDirs::from(&reply), || list(&reply.replicas))
         }
-        Command::Add { volume, node } => {
+        Command::Add { volume, on } => {
             let request = pb::AddReplicaRequest {
                 volume: volume.to_string(),
-                node: node.as_ref().map(ToString::to_string).unwrap_or_default(),
+                node: on.as_ref().map(ToString::to_string).unwrap_or_default(),
             };
             let what = format!("add a replica to volume {volume}");
             wanted(out, &ask(&what, client.volumes().add_replica(request)).await?)
@@ -103,9 +108,12 @@ pub(super) async fn run(command: &Command, global: &Global, out: &Out) -> Result
             let what = format!("remove a replica of volume {volume}");
             wanted(out, &ask(&what, client.volumes().remove_replica(request)).await?)
         }
-        Command::Replace { volume, replica } => {
-            let request =
-                pb::ReplaceReplicaRequest { volume: volume.to_string(), replica: replica.to_string() };
+        Command::Replace { volume, replica, on } => {
+            let request = pb::ReplaceReplicaRequest {
+                volume: volume.to_string(),
+                replica: replica.to_string(),
+                node: on.as_ref().map(ToString::to_string).unwrap_or_default(),
+            };
             let what = format!("replace a replica of volume {volume}");
             wanted(out, &ask(&what, client.volumes().replace_replica(request)).await?)
         }

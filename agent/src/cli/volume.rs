@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use holdfast_proto::ids::{ReplicaId, VolumeName};
+use holdfast_proto::ids::{NodeName, ReplicaId, VolumeName};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::REPLICAS_MAX;
 
@@ -28,24 +28,29 @@ pub(super) enum Command {
     #[command(after_help = "\
 Examples:
   holdfast volume create db --size 10GiB --replicas 3
-  holdfast volume create scratch --size 512M --replicas 1 --io-mode direct")]
+  holdfast volume create scratch --size 512M --replicas 1 --io-mode direct
+  holdfast volume create db --size 10GiB --on a,b,c   one replica on each of these nodes")]
     Create {
         /// 1 to 40 characters of a-z, 0-9 and '-'
         name: VolumeName,
         /// Such as 10GiB or 512M (powers of 1024), a multiple of 4096 bytes
         #[arg(long, value_parser = parse_size)]
         size: u64,
-        /// Copies of the data, 1 to 5
-        #[arg(long, default_value_t = 3, value_parser = replicas)]
-        replicas: u32,
+        /// Copies of the data, 1 to 5 [default: as many as --on names nodes, where that is more than one; else 3]
+        #[arg(long, value_parser = replicas)]
+        replicas: Option<u32>,
+        /// The nodes that keep them: one for all, or as many as replicas [default: the agent's own]
+        #[arg(long, value_name = "NODES", value_delimiter = ',')]
+        on: Vec<NodeName>,
         /// How replicas do file I/O [default: the agent's choice, today buffered]
         #[arg(long, value_name = "MODE")]
         io_mode: Option<IoMode>,
     },
-    /// Start serving a volume on this node; repeating it changes nothing
+    /// Start serving a volume on this node or another; repeating it changes nothing
     #[command(after_help = "\
 Examples:
   holdfast volume attach db
+  holdfast volume attach db --on b   the engine runs on node b, and its endpoint is there
   holdfast volume attach db --nbd-tcp 10809   on loopback too (without authentication)
   holdfast volume attach db --force-from r1   says what would be lost, and changes nothing
   holdfast volume attach db --force-from r1 --yes-lose-writes
@@ -56,6 +61,9 @@ disk, and `holdfast replica replace` puts new ones in their places.")]
     Attach {
         /// The volume
         name: VolumeName,
+        /// The node that serves it [default: the agent's own]
+        #[arg(long, value_name = "NODE")]
+        on: Option<NodeName>,
         /// Serve NBD on this TCP address too: PORT (on loopback), IP:PORT or [IPV6]:PORT
         #[arg(long, value_name = "ADDRESS", value_parser = parse_tcp_listen)]
         nbd_tcp: Option<SocketAddr>,
@@ -150,6 +158,9 @@ impl IoMode {
     }
 }
 
+/// How many copies there are where nobody chose.
+const REPLICAS_DEFAULT: u32 = 3;
+
 /// A number of replicas that a volume can have.
 pub(super) fn replicas(text: &str) -> Result<u32, String> {
     let number: u32 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
@@ -163,24 +174,27 @@ pub(super) async fn run(command: Command, global: &Global, out: &Out) -> Result<
     let client = Client::connect(global).await?;
     let mut volumes = client.volumes();
     match command {
-        Command::Create { name, size, replicas, io_mode } => {
+        Command::Create { name, size, replicas, on, io_mode } => {
+            let spread = u32::try_from(on.len()).ok().filter(|nodes| *nodes > 1);
             let request = pb::CreateVolumeRequest {
                 name: name.to_string(),
                 size_bytes: size,
-                replicas,
+                replicas: replicas.or(spread).unwrap_or(REPLICAS_DEFAULT),
+                on: on.iter().map(ToString::to_string).collect(),
                 io_mode: io_mode.map(IoMode::as_str).unwrap_or_default().to_owned(),
             };
             let volume = ask(&format!("create volume {name}"), volumes.create(request)).await?;
             show(out, &volume)?;
             out.hint(format_args!("next: holdfast volume attach {name}"));
         }
-        Command::Attach { name, nbd_tcp, force_from, even_if_syncing, yes_lose_writes } => {
+        Command::Attach { name, on, nbd_tcp, force_from, even_if_syncing, yes_lose_writes } => {
             let request = pb::AttachVolumeRequest {
                 name: name.to_string(),
                 nbd_tcp: nbd_tcp.map(|address| address.to_string()).unwrap_or_default(),
                 force_from: force_from.map(|id| id.to_string()).unwrap_or_default(),
                 even_if_syncing,
                 lose_writes: yes_lose_writes,
+                node: on.as_ref().map(ToString::to_string).unwrap_or_default(),
             };
             let volume = ask(&format!("attach volume {name}"), volumes.attach(request)).await?;
             show(out, &volume)?;
@@ -193,7 +207,18 @@ pub(super) async fn run(command: Command, global: &Global, out: &Out) -> Result<
                      replica replace {name} rN`"
                 ));
             }
-            if volume.endpoint.is_none() {
+            if let Some(engine) = volume
+                .engine
+                .as_ref()
+                .filter(|engine| on.as_ref().is_some_and(|on| engine.node == on.as_str()))
+                && volume.endpoint.is_none()
+                && volume.state != "attaching"
+            {
+                out.hint(format_args!(
+                    "attached on node {}: `holdfast volume show {name}` there tells its endpoint",
+                    engine.node
+                ));
+            } else if volume.endpoint.is_none() {
                 out.hint(format_args!("next: holdfast volume wait {name} --for healthy"));
             }
         }

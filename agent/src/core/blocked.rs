@@ -93,9 +93,12 @@ fn wanted(record: &VolumeRecord, world: World<'_>) -> Vec<InstanceName> {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_proto::ids::{InstanceUuid, NodeName};
+    use std::collections::BTreeSet;
+
+    use holdfast_proto::ids::{Incarnation, InstanceUuid, NodeName};
 
     use super::*;
+    use crate::core::elsewhere::Elsewhere;
     use crate::core::foreign::Foreign;
     use crate::core::instance::Event;
     use crate::core::records::RecordState;
@@ -111,6 +114,9 @@ mod tests {
         records: Records,
         instances: BTreeMap<InstanceName, Instance>,
         absent: BTreeMap<InstanceName, String>,
+        missing: BTreeSet<InstanceName>,
+        incarnation: Incarnation,
+        elsewhere: Elsewhere,
         plan: Plan,
         blocked: Blocked,
     }
@@ -125,6 +131,9 @@ mod tests {
                 record,
                 instances: BTreeMap::new(),
                 absent: BTreeMap::new(),
+                missing: BTreeSet::new(),
+                incarnation: Incarnation::random(),
+                elsewhere: Elsewhere::default(),
                 plan: Plan::default(),
                 blocked: Blocked::default(),
             }
@@ -137,6 +146,9 @@ mod tests {
                 foreign: &Foreign::none(),
                 instances: &self.instances,
                 absent: &self.absent,
+                missing: &self.missing,
+                incarnation: self.incarnation,
+                elsewhere: &self.elsewhere,
             };
             let new = self.blocked.update(world, &self.plan);
             new.into_iter().map(|(name, by)| format!("{name}: {by}")).collect()

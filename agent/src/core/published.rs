@@ -61,6 +61,10 @@ pub fn instance(info: &pb::InstanceInfo) -> ipb::Entry {
         claim: claim(&info.claim),
         reason: cut(info.reason.as_deref().unwrap_or_default()),
         blocked_by: cut(info.blocked_by.as_deref().unwrap_or_default()),
+        ended: info.ended,
+        volume_state: cut(&info.volume_state),
+        clients: info.clients,
+        members: info.members.clone(),
     }))
 }
 

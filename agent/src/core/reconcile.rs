@@ -8,18 +8,21 @@
 //! Within a volume, starting goes from the replicas to the engine, ending from the engine to the replicas: an
 //! engine finds its replicas and drains into them.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use holdfast_proto::ids::{Generation, InstanceUuid, NodeName, VolumeId, VolumeName};
+use holdfast_proto::ids::{Generation, Incarnation, InstanceUuid, NodeName, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::{Desired, Intent, VolumeRecord};
 
 use super::Moment;
 use super::claims::{self, Claim, is_creation_of};
+use super::elsewhere::Elsewhere;
 use super::foreign::Foreign;
 use super::instance::{Instance, InstanceName, Kind, State};
 use super::records::{Lookup, Records};
+use super::view;
 
 /// An engine does not wait longer than this for a replica that is starting: it attaches degraded instead (a guess,
 /// well below the five seconds within which an attach must have started).
@@ -40,6 +43,12 @@ pub struct World<'a> {
     pub instances: &'a BTreeMap<InstanceName, Instance>,
     /// The replicas of this node whose directory cannot be used, and why.
     pub absent: &'a BTreeMap<InstanceName, String>,
+    /// Those of them that have none at all.
+    pub missing: &'a BTreeSet<InstanceName>,
+    /// This life of the registry.
+    pub incarnation: Incarnation,
+    /// What the other nodes say.
+    pub elsewhere: &'a Elsewhere,
 }
 
 impl World<'_> {
@@ -96,6 +105,33 @@ pub enum Action {
         /// By which intent.
         generation: Generation,
     },
+    /// Make the directory of a replica of this node, with nothing in it, unless it is there; then say so in the record.
+    MakeDirectory {
+        /// Which replica of the volume.
+        name: InstanceName,
+        /// Its number.
+        id: ReplicaId,
+        /// It joins a volume that may have data: it is no source before it was filled.
+        fill: bool,
+    },
+    /// Say in the record that the engine that was here has ended: replicas on other nodes wait for that.
+    SayDetached {
+        /// Its name.
+        name: VolumeName,
+        /// Its identity.
+        id: VolumeId,
+        /// The creation that has ended.
+        engine: Option<InstanceUuid>,
+    },
+    /// Take this node's replicas out of the record: what it asked for here is done, and other nodes still need it.
+    Release {
+        /// Its name.
+        name: VolumeName,
+        /// Its identity.
+        id: VolumeId,
+        /// As it was read.
+        version: u64,
+    },
     /// Remove the record: everything it asked for is done.
     DeleteRecord {
         /// Its name.
@@ -150,6 +186,86 @@ pub fn purge_intent(record: &VolumeRecord) -> String {
     format!("{}@{}", record.id, record.status.generation)
 }
 
+/// Whether a node that has no directory of one of its replicas may make it, and whether to be filled. Only where the
+/// record says that it was not made yet, and proves that nothing can be missed by that: the replica has never been one
+/// of those that decide, or nobody was ever handed the volume. One that was lost later stays absent. None: it must not.
+#[must_use]
+pub fn may_make_directory(record: &VolumeRecord, id: ReplicaId, incarnation: Incarnation) -> Option<bool> {
+    let status = &record.status;
+    let to_make = record.spec.replicas.iter().any(|spec| spec.id == id && spec.to_make);
+    if record.spec.intent != Intent::Keep || !to_make {
+        return None;
+    }
+    if !status.configured.contains(id) {
+        return Some(true);
+    }
+    // A record from before a restore of the registry proves nothing about what happened after it was written.
+    let never_served = status.generation == Generation(0) && status.incarnation == incarnation;
+    (never_served && status.view.members.contains(id)).then_some(false)
+}
+
+/// What keeps this node from ending replicas of a volume that is wanted nowhere: an engine on another node that may
+/// still be finishing. None: there is none.
+#[must_use]
+pub fn waits_for_engine(world: World<'_>, record: &VolumeRecord) -> Option<String> {
+    // A clean end is the engine's own statement.
+    let there = record.spec.detaching.as_ref().filter(|_| !record.status.clean);
+    let node = there.filter(|node| *node != world.node && !world.elsewhere.is_forgotten(node))?;
+    Some(match world.elsewhere.is_live(node) {
+        Some(true) => format!("its engine on node {node} has not ended"),
+        Some(false) | None if world.elsewhere.is_heard() => format!(
+            "node {node} does not answer: whether its engine has ended is not known; attach the volume on another \
+             node to fence it"
+        ),
+        Some(false) | None => format!("nothing has been heard of node {node} yet, where its engine was"),
+    })
+}
+
+/// Whether `node` is to say in this record that the engine it had there has ended, where it was this creation.
+#[must_use]
+pub fn says_detached(record: &VolumeRecord, node: &NodeName, engine: Option<InstanceUuid>) -> bool {
+    let name = InstanceName::engine(&record.name).to_string();
+    record.spec.detaching.as_ref() == Some(node)
+        && record.spec.attach.is_none()
+        && record.status.instance_uuids.get(&name).copied() == engine
+}
+
+/// The other nodes that have not given up their replicas of a volume that is being deleted. One that is gone for good
+/// has.
+#[must_use]
+pub fn nodes_to_release<'a>(world: World<'_>, record: &'a VolumeRecord) -> BTreeSet<&'a NodeName> {
+    let others = record.placed().map(|spec| &spec.node).filter(|node| *node != world.node);
+    others.filter(|node| !world.elsewhere.is_forgotten(node)).collect()
+}
+
+/// The record of a volume that is being deleted, without the replicas of `node`.
+#[must_use]
+pub fn without_replicas_of(record: &VolumeRecord, node: &NodeName) -> VolumeRecord {
+    let mut record = record.clone();
+    record.spec.replicas.retain(|spec| spec.node != *node);
+    record.spec.leaving.retain(|spec| spec.node != *node);
+    if record.spec.replicas.is_empty() {
+        // A record has one at least; of those that are left none is wanted any more.
+        record.spec.replicas = std::mem::take(&mut record.spec.leaving);
+    }
+    record
+}
+
+/// Whether the record knows that this engine had the volume, or that a later one took it over. A record from before a
+/// restore of the registry knows of neither, and who it means may be who is out of date. One that has not taken it over
+/// yet is refused that, and ends by itself.
+fn is_before(record: &VolumeRecord, engine: &Instance) -> bool {
+    let status = &record.status;
+    let serves = |told: &&pb::EngineStatus| told.state != view::ATTACHING;
+    engine.engine_status().filter(serves).is_some_and(|told| {
+        match told.generation.cmp(&status.generation.0) {
+            Ordering::Less => true,
+            Ordering::Equal => status.engine_instance == engine.uuid(),
+            Ordering::Greater => false,
+        }
+    })
+}
+
 /// The local replicas of a volume.
 pub fn local_replicas<'a>(
     record: &'a VolumeRecord,
@@ -179,6 +295,9 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn volume(&mut self, record: &'a VolumeRecord) {
         self.finish_ending(record);
+        if self.make_directories(record) {
+            return;
+        }
         match &record.spec.intent {
             Intent::Keep if record.spec.attach.is_some() => self.attached(record),
             Intent::Keep => {
@@ -203,6 +322,23 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Returns whether the rest waits for it.
+    fn make_directories(&mut self, record: &'a VolumeRecord) -> bool {
+        let mut any = false;
+        let wanted = record.spec.replicas.iter().filter(|spec| spec.to_make && spec.node == *self.world.node);
+        for spec in wanted {
+            let (name, id) = (InstanceName::replica(&record.name, spec.id), spec.id);
+            let may = may_make_directory(record, id, self.world.incarnation);
+            // One that is there was made, and the record does not say so yet.
+            let made = may.is_some() && !self.world.absent.contains_key(&name);
+            if let Some(fill) = may.filter(|_| made || self.world.missing.contains(&name)) {
+                self.act(record, Action::MakeDirectory { name, id, fill });
+                any = true;
+            }
+        }
+        any
+    }
+
     fn attached(&mut self, record: &'a VolumeRecord) {
         self.end_removed(record);
         for name in local_replicas(record, self.world.node) {
@@ -214,7 +350,7 @@ impl<'a> Planner<'a> {
         let engine = InstanceName::engine(&record.name);
         let here = record.spec.attach.as_ref().is_some_and(|attach| attach.node == *self.world.node);
         if !here {
-            self.stop_engine(record);
+            self.end_engine_of_elsewhere(record);
             return;
         }
         if let Slot::Ours(running) = self.slot(record, &engine)
@@ -268,6 +404,9 @@ impl<'a> Planner<'a> {
             if endpoint.local {
                 let name = InstanceName::replica(&record.name, spec.id);
                 waiting |= self.locate(record, &name, &mut endpoint);
+            } else if let Some(address) = self.world.elsewhere.address_of(record, spec) {
+                // Otherwise the engine keeps what it was told before, and a start waits a moment for the rest.
+                address.clone_into(&mut endpoint.address);
             }
             endpoints.push(endpoint);
         }
@@ -320,13 +459,14 @@ impl<'a> Planner<'a> {
         if !self.stop_engine(record) {
             return false;
         }
+        if record.spec.detaching.as_ref() == Some(self.world.node) {
+            let engine = record.status.instance_uuids.get(&InstanceName::engine(&record.name).to_string());
+            let (name, id, engine) = (record.name.clone(), record.id, engine.copied());
+            self.act(record, Action::SayDetached { name, id, engine });
+        }
         let for_others = self.run_for_others(record);
-        // An engine may be draining on a node that this one cannot see; `clean` is its positive statement.
-        let all_here = record.placed().all(|r| r.node == *self.world.node);
-        let may_drain = !all_here || (!self.ran_here(record) && self.replicas_live(record, &for_others));
-        if may_drain && !record.status.clean {
-            let reason = "its replicas run until its engine, on another node, has said that it has drained";
-            self.block(record, reason.to_owned());
+        // The engine may be draining on another node.
+        if waits_for_engine(self.world, record).is_some() {
             return false;
         }
         self.end_removed(record);
@@ -403,25 +543,6 @@ impl<'a> Planner<'a> {
         (volumes.contains(&engine.volume_id()) && !engine.is_down()).then_some("its engine runs")
     }
 
-    /// Whether the engine that may have something to drain was this node's: the one that the record means, or the last
-    /// that took the volume over. A volume that none ever took over has nothing to drain.
-    fn ran_here(&self, record: &VolumeRecord) -> bool {
-        let name = InstanceName::engine(&record.name);
-        let last = record.status.engine_instance;
-        match self.world.instances.get(&name) {
-            Some(engine) if engine.volume_id() == record.id => {
-                engine.uuid() == last || is_creation_of(record, &name, engine.uuid())
-            }
-            Some(_) | None => record.status.generation == Generation(0),
-        }
-    }
-
-    fn replicas_live(&self, record: &VolumeRecord, but: &[InstanceName]) -> bool {
-        local_replicas(record, self.world.node)
-            .filter(|name| !but.contains(name))
-            .any(|name| matches!(self.slot(record, &name), Slot::Ours(instance) if !instance.is_down()))
-    }
-
     /// Ends the processes of replicas that the record says were removed. Their data stays.
     fn end_removed(&mut self, record: &'a VolumeRecord) {
         for (name, instance) in self.world.instances {
@@ -445,6 +566,24 @@ impl<'a> Planner<'a> {
 
     fn stop_engine(&mut self, record: &'a VolumeRecord) -> bool {
         self.end(record, &InstanceName::engine(&record.name), true)
+    }
+
+    /// The record says that the engine belongs on another node, so that none belongs here: not an earlier creation
+    /// either, which this node may have slept through the end of.
+    fn end_engine_of_elsewhere(&mut self, record: &'a VolumeRecord) {
+        let name = InstanceName::engine(&record.name);
+        let Some(instance) = self.world.instances.get(&name) else { return };
+        let meant = is_creation_of(record, &name, instance.uuid());
+        if instance.volume_id() != record.id || (!meant && !is_before(record, instance)) {
+            return;
+        }
+        match instance.state() {
+            State::Pending | State::Starting | State::Running => {
+                self.stop(record, &name, instance.uuid(), true);
+            }
+            State::Down { .. } | State::Stopping => {}
+            State::Unknown(reason) => self.block(record, format!("{name}: {reason}")),
+        }
     }
 
     /// Ends an instance of this volume if it runs. Returns whether it is proven that none does.
@@ -490,11 +629,12 @@ impl<'a> Planner<'a> {
                 self.act(record, Action::Retire { name });
             }
         }
-        // With replicas on other nodes, their agents still need the record to do the same.
-        if record.placed().all(|r| r.node == *self.world.node) {
-            let (name, id) = (record.name.clone(), record.id);
-            let purge = purge.is_some();
-            self.act(record, Action::DeleteRecord { name, id, version: record.version, purge });
+        let (name, id, version) = (record.name.clone(), record.id, record.version);
+        if nodes_to_release(self.world, record).is_empty() {
+            self.act(record, Action::DeleteRecord { name, id, version, purge: purge.is_some() });
+        } else if record.placed().any(|spec| spec.node == *self.world.node) {
+            // The others' agents still need the record to do the same.
+            self.act(record, Action::Release { name, id, version });
         }
     }
 

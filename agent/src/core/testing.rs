@@ -1,6 +1,6 @@
 //! Records and instances for tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_proto::ids::{
     Epoch, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId,
@@ -10,6 +10,7 @@ use holdfast_proto::record::{
     AttachSpec, Intent, RECORD_SCHEMA, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec, VolumeStatus,
 };
 
+use super::elsewhere::{Elsewhere, OtherNode};
 use super::instance::InstanceName;
 
 /// A new, detached volume with all its replicas on `node`.
@@ -30,11 +31,18 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
             size_bytes: 1 << 20,
             replicas: all
                 .iter()
-                .map(|id| ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() })
+                .map(|id| ReplicaSpec {
+                    id,
+                    node: node.clone(),
+                    disk: None,
+                    to_make: false,
+                    replaces: ReplicaSet::new(),
+                })
                 .collect(),
             leaving: Vec::new(),
             next_replica_id: replicas + 1,
             attach: None,
+            detaching: None,
             intent: Intent::Keep,
             io_mode: "buffered".into(),
         },
@@ -81,4 +89,27 @@ pub(crate) fn published_instance(name: &str, generation: u64) -> ipb::Entry {
         ..Default::default()
     };
     ipb::Entry { entry: Some(ipb::entry::Entry::Instance(instance)) }
+}
+
+/// What one other node has published: instances, and the directories of replicas.
+pub(crate) fn elsewhere(
+    node: &str,
+    live: bool,
+    instances: Vec<ipb::Instance>,
+    directories: &[(VolumeId, ReplicaId)],
+) -> Elsewhere {
+    use ipb::entry::Entry as Of;
+    let instances = instances.into_iter().map(Of::Instance);
+    let directories = directories.iter().map(|(volume, replica)| {
+        Of::ReplicaDir(ipb::ReplicaDir {
+            dir: format!("{volume}.{replica}"),
+            volume_id: volume.0.as_bytes().to_vec(),
+            replica: replica.0,
+            ..Default::default()
+        })
+    });
+    let entries = instances.chain(directories).map(|of| ipb::Entry { entry: Some(of) });
+    let entries: Vec<_> = entries.collect();
+    let other = OtherNode::of(entries.iter(), live, true);
+    Elsewhere::new(BTreeMap::from([(node.parse().unwrap(), other)]), BTreeSet::new())
 }

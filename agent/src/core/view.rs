@@ -1,17 +1,18 @@
 //! Volumes and instances as operators see them: derived from records and observations each time, stored nowhere.
 
-use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId};
+use holdfast_proto::ids::{Generation, InstanceUuid, NodeName, ReplicaId};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::pb::instance as ipb;
-use holdfast_proto::record::{Intent, VolumeRecord};
+use holdfast_proto::record::{Intent, ReplicaSpec, VolumeRecord};
 
 use super::claims;
+use super::elsewhere::Place;
 use super::instance::{Instance, InstanceName, Kind, State};
-use super::reconcile::{Plan, World};
+use super::reconcile::{self, Plan, World};
 use super::records::Lookup;
 
 /// What an engine says when it begins; also said for one that cannot say anything.
-const ATTACHING: &str = "attaching";
+pub(super) const ATTACHING: &str = "attaching";
 /// What no engine says.
 const DETACHED: &str = "detached";
 /// Every state of a volume.
@@ -58,6 +59,7 @@ impl Viewer<'_> {
         let engine_name = InstanceName::engine(&record.name);
         let engine = self.instance(record, &engine_name);
         let told = engine.and_then(Instance::engine_status);
+        let there = self.engine_there(record);
         let (state, reason) = self.state(record, engine, told);
         let (state, reason) = changing(record, told, state, reason);
         let mut info = pb::VolumeInfo {
@@ -76,6 +78,15 @@ impl Viewer<'_> {
             }),
             ..Default::default()
         };
+        if let (None, Some((node, place))) = (&info.engine, there) {
+            info.clients = place.clients;
+            info.engine = Some(pb::EngineInfo {
+                instance: engine_name.to_string(),
+                uuid: place.uuid.to_string(),
+                pid: None,
+                node: node.to_string(),
+            });
+        }
         if let Some(told) = told {
             // An engine knows of changes before the record follows.
             info.generation = info.generation.max(told.generation);
@@ -91,8 +102,39 @@ impl Viewer<'_> {
         }
         info.replicas = record
             .placed()
-            .map(|spec| self.replica(record, spec.id, &spec.node, told, data_dir(record, spec.id)))
+            .map(|spec| match spec.node == *self.world.node {
+                true => self.replica(record, spec.id, &spec.node, told, data_dir(record, spec.id)),
+                false => self.replica_there(record, spec, told),
+            })
             .collect();
+        info
+    }
+
+    /// The engine on another node, where one may run.
+    fn engine_there(&self, record: &VolumeRecord) -> Option<(&NodeName, &Place)> {
+        let elsewhere = self.world.elsewhere;
+        let attached = record.spec.attach.as_ref().map(|attach| &attach.node);
+        let node = attached.or(record.spec.detaching.as_ref()).filter(|node| *node != self.world.node)?;
+        // Borrowed from what is known of it, like the place.
+        let node = elsewhere.names().find(|name| *name == node)?;
+        Some((node, elsewhere.engine_on(record, node)?))
+    }
+
+    /// A replica on another node: as the engine sees it, or the record.
+    fn replica_there(
+        &self,
+        record: &VolumeRecord,
+        spec: &ReplicaSpec,
+        told: Option<&ipb::EngineStatus>,
+    ) -> pb::VolumeReplicaInfo {
+        let elsewhere = self.world.elsewhere;
+        let mut info = self.replica(record, spec.id, &spec.node, told, String::new());
+        info.address = elsewhere.address_of(record, spec).map(str::to_owned);
+        let never_attached = record.status.generation == Generation(0) && record.spec.attach.is_none();
+        if never_attached && !elsewhere.has_directory(record.id, spec) {
+            info.mode = "absent".to_owned();
+            info.reason = Some(format!("node {} has not said that it has made its directory", spec.node));
+        }
         info
     }
 
@@ -106,12 +148,13 @@ impl Viewer<'_> {
         let blocked = self.plan.blocked.get(record.name.as_str()).cloned();
         let deleting = !matches!(record.spec.intent, Intent::Keep);
         let Some(attach) = record.spec.attach.as_ref().filter(|_| !deleting) else {
-            let ended = self.all_ended(record);
-            let reason = blocked.or_else(|| deleting.then(|| "it is being deleted".to_owned()));
-            return (if ended { DETACHED } else { "detaching" }, reason);
+            let waits = reconcile::waits_for_engine(self.world, record);
+            let ended = self.all_ended(record) && waits.is_none();
+            let deleting = deleting.then(|| deleting_waits_for(self.world, record));
+            return (if ended { DETACHED } else { "detaching" }, blocked.or(waits).or(deleting));
         };
         if attach.node != *self.world.node {
-            return (ATTACHING, Some(format!("its engine belongs on node {}", attach.node)));
+            return self.state_there(record, &attach.node);
         }
         if let Some(reason) = self.no_copy_left(record) {
             return ("faulted", Some(reason));
@@ -123,6 +166,28 @@ impl Viewer<'_> {
             }
             (_, Some(engine)) => (ATTACHING, engine.reason().or(blocked)),
             (_, None) => (ATTACHING, blocked),
+        }
+    }
+
+    /// The state of a volume that is attached on another node, as its engine says it there.
+    fn state_there(&self, record: &VolumeRecord, node: &NodeName) -> (&'static str, Option<String>) {
+        let elsewhere = self.world.elsewhere;
+        let silent = elsewhere.is_live(node) != Some(true);
+        let engine = InstanceName::engine(&record.name);
+        let meant = |place: &&Place| claims::is_creation_of(record, &engine, place.uuid);
+        match elsewhere.engine_on(record, node).filter(meant) {
+            Some(place) if place.serves() && silent => {
+                let said = &place.volume_state;
+                ("degraded", Some(format!("node {node} does not answer; its engine was {said} when it did")))
+            }
+            Some(place) if place.serves() => (known_state(&place.volume_state), Some(place.reason.clone())),
+            Some(place) if !place.reason.is_empty() => {
+                (ATTACHING, Some(format!("its engine on node {node}: {}", place.reason)))
+            }
+            _ if silent => {
+                (ATTACHING, Some(format!("its engine belongs on node {node}, which does not answer")))
+            }
+            _ => (ATTACHING, Some(format!("its engine belongs on node {node}"))),
         }
     }
 
@@ -211,6 +276,12 @@ impl Viewer<'_> {
                 own_reason().or_else(|| Some("new: the engine adds it, then fills it".to_owned())),
             );
         }
+        if let Some((_, there)) = self.engine_there(record).filter(|(_, there)| there.serves()) {
+            return match there.members.contains(&id.0) {
+                true => ("member", own_reason()),
+                false => ("catching_up", own_reason()),
+            };
+        }
         if record.spec.attach.is_some() {
             let reason = own_reason().unwrap_or_else(|| "the engine has not reported".to_owned());
             return ("suspect", Some(reason));
@@ -246,6 +317,7 @@ impl Viewer<'_> {
             (None, None) => (0, 0),
         };
         let claim = claims::of_instance(world, name, instance.uuid(), instance.volume_id());
+        let told = instance.engine_status().filter(|_| instance.is_up());
         pb::InstanceInfo {
             name: name.to_string(),
             uuid: instance.uuid().to_string(),
@@ -262,9 +334,18 @@ impl Viewer<'_> {
             generation,
             epoch,
             process_uuid: self.process_of(name, instance).map(|uuid| uuid.to_string()),
+            ended: instance.is_down(),
+            volume_state: told.map(|told| told.state.clone()).unwrap_or_default(),
+            clients: told.map_or(0, |told| told.clients),
+            members: told.map(members).unwrap_or_default(),
             ..Default::default()
         }
     }
+}
+
+/// The replicas that hold everything, as an engine says it.
+fn members(told: &ipb::EngineStatus) -> Vec<u32> {
+    told.replicas.iter().filter(|replica| replica.mode == "member").map(|replica| replica.id).collect()
 }
 
 /// A volume is not healthy while its replicas are not those that are wanted, whatever its engine has heard of that.
@@ -285,6 +366,20 @@ fn changing(
         return (state, reason);
     }
     ("degraded", reason.or_else(|| Some("the set of its replicas is being changed".to_owned())))
+}
+
+/// What a deletion waits for once nothing runs here.
+fn deleting_waits_for(world: World<'_>, record: &VolumeRecord) -> String {
+    let others = reconcile::nodes_to_release(world, record);
+    if others.is_empty() {
+        return "it is being deleted".to_owned();
+    }
+    let said = others.iter().map(|node| match world.elsewhere.is_live(node) {
+        Some(true) => node.to_string(),
+        Some(false) | None => format!("{node} (which does not answer)"),
+    });
+    let said: Vec<_> = said.collect();
+    format!("it is being deleted; waits until its replicas are given up on {}", said.join(", "))
 }
 
 /// Whether ending this unclaimed instance hurts nobody.

@@ -1,13 +1,13 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::*;
+use crate::core::elsewhere::Elsewhere;
 use crate::core::foreign::Foreign;
 use crate::core::instance::Event;
-use crate::core::reconcile;
 use crate::core::records::{RecordState, Records};
 use crate::core::testing::{attached, record};
-use holdfast_proto::ids::{InstanceUuid, VolumeId};
+use holdfast_proto::ids::{Incarnation, InstanceUuid, VolumeId};
 
 const NOW: Duration = Duration::from_secs(10);
 
@@ -17,6 +17,9 @@ struct Scene {
     foreign: Foreign,
     instances: BTreeMap<InstanceName, Instance>,
     absent: BTreeMap<InstanceName, String>,
+    missing: BTreeSet<InstanceName>,
+    incarnation: Incarnation,
+    elsewhere: Elsewhere,
 }
 
 impl Scene {
@@ -28,6 +31,9 @@ impl Scene {
             foreign: Foreign::none(),
             instances: BTreeMap::new(),
             absent: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            incarnation: Incarnation::random(),
+            elsewhere: Elsewhere::default(),
         }
     }
     fn world(&self) -> World<'_> {
@@ -38,6 +44,9 @@ impl Scene {
             foreign: &self.foreign,
             instances: &self.instances,
             absent: &self.absent,
+            missing: &self.missing,
+            incarnation: self.incarnation,
+            elsewhere: &self.elsewhere,
         }
     }
     fn show(&self) -> pb::VolumeInfo {
@@ -220,4 +229,47 @@ fn a_volume_is_not_healthy_while_its_replicas_are_not_those_that_are_wanted() {
     let found: Vec<_> = shown.replicas.iter().map(|r| (r.id.as_str(), r.mode.as_str())).collect();
     assert_eq!(found, [("r1", "member"), ("r3", "rebuilding"), ("r2", "member")]);
     assert_eq!(shown.replicas[2].reason.as_deref(), Some("it is being removed"));
+}
+
+#[test]
+fn a_volume_on_another_node_is_as_its_engine_says_there_and_never_well_while_that_node_is_silent() {
+    let mut record = attached("demo", "node-b", 2);
+    record.spec.replicas[1].node = "node-b".parse().unwrap();
+    let mut scene = Scene::new(&record);
+    let shown = scene.show();
+    assert_eq!(shown.state, "attaching");
+    assert!(shown.reason.unwrap().contains("node-b, which does not answer"));
+    let engine = holdfast_proto::pb::inventory::Instance {
+        name: "demo.engine".into(),
+        uuid: record.status.instance_uuids["demo.engine"].0.as_bytes().to_vec(),
+        volume_id: record.id.0.as_bytes().to_vec(),
+        state: holdfast_proto::pb::inventory::State::Running.into(),
+        volume_state: "healthy".into(),
+        clients: 3,
+        members: vec![1],
+        ..Default::default()
+    };
+    for (live, state) in [(true, "healthy"), (false, "degraded")] {
+        scene.elsewhere = crate::core::testing::elsewhere("node-b", live, vec![engine.clone()], &[]);
+        let shown = scene.show();
+        assert_eq!((shown.state.as_str(), shown.clients), (state, 3));
+        assert_eq!(shown.engine.unwrap().node, "node-b");
+        let modes: Vec<_> = shown.replicas.iter().map(|replica| replica.mode.as_str()).collect();
+        assert_eq!(modes, ["member", "catching_up"], "as the engine says");
+    }
+    let mut starting = engine;
+    starting.volume_state = "attaching".into();
+    scene.elsewhere = crate::core::testing::elsewhere("node-b", true, vec![starting], &[]);
+    assert_eq!(scene.show().state, "attaching");
+}
+
+#[test]
+fn a_volume_that_is_being_deleted_says_for_which_nodes_it_waits() {
+    let mut record = record("demo", "node-b", 1);
+    record.spec.intent = Intent::Delete;
+    let reason = |scene: &Scene| scene.show().reason.unwrap();
+    let mut scene = Scene::new(&record);
+    assert!(reason(&scene).contains("given up on node-b (which does not answer)"), "{}", reason(&scene));
+    scene.elsewhere = crate::core::testing::elsewhere("node-b", true, Vec::new(), &[]);
+    assert!(reason(&scene).ends_with("given up on node-b"), "{}", reason(&scene));
 }

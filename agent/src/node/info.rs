@@ -156,6 +156,13 @@ pub(super) async fn node_info(shared: &Arc<Shared>) -> pb::NodeInfo {
     if let Records::Unavailable(reason) = &**shared.records.lock() {
         warnings.push(format!("the registry cannot be read: {reason}"));
     }
+    let reached = shared.config.advertise.unwrap_or(shared.config.bind);
+    if reached.is_loopback() && shared.elsewhere.borrow().names().next().is_some() {
+        warnings.push(format!(
+            "other nodes share this registry, and the replicas here are reached at {reached}, from this machine alone; \
+             set bind or advertise to an address that the others reach"
+        ));
+    }
     let io_uring = match io_uring_sysctl().as_deref() {
         Some("0") | None => "enabled",
         Some("1") => "restricted",

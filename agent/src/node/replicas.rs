@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use holdfast_proto::ids::{InstanceUuid, ReplicaId, VolumeName};
+use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId, VolumeName};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::{Intent, REPLICAS_MAX, ReplicaSet, ReplicaSpec, VolumeRecord};
 
-use super::roles;
 use super::shared::{Shared, blocking};
 use super::volumes::{change, info, name_of, read};
+use super::{nodes, roles};
 use crate::core::placement::{forget_left, unwant, want};
 use crate::error::Error;
 use crate::registry::Read;
@@ -25,23 +25,13 @@ pub(super) async fn add(
     request: &pb::AddReplicaRequest,
 ) -> Result<pb::VolumeInfo, Error> {
     let name = name_of(ADD, &request.volume)?;
-    let here = &shared.config.node;
-    if !request.node.is_empty() && request.node != here.as_str() {
-        return Err(Error::invalid(format!(
-            "{ADD} volume {name}: node {}: expected {here}, the only node that this agent places replicas on",
-            request.node
-        )));
-    }
+    let operation = format!("{ADD} volume {name}");
+    let node = nodes::named(shared, &operation, &request.node)?;
+    nodes::require_known(shared, &operation, [&node]).await?;
     let turn = shared.begin(name.as_str(), ADD).await?;
     shared.reconcile().await?;
     let record = read(shared, ADD, &name).await?;
-    check_room(ADD, &record)?;
-    if record.spec.replicas.len() >= REPLICAS_MAX {
-        return Err(Error::refused(format!(
-            "{ADD} volume {name}: it has {REPLICAS_MAX} replicas, the most that a volume can have"
-        )));
-    }
-    make_and_want(shared, ADD, &record, None).await?;
+    make_and_want(shared, ADD, &record, None, &node).await?;
     shared.reconcile().await?;
     drop(turn);
     info(ADD, &name, shared.volume(name.as_str()))
@@ -57,20 +47,19 @@ pub(super) async fn replace(
     shared.reconcile().await?;
     let record = read(shared, REPLACE, &name).await?;
     let old = find(REPLACE, &record, &request.replica)?;
-    check_room(REPLACE, &record)?;
-    if old.node != shared.config.node {
-        return Err(Error::invalid(format!(
-            "{REPLACE} volume {name}: {} is on node {}: ask the agent there",
-            old.id, old.node
-        )));
-    }
+    let operation = format!("{REPLACE} volume {name}");
+    let node = match request.node.as_str() {
+        "" => old.node.clone(),
+        named => nodes::named(shared, &operation, named)?,
+    };
+    nodes::require_known(shared, &operation, [&node]).await?;
     if members(shared, &name).is_empty() {
         return Err(Error::refused(format!(
             "{REPLACE} volume {name}: no replica is known to hold the data now, so there is nothing to fill a new one \
              from; where the others are lost for good: `holdfast volume attach {name} --force-from rN`"
         )));
     }
-    make_and_want(shared, REPLACE, &record, Some(old.id)).await?;
+    make_and_want(shared, REPLACE, &record, Some(old.id), &node).await?;
     shared.reconcile().await?;
     drop(turn);
     info(REPLACE, &name, shared.volume(name.as_str()))
@@ -144,10 +133,19 @@ pub(super) fn no_such(record: &VolumeRecord, id: ReplicaId, there: ReplicaSet) -
     )
 }
 
-fn check_room(operation: &str, record: &VolumeRecord) -> Result<(), Error> {
+/// Whether the record has room for one more replica, in the place of `replaces` or beside all; asked of exactly the
+/// record that is then written.
+fn check_room(operation: &str, record: &VolumeRecord, replaces: Option<ReplicaId>) -> Result<(), Error> {
     let name = &record.name;
     if record.spec.intent != Intent::Keep {
         return Err(Error::conflict(format!("{operation} volume {name}: it is being deleted")));
+    }
+    if let Some(old) = replaces {
+        find(operation, record, &old.to_string())?;
+    } else if record.spec.replicas.len() >= REPLICAS_MAX {
+        return Err(Error::refused(format!(
+            "{operation} volume {name}: it has {REPLICAS_MAX} replicas, the most that a volume can have"
+        )));
     }
     let placed = record.placed().count();
     if placed >= ReplicaSet::CAPACITY {
@@ -159,24 +157,46 @@ fn check_room(operation: &str, record: &VolumeRecord) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the directory of a new replica, and then wants it: an engine never hears of one that has none.
+/// Wants a new replica on `node`. This node makes its directory first; another one when it sees the record.
 async fn make_and_want(
     shared: &Arc<Shared>,
     operation: &str,
     record: &VolumeRecord,
     replaces: Option<ReplicaId>,
+    node: &NodeName,
 ) -> Result<(), Error> {
-    let id = make_directory(shared, record).await?;
+    check_room(operation, record, replaces)?;
     let name = record.name.clone();
+    if *node != shared.config.node {
+        change(shared, operation, &name, |record| {
+            check_room(operation, record, replaces)?;
+            forget_left(record);
+            let id = record.fresh_replica_id();
+            want(record, id, InstanceUuid::random(), node, replaces);
+            if let Some(spec) = record.spec.replicas.last_mut() {
+                spec.to_make = true;
+            }
+            Ok(true)
+        })
+        .await?;
+        tracing::info!(volume = %name, %node, ?replaces, "a replica is wanted there");
+        return Ok(());
+    }
+    let id = make_directory(shared, record).await?;
     let wanted = change(shared, operation, &name, |record| {
+        check_room(operation, record, replaces)?;
+        if id < record.fresh_replica_id() {
+            let why = format!("{operation} volume {name}: its replicas changed meanwhile; try again");
+            return Err(Error::conflict(why));
+        }
         forget_left(record);
-        want(record, id, InstanceUuid::random(), &shared.config.node, replaces);
+        want(record, id, InstanceUuid::random(), node, replaces);
         Ok(true)
     });
     if let Err(error) = wanted.await {
-        // Only when it is certain that no record names it; otherwise it stays, listed as unclaimed.
+        // Only when it is certain that no record names it here; otherwise it stays, listed as unclaimed.
         let known = match shared.registry.get(&name).await {
-            Ok(Read::Found(record)) => record.placed().any(|spec| spec.id == id),
+            Ok(Read::Found(record)) => record.placed().any(|spec| spec.id == id && spec.node == *node),
             Ok(Read::Absent) => false,
             Ok(Read::Unreadable(_)) | Err(_) => true,
         };

@@ -13,9 +13,11 @@ use tokio::time::Instant;
 use super::metrics::Metrics;
 use super::{Change, NodeConfig, ShutdownProgress, Snapshot};
 use crate::core::Moment;
+use crate::core::elsewhere::Elsewhere;
 use crate::core::foreign::{Foreign, Leases};
 use crate::core::instance::InstanceName;
 use crate::core::inventory::Inventory;
+use crate::core::nodes::Nodes;
 use crate::core::orphan::{self, Orphan, Stats};
 use crate::core::records::Records;
 use crate::error::Error;
@@ -70,6 +72,10 @@ pub(super) struct Shared {
     pub(super) foreign: Mutex<Arc<Foreign>>,
     /// Since when each of these claims counts.
     pub(super) leases: Mutex<Leases>,
+    /// All nodes, as the registry tells of them.
+    pub(super) nodes: Mutex<Nodes>,
+    /// The others, as plans need them.
+    pub(super) elsewhere: watch::Sender<Arc<Elsewhere>>,
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
     /// What is cleaned; changes at run time.
     pub(super) orphan_settings: Mutex<orphan::Settings>,
@@ -106,6 +112,8 @@ pub(super) struct Homes {
     pub(super) boot_id: BootId,
     pub(super) metrics: Metrics,
     pub(super) warnings: Vec<String>,
+    /// What is known of other nodes before any was heard of.
+    pub(super) elsewhere: Elsewhere,
 }
 
 impl Shared {
@@ -126,6 +134,8 @@ impl Shared {
             last_healthy: Mutex::default(),
             foreign: Mutex::new(Arc::new(Foreign::Unavailable("not read yet".to_owned()))),
             leases: Mutex::default(),
+            nodes: Mutex::default(),
+            elsewhere: watch::Sender::new(Arc::new(homes.elsewhere)),
             operations: Mutex::default(),
             orphan_settings: Mutex::new(orphans),
             orphans: Mutex::default(),
@@ -208,6 +218,17 @@ impl Shared {
                 return;
             }
         }
+    }
+
+    /// Waits until what is known of the other nodes is as `wanted` says, or the deadline is over; returns whether it is.
+    pub(super) async fn wait_elsewhere(
+        &self,
+        deadline: std::time::Duration,
+        mut wanted: impl FnMut(&Elsewhere) -> bool,
+    ) -> bool {
+        let mut elsewhere = self.elsewhere.subscribe();
+        let found = elsewhere.wait_for(|known| wanted(known));
+        matches!(tokio::time::timeout(deadline, found).await, Ok(Ok(_)))
     }
 
     /// Asks the supervisor and waits for its answer.

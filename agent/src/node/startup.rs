@@ -10,12 +10,13 @@ use holdfast_proto::ids::BootId;
 use tokio::sync::mpsc;
 
 use super::metrics::{self, Metrics};
-use super::publish;
 use super::shared::{Homes, Shared, blocking};
 use super::supervisor::{Found, Orphans, Supervisor};
 use super::{NodeConfig, Snapshot};
+use super::{follow, publish};
 use crate::config::RegistryHome;
 use crate::core::creation::{self, Lock, Remembered};
+use crate::core::elsewhere::Elsewhere;
 use crate::core::instance::InstanceName;
 use crate::error::Error;
 use crate::process::binary::{self, Binary};
@@ -54,7 +55,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let registry: Arc<dyn Registry> = Arc::new(Measured::new(registry, Arc::clone(&metrics.counts)));
     registry.announce(&config.node, config.advertise.unwrap_or(config.bind)).await?;
     let Prepared { data, boot_id, warnings, .. } = prepared;
-    let (shared, commands) = Shared::new(config, Homes { data, registry, boot_id, metrics, warnings });
+    let shared_home = matches!(config.registry, RegistryHome::Etcd(_));
+    let elsewhere = if shared_home { Elsewhere::unheard() } else { Elsewhere::default() };
+    let (shared, commands) =
+        Shared::new(config, Homes { data, registry, boot_id, metrics, warnings, elsewhere });
     let shared = Arc::new(shared);
     let (events, reports) = mpsc::channel(EVENTS_MAX);
     let context = Context {
@@ -71,6 +75,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let orphans = blocking(move || Ok(Orphans::load(file))).await?;
     let mut supervisor =
         Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock, orphans, shared.now());
+    tokio::spawn(follow::run(Arc::downgrade(&shared)));
     let living = found.iter().filter(|found| !found.instance.is_down());
     let adopted: Vec<String> = living.map(|found| found.name.to_string()).collect();
     supervisor.take_over(&shared, found);

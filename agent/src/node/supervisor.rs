@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use holdfast_proto::ids::{InstanceUuid, VolumeId, VolumeName};
+use holdfast_proto::ids::{InstanceUuid, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::VolumeRecord;
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +19,7 @@ use crate::core::Moment;
 use crate::core::blocked::Blocked;
 use crate::core::claims::{self, Claim};
 use crate::core::creation;
+use crate::core::elsewhere::Elsewhere;
 use crate::core::foreign::Foreign;
 use crate::core::instance::{Event, Instance, InstanceName, Kind, State};
 use crate::core::predecessor::EndedEngines;
@@ -72,6 +73,8 @@ pub(super) struct Supervisor {
     records: Arc<Records>,
     foreign: Arc<Foreign>,
     absent: BTreeMap<InstanceName, String>,
+    missing: BTreeSet<InstanceName>,
+    elsewhere: Arc<Elsewhere>,
     plan: Plan,
     blocked: Blocked,
     retries: Retries,
@@ -103,6 +106,8 @@ impl Supervisor {
             records: Arc::new(Records::Unavailable("not read yet".to_owned())),
             foreign: Arc::new(Foreign::Unavailable("not read yet".to_owned())),
             absent: BTreeMap::new(),
+            missing: BTreeSet::new(),
+            elsewhere: Arc::default(),
             plan: Plan::default(),
             blocked: Blocked::default(),
             retries: Retries::new(now),
@@ -141,7 +146,11 @@ impl Supervisor {
         mut commands: mpsc::Receiver<Command>,
         mut reports: mpsc::Receiver<Report>,
     ) {
-        let Some(mut changes) = self.shared.upgrade().map(|shared| shared.registry.changes()) else { return };
+        let Some((mut changes, mut elsewhere)) =
+            self.shared.upgrade().map(|shared| (shared.registry.changes(), shared.elsewhere.subscribe()))
+        else {
+            return;
+        };
         let mut tick = interval(RECONCILE_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -161,6 +170,7 @@ impl Supervisor {
                 }
                 Some(report) = reports.recv() => self.hear(report),
                 Ok(()) = changes.changed() => true,
+                Ok(()) = elsewhere.changed() => true,
                 () = sleep_until(next) => true,
                 _ = tick.tick() => {
                     let Some(shared) = self.shared.upgrade() else { return };
@@ -265,11 +275,14 @@ impl Supervisor {
     pub(super) async fn reconcile(&mut self, shared: &Shared) {
         let asked_at = shared.now();
         self.read_records(shared).await;
-        self.absent = self.look_for_directories(shared).await;
+        self.elsewhere = Arc::clone(&shared.elsewhere.borrow());
+        self.look_for_directories(shared).await;
         self.give_turns(shared);
-        let mut plan = reconcile::plan(self.world(shared, shared.now()));
-        self.carry_out(shared, &mut plan).await;
-        self.plan = plan;
+        if self.plan_and_act(shared).await {
+            // What is to run in the directories that were made.
+            self.look_for_directories(shared).await;
+            self.plan_and_act(shared).await;
+        }
         self.look_for_orphans(shared, asked_at).await;
         self.forget_ended(shared).await;
         self.note_blocked(shared);
@@ -277,6 +290,15 @@ impl Supervisor {
         let known = matches!(*self.records, Records::Known(_));
         shared.metrics.counts.lock().reconciled(took, known);
         self.publish(shared);
+    }
+
+    /// Returns whether directories were to be made.
+    async fn plan_and_act(&mut self, shared: &Shared) -> bool {
+        let mut plan = reconcile::plan(self.world(shared, shared.now()));
+        let makes = plan.actions.iter().any(|(_, action)| matches!(action, Action::MakeDirectory { .. }));
+        self.carry_out(shared, &mut plan).await;
+        self.plan = plan;
+        makes
     }
 
     /// Decides whose replicas are filled now; engines hear of it with their next configuration, which is planned anyway.
@@ -340,11 +362,14 @@ impl Supervisor {
             foreign: &self.foreign,
             instances: &self.instances,
             absent: &self.absent,
+            missing: &self.missing,
+            incarnation: shared.registry.incarnation(),
+            elsewhere: &self.elsewhere,
         }
     }
 
-    /// The replicas of this node whose directory cannot be used.
-    async fn look_for_directories(&self, shared: &Shared) -> BTreeMap<InstanceName, String> {
+    /// Finds the replicas of this node whose directory cannot be used, and those that have none.
+    async fn look_for_directories(&mut self, shared: &Shared) {
         let mut wanted = Vec::new();
         for record in self.records.readable() {
             for spec in record.placed().filter(|spec| spec.node == shared.config.node) {
@@ -353,12 +378,18 @@ impl Supervisor {
             }
         }
         let looked = blocking(move || {
-            let check = wanted.into_iter().filter_map(|(name, path, replica, volume)| {
-                replica_dirs::check(&path, replica, volume).err().map(|reason| (name, reason))
-            });
-            Ok(check.collect())
+            let (mut absent, mut missing) = (BTreeMap::new(), BTreeSet::new());
+            for (name, path, replica, volume) in wanted {
+                if let Err(reason) = replica_dirs::check(&path, replica, volume) {
+                    if replica_dirs::is_missing(&path) {
+                        missing.insert(name.clone());
+                    }
+                    absent.insert(name, reason);
+                }
+            }
+            Ok((absent, missing))
         });
-        looked.await.unwrap_or_default()
+        (self.absent, self.missing) = looked.await.unwrap_or_default();
     }
 
     async fn act(&mut self, shared: &Shared, action: Action) -> Result<(), Error> {
@@ -379,6 +410,9 @@ impl Supervisor {
                 }
                 Ok(())
             }
+            Action::MakeDirectory { name, id, fill } => self.make_directory(shared, &name, id, fill).await,
+            Action::SayDetached { name, id, engine } => say_detached(shared, &name, id, engine).await,
+            Action::Release { name, id, version } => release(shared, &name, id, version).await,
             Action::DeleteRecord { name, id, version, purge } => {
                 if purge {
                     shared.registry.delete_key(id).await?;
@@ -393,6 +427,36 @@ impl Supervisor {
                 Ok(())
             }
         }
+    }
+
+    async fn make_directory(
+        &self,
+        shared: &Shared,
+        name: &InstanceName,
+        id: ReplicaId,
+        fill: bool,
+    ) -> Result<(), Error> {
+        let Lookup::Found(record) = self.records.lookup(name.volume().as_str()) else { return Ok(()) };
+        let path = roles::data_dir(shared, record, id);
+        let (node, of) = (shared.config.node.clone(), record.clone());
+        blocking(move || match fill {
+            _ if !replica_dirs::is_missing(&path) => Ok(()),
+            true => replica_dirs::create_to_be_filled(&path, &node, id, &of),
+            false => replica_dirs::create(&path, &node, id, &of),
+        })
+        .await?;
+        let Read::Found(mut now) = shared.registry.get(&record.name).await? else { return Ok(()) };
+        let version = now.version;
+        let same = now.id == record.id;
+        match now.spec.replicas.iter_mut().find(|spec| spec.id == id && spec.to_make).filter(|_| same) {
+            Some(spec) => spec.to_make = false,
+            None => return Ok(()),
+        }
+        // Where somebody else was first, the next plan finds the directory and says so again.
+        if let Swap::Stored(_) = shared.registry.compare_and_swap(version, now).await? {
+            tracing::info!(replica = %name, fill, "its directory is made");
+        }
+        Ok(())
     }
 
     async fn spawn(
@@ -621,6 +685,37 @@ impl Supervisor {
         seen.blocked = self.plan.blocked.len();
         seen.note_suspended(volumes, now);
     }
+}
+
+/// Says that the engine that was here has ended.
+async fn say_detached(
+    shared: &Shared,
+    name: &VolumeName,
+    id: VolumeId,
+    engine: Option<InstanceUuid>,
+) -> Result<(), Error> {
+    let Read::Found(record) = shared.registry.get(name).await? else { return Ok(()) };
+    if record.id != id || !reconcile::says_detached(&record, &shared.config.node, engine) {
+        return Ok(());
+    }
+    let (version, mut said) = (record.version, record);
+    said.spec.detaching = None;
+    // Somebody else who was first: the next plan is made from what it says now.
+    shared.registry.compare_and_swap(version, said).await.map(drop)
+}
+
+/// Takes this node's replicas out of the record of a volume that is being deleted.
+async fn release(shared: &Shared, name: &VolumeName, id: VolumeId, version: u64) -> Result<(), Error> {
+    let Read::Found(record) = shared.registry.get(name).await? else { return Ok(()) };
+    // Anything else than what was planned from: the next plan is made from what it says now.
+    if record.id != id || record.version != version {
+        return Ok(());
+    }
+    let record = reconcile::without_replicas_of(&record, &shared.config.node);
+    if let Swap::Stored(_) = shared.registry.compare_and_swap(version, record).await? {
+        tracing::info!(volume = %name, %id, "given up here; other nodes are to do the same");
+    }
+    Ok(())
 }
 
 /// Takes in what happened to an instance, and counts the state that it came into.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_proto::ids::{Epoch, Generation, InstanceUuid, Lineage, ReplicaId, VolumeId, VolumeName};
+use holdfast_proto::ids::{
+    Epoch, Generation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId, VolumeName,
+};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::{
     AttachSpec, Intent, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec,
@@ -14,8 +16,10 @@ use holdfast_proto::record::{
 use holdfast_proto::status::ErrorKind;
 
 use super::shared::{Shared, blocking};
-use super::{force, roles};
+use super::{force, nodes, roles};
+use crate::core::elsewhere::Elsewhere;
 use crate::core::instance::InstanceName;
+use crate::core::placement::spread;
 use crate::core::reconcile::purge_intent;
 use crate::error::Error;
 use crate::process::driver::nbd_socket;
@@ -27,11 +31,15 @@ use crate::store::replica_dirs;
 pub const IO_MODE_DEFAULT: &str = "buffered";
 /// An attach answers early with what it waits for: the wish stands, and `volume wait` waits longer.
 const ATTACH_WITHIN: Duration = Duration::from_secs(10);
+/// Ending replicas takes milliseconds, and hearing of an engine's end on another node a second.
+const DETACHING_ENDS_WITHIN: Duration = Duration::from_secs(5);
 /// Longer than a drain and the signals after it.
 const DETACH_WITHIN: Duration = Duration::from_secs(100);
 /// A client that has just gone is counted until its engine has seen its connection end and said so, which takes
 /// milliseconds; on a busy machine more.
 const CLIENTS_LEAVE_WITHIN: Duration = Duration::from_secs(1);
+/// Other nodes hear of a record at once, make a directory in milliseconds, and publish it within a second or two.
+const DIRECTORIES_WITHIN: Duration = Duration::from_secs(15);
 const DELETE_WITHIN: Duration = Duration::from_secs(60);
 /// A record that changes under us so often is being fought over.
 const SWAPS_MAX: usize = 16;
@@ -85,6 +93,8 @@ pub(super) async fn create(
 ) -> Result<pb::VolumeInfo, Error> {
     let record = new_record(shared, request)?;
     let name = record.name.clone();
+    nodes::require_known(shared, &format!("create volume {name}"), record.placed().map(|spec| &spec.node))
+        .await?;
     let _turn = shared.begin(name.as_str(), "create").await?;
     let exists = || Error::conflict(format!("create volume {name}: it exists already"));
     if !matches!(shared.registry.get(&name).await?, Read::Absent) {
@@ -111,8 +121,35 @@ pub(super) async fn create(
         return Err(error);
     }
     tracing::info!(volume = %name, id = %record.id, size_bytes = record.spec.size_bytes, "created");
+    wait_for_directories(shared, &record).await?;
     shared.reconcile().await?;
     info("create", &name, shared.volume(name.as_str()))
+}
+
+/// The other nodes make their own directories when they see the record.
+async fn wait_for_directories(shared: &Shared, record: &VolumeRecord) -> Result<(), Error> {
+    let there: Vec<_> = record.placed().filter(|spec| spec.node != shared.config.node).collect();
+    let made = |known: &Elsewhere| there.iter().all(|spec| known.has_directory(record.id, spec));
+    if shared.wait_elsewhere(DIRECTORIES_WITHIN, made).await {
+        return Ok(());
+    }
+    let known = Arc::clone(&shared.elsewhere.borrow());
+    let late = there.iter().filter(|spec| !known.has_directory(record.id, spec));
+    let late = late.map(|spec| match known.is_live(&spec.node) {
+        Some(true) => format!("{} on node {}", spec.id, spec.node),
+        Some(false) | None => format!("{} on node {}, which does not answer", spec.id, spec.node),
+    });
+    let late: Vec<_> = late.collect();
+    Err(Error::new(
+        ErrorKind::TimedOut,
+        format!(
+            "create volume {}: there is no directory yet of {}; the volume stands and this goes on by itself: `holdfast \
+             volume show {}`",
+            record.name,
+            late.join(" and "),
+            record.name
+        ),
+    ))
 }
 
 fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<VolumeRecord, Error> {
@@ -129,7 +166,9 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
         return Err(invalid(format!("replicas: expected 1 to {max}, found {}", request.replicas)));
     }
     let members: ReplicaSet = (1..=request.replicas).map(ReplicaId).collect();
-    let node = &shared.config.node;
+    let on = request.on.iter().map(|node| node.parse::<NodeName>());
+    let on = on.collect::<Result<Vec<_>, _>>().map_err(|e| invalid(format!("on: {e}")))?;
+    let nodes = spread(&on, members.len(), &shared.config.node).map_err(invalid)?;
     // Minted with the volume, so that the record claims its instances before any of them exists.
     let instance_uuids = members
         .iter()
@@ -143,11 +182,20 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
             size_bytes: request.size_bytes,
             replicas: members
                 .iter()
-                .map(|id| ReplicaSpec { id, node: node.clone(), disk: None, replaces: ReplicaSet::new() })
+                .zip(nodes)
+                .map(|(id, node)| ReplicaSpec {
+                    id,
+                    // This one makes its own before the record.
+                    to_make: node != shared.config.node,
+                    node,
+                    disk: None,
+                    replaces: ReplicaSet::new(),
+                })
                 .collect(),
             leaving: Vec::new(),
             next_replica_id: request.replicas + 1,
             attach: None,
+            detaching: None,
             intent: Intent::Keep,
             io_mode: io_mode.to_owned(),
         },
@@ -168,9 +216,8 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
 }
 
 async fn make_directories(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<Vec<PathBuf>, Error> {
-    let wanted: Vec<_> = (record.spec.replicas.iter())
-        .map(|spec| (spec.id, roles::data_dir(shared, record, spec.id)))
-        .collect();
+    let here = record.spec.replicas.iter().filter(|spec| spec.node == shared.config.node);
+    let wanted: Vec<_> = here.map(|spec| (spec.id, roles::data_dir(shared, record, spec.id))).collect();
     let (node, record) = (shared.config.node.clone(), record.clone());
     blocking(move || {
         let mut made = Vec::new();
@@ -186,20 +233,27 @@ async fn make_directories(shared: &Arc<Shared>, record: &VolumeRecord) -> Result
     .await
 }
 
-/// Wants the volume on this node.
+/// Wants the volume on a node: its agent starts the engine.
 pub(super) async fn attach(
     shared: &Arc<Shared>,
     request: &pb::AttachVolumeRequest,
 ) -> Result<pb::VolumeInfo, Error> {
     let name = name_of("attach", &request.name)?;
     check_tcp(&name, &request.nbd_tcp)?;
-    check_socket_path(&nbd_socket(&shared.config.runtime_dir, name.as_str()))?;
+    let node = nodes::named(shared, &format!("attach volume {name}"), &request.node)?;
+    if node == shared.config.node {
+        check_socket_path(&nbd_socket(&shared.config.runtime_dir, name.as_str()))?;
+    } else {
+        check_attach_there(shared, &name, &node, request).await?;
+    }
     let turn = shared.begin(name.as_str(), "attach").await?;
     shared.reconcile().await?;
-    let detaching = shared.volume(name.as_str()).is_some_and(|volume| volume.state == "detaching");
+    let record = read(shared, "attach", &name).await?;
+    let fences = || nodes::may_pass_over_engine(shared, &record, &node);
+    let detaching = stays_detaching(shared, &name, fences).await;
     let force_from = force::wanted(shared, &name, request).await?;
     let wanted = AttachSpec {
-        node: shared.config.node.clone(),
+        node: node.clone(),
         nbd_tcp: Some(request.nbd_tcp.clone()).filter(|tcp| !tcp.is_empty()),
         force_from: force_from.clone(),
     };
@@ -208,6 +262,7 @@ pub(super) async fn attach(
         if record.spec.intent != Intent::Keep {
             return Err(conflict("it is being deleted"));
         }
+        let fences = nodes::may_pass_over_engine(shared, record, &node);
         match &mut record.spec.attach {
             // An engine that waits is told of it.
             Some(attach) if force_from.is_some() && attach.node == wanted.node => {
@@ -221,12 +276,13 @@ pub(super) async fn attach(
                 return Err(conflict(&format!("it is attached on node {}; detach it first", attach.node)));
             }
             Some(_) => return Err(conflict("it is attached with another TCP address; detach it first")),
-            None if detaching => {
+            None if detaching && !fences => {
                 return Err(conflict("it is still detaching; try again when it is detached"));
             }
             None => {}
         }
         record.spec.attach = Some(wanted.clone());
+        record.spec.detaching = None;
         // Each attachment is a creation of its own.
         let engine = InstanceName::engine(&record.name).to_string();
         record.status.instance_uuids.insert(engine, InstanceUuid::random());
@@ -235,10 +291,46 @@ pub(super) async fn attach(
     .await?;
     shared.reconcile().await?;
     drop(turn);
+    let here = node == shared.config.node;
     let decided = |volume: Option<&pb::VolumeInfo>| {
-        volume.is_none_or(|volume| volume.endpoint.is_some() || volume.state == "faulted")
+        volume.is_none_or(|volume| match here {
+            true => volume.endpoint.is_some() || volume.state == "faulted",
+            false => volume.state != "attaching",
+        })
     };
     info("attach", &name, shared.wait(name.as_str(), ATTACH_WITHIN, decided).await)
+}
+
+/// Whether the volume is still detaching after a moment, in which other nodes end their replicas just after the one that
+/// was asked. `over` says that this does not matter.
+async fn stays_detaching(shared: &Shared, name: &VolumeName, over: impl Fn() -> bool) -> bool {
+    let detaching = |volume: &pb::VolumeInfo| volume.state == "detaching";
+    let decided = |volume: Option<&pb::VolumeInfo>| !volume.is_some_and(detaching) || over();
+    let volume = shared.wait(name.as_str(), DETACHING_ENDS_WITHIN, decided).await;
+    volume.as_ref().is_some_and(detaching)
+}
+
+/// What must be so before another node is asked to run the engine.
+async fn check_attach_there(
+    shared: &Shared,
+    name: &VolumeName,
+    node: &NodeName,
+    request: &pb::AttachVolumeRequest,
+) -> Result<(), Error> {
+    let told = |why: String| format!("attach volume {name} on node {node}: {why}");
+    if !request.force_from.is_empty() {
+        return Err(Error::invalid(told(
+            "by force only from a replica that the asked agent can look at: ask the agent of that node"
+                .to_owned(),
+        )));
+    }
+    nodes::require_known(shared, &format!("attach volume {name}"), [node]).await?;
+    if shared.elsewhere.borrow().is_live(node) != Some(true) {
+        return Err(Error::refused(told(
+            "that node does not answer; start its agent, or attach the volume on another".to_owned(),
+        )));
+    }
+    Ok(())
 }
 
 fn check_tcp(name: &VolumeName, tcp: &str) -> Result<(), Error> {
@@ -262,7 +354,7 @@ pub(super) async fn detach(
     shared.reconcile().await?;
     let clients = if request.force { 0 } else { clients_that_stay(shared, &name).await };
     let silent = engine_is_silent(shared, &name);
-    change(shared, "detach", &name, |record| {
+    let record = change(shared, "detach", &name, |record| {
         if record.spec.attach.is_none() {
             return Ok(false);
         }
@@ -272,18 +364,31 @@ pub(super) async fn detach(
                 "detach volume {name}: {clients} {are} connected; disconnect {them}, or use --force"
             )));
         }
+        let there = record.spec.attach.as_ref().map(|attach| &attach.node);
+        if let Some(node) = there.filter(|node| **node != shared.config.node && !request.force)
+            && let Some(why) = shared.elsewhere.borrow().clients_unknown(record, node)
+        {
+            return Err(Error::refused(format!(
+                "detach volume {name}, attached on node {node}: its clients cannot be known: {why}; use --force, and \
+                 attach it on another node to fence it there"
+            )));
+        }
         if silent && !request.force {
             return Err(Error::refused(format!(
                 "detach volume {name}: its engine does not answer, so its clients cannot be known; use --force"
             )));
         }
-        record.spec.attach = None;
+        record.detach();
         Ok(true)
     })
     .await?;
     shared.reconcile().await?;
     drop(turn);
-    let ended = |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| volume.state == "detached");
+    // Nobody knows when a node that does not answer will have done it.
+    let engines = record.spec.detaching;
+    let silent = || engines.as_ref().is_some_and(|node| nodes::is_silent(shared, node));
+    let ended =
+        |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| volume.state == "detached" || silent());
     info("detach", &name, shared.wait(name.as_str(), DETACH_WITHIN, ended).await)
 }
 
@@ -310,8 +415,7 @@ pub(super) async fn delete(
     let name = name_of("delete", &request.name)?;
     let _turn = shared.begin(name.as_str(), "delete").await?;
     shared.reconcile().await?;
-    let before = shared.volume(name.as_str());
-    let detaching = before.is_some_and(|volume| volume.state == "detaching");
+    let detaching = stays_detaching(shared, &name, || false).await;
     let foreign = Arc::clone(&shared.foreign.lock());
     let record = change(shared, "delete", &name, |record| {
         let refused = |why: &str| Error::refused(format!("delete volume {name}: {why}"));

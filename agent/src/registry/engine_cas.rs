@@ -1,8 +1,8 @@
 //! What an engine asks of the registry, executed for it: change the status if the record is still as it was read.
 //!
 //! The rules are those of `replication-rules`: the comparison is with exactly the version that the engine expected
-//! when it asked, never with a newer one; a conflict answers with the record as it is; a missing record is an answer
-//! of its own. What cannot be read or stored is an error, and the engine is told no more than that.
+//! when it asked, never with a newer one; a conflict answers with the record as it is; that there is no record, or only
+//! one that means another engine, is an answer of its own. What cannot be read or stored is an error, and the engine is told no more than that.
 
 use holdfast_proto::ids::{Generation, VolumeId, VolumeName};
 use holdfast_proto::pb::instance as pb;
@@ -10,6 +10,7 @@ use holdfast_proto::pb::instance::registry_result_request::{Conflict, Missing, O
 use holdfast_proto::record::{VolumeRecord, VolumeStatus};
 
 use super::{Read, Registry, Swap};
+use crate::core::instance::InstanceName;
 use crate::error::Error;
 
 /// Executes `ask` for an engine of the volume `name`, `id`.
@@ -31,6 +32,9 @@ pub async fn execute(
         Read::Unreadable(reason) => return Err(Error::failed(format!("read volume {name}: {reason}"))),
     };
     let Some(status) = wished(ask, &record, registry) else { return Ok(conflict(&record, registry)) };
+    if takes_over_from_another(&record, &status) {
+        return Ok(Outcome::Missing(Missing {}));
+    }
     if record.version != ask.expected_version {
         // The same ask, repeated because its answer was lost: it was done, and is not done twice.
         let done = record.version > ask.expected_version && record.status == status;
@@ -62,6 +66,15 @@ fn wished(ask: &pb::RegistryCas, record: &VolumeRecord, registry: &dyn Registry)
         });
     // An engine that read the registry in another life knows nothing about this one.
     (!goes_back && history && status.incarnation == registry.incarnation()).then_some(status)
+}
+
+/// Whether an engine wants to take the volume over while the record means another creation: the volume was attached anew
+/// since this one was started, and it would fence the one that is wanted.
+#[must_use]
+pub fn takes_over_from_another(record: &VolumeRecord, wish: &VolumeStatus) -> bool {
+    let name = InstanceName::engine(&record.name).to_string();
+    let meant = record.status.instance_uuids.get(&name);
+    wish.generation > record.status.generation && meant.is_some_and(|meant| *meant != wish.engine_instance)
 }
 
 /// The record's status as engines are told it: in this life of the registry, whatever the record was written in.
@@ -161,6 +174,30 @@ mod tests {
         // Not even with the version guessed right does a generation go back.
         assert!(matches!(f.execute(&f.attach(2, 1)).await, Outcome::Conflict(_)));
         assert_eq!(f.now().await.status.generation, Generation(2));
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_the_record_does_not_mean_any_more_takes_nothing_over() {
+        let f = fixture().await;
+        let (old, new) = (InstanceUuid::random(), InstanceUuid::random());
+        let by = async |expected_version, generation, engine: InstanceUuid| {
+            let mut status = f.now().await.status;
+            (status.generation, status.engine_instance) = (Generation(generation), engine);
+            f.execute(&pb::RegistryCas { status: Some((&status).into()), ..f.attach(expected_version, 0) })
+                .await
+        };
+        let means = async |expected: u64, engine: InstanceUuid| {
+            let mut record = f.now().await;
+            record.status.instance_uuids.insert("demo.engine".into(), engine);
+            f.registry.compare_and_swap(expected, record).await.unwrap();
+        };
+        means(1, old).await;
+        assert_eq!(by(2, 1, old).await, stored(3));
+        // What it has, it goes on with until a newer one has taken over.
+        means(3, new).await;
+        assert_eq!(by(4, 1, old).await, stored(5));
+        assert_eq!(by(5, 2, old).await, Outcome::Missing(Missing {}));
+        assert_eq!(by(5, 2, new).await, stored(6));
     }
 
     #[tokio::test]

@@ -1,12 +1,18 @@
 use std::time::Duration;
 
+use holdfast_proto::ids::NodeName;
+use holdfast_proto::inventory::{FORMAT, encode};
+use holdfast_proto::pb::inventory::{Document, Full, document};
 use holdfast_proto::status::ErrorKind;
 use holdfast_tests::etcd::Etcd;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::config::EtcdPlace;
-use crate::core::testing::record;
+use crate::core::nodes::{Heard, Nodes};
+use crate::core::publish::Op;
+use crate::core::testing::{published_node, record};
 use crate::registry::{Read, Registry as _, Swap, conformance};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -178,4 +184,45 @@ async fn a_second_agent_of_a_name_is_refused_while_the_first_lives_and_a_new_run
     // Silent for longer than its lease: the name is free.
     drop(again);
     answered(|| second.announce(&node, address)).await;
+}
+
+/// Takes in what is heard until the nodes are as `wanted` says.
+async fn hear(feed: &mut mpsc::Receiver<Heard>, nodes: &mut Nodes, wanted: impl Fn(&Nodes) -> bool) {
+    let heard = async {
+        while !wanted(nodes) {
+            nodes.handle(feed.recv().await.expect("the feed goes on"), Duration::ZERO);
+        }
+    };
+    tokio::time::timeout(SOON, heard).await.expect("heard in time");
+}
+
+#[tokio::test]
+async fn what_a_node_publishes_is_heard_by_another_also_after_a_break_and_so_is_its_silence() {
+    let mut etcd = Etcd::start(1);
+    let ((_a, a), (_b, b)) = (open(&etcd, "/hf").await, open(&etcd, "/hf").await);
+    let node: NodeName = "node-b".parse().unwrap();
+    let home = b.inventory(&node).unwrap();
+    let full = |revision| {
+        let entries = vec![published_node("node-b")];
+        let body = Some(document::Body::Full(Full { part: 0, parts: 1, entries }));
+        let bytes = encode(&Document { format: FORMAT, session: 1, revision, body });
+        vec![Op::Put { key: "full/0".to_owned(), bytes }]
+    };
+    let (mut feed, mut nodes) = (a.follow_nodes().unwrap(), Nodes::default());
+    let revision = |nodes: &Nodes| {
+        let known = nodes.iter().find(|(name, _)| **name == node)?.1;
+        known.published().filter(|_| known.doubt().is_none()).map(|inventory| inventory.revision)
+    };
+    let live = |nodes: &Nodes| nodes.iter().any(|(name, known)| *name == node && known.presence.is_some());
+    home.write(full(1)).await.unwrap();
+    hear(&mut feed, &mut nodes, |nodes| revision(nodes) == Some(1) && !live(nodes)).await;
+    b.announce(&node, "127.0.0.2".parse().unwrap()).await.unwrap();
+    home.write(full(2)).await.unwrap();
+    hear(&mut feed, &mut nodes, |nodes| revision(nodes) == Some(2) && live(nodes)).await;
+    etcd.with_all_down(|_| {});
+    answered(|| home.write(full(3))).await;
+    hear(&mut feed, &mut nodes, |nodes| revision(nodes) == Some(3)).await;
+    drop(b);
+    hear(&mut feed, &mut nodes, |nodes| !live(nodes)).await;
+    assert_eq!(revision(&nodes), Some(3), "what it published is kept");
 }

@@ -15,13 +15,14 @@ use holdfast_proto::record::{
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::inventory::{InventoryFiles, InventoryHome};
 use super::stored_key::{KEY_SCHEMA, StoredKey};
 use super::{Entry, Read, Registry, Swap, VolumeKey, check_claim, check_record, claimed};
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
+use crate::core::nodes::Heard;
 use crate::error::Error;
 use crate::store::atomic;
 
@@ -398,6 +399,9 @@ impl Registry for FileRegistry {
     async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error> {
         let (node, name) = (node.clone(), name.clone());
         self.blocking(move |inner| inner.delete_claim(&node, &name, version)).await
+    }
+    fn follow_nodes(&self) -> Option<mpsc::Receiver<Heard>> {
+        None
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()

@@ -9,12 +9,13 @@ use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{ClaimRecord, NodeRecord, VolumeRecord};
 use holdfast_proto::status::ErrorKind;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::inventory::InventoryHome;
 use super::{Entry, Read, Registry, Swap, VolumeKey};
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
+use crate::core::nodes::Heard;
 use crate::core::publish::Op;
 use crate::error::Error;
 use crate::metrics::Counts;
@@ -123,6 +124,9 @@ impl Registry for Measured {
     }
     async fn announce(&self, node: &NodeName, address: IpAddr) -> Result<(), Error> {
         self.watch.read("announce", self.inner.announce(node, address)).await
+    }
+    fn follow_nodes(&self) -> Option<mpsc::Receiver<Heard>> {
+        self.inner.follow_nodes()
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes()

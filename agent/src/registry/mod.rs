@@ -12,7 +12,6 @@ pub mod etcd;
 pub mod file;
 pub mod inventory;
 pub mod measured;
-pub mod presence;
 mod stored_key;
 
 use std::collections::BTreeMap;
@@ -24,13 +23,14 @@ use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{
     CLAIM_SCHEMA, ClaimRecord, NodeRecord, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use crate::store::Read;
 
 use self::inventory::InventoryHome;
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
+use crate::core::nodes::Heard;
 use crate::error::Error;
 
 /// Blocks are the unit of checksums and of every size.
@@ -132,6 +132,9 @@ pub trait Registry: fmt::Debug + Send + Sync {
     async fn put_claim(&self, claim: ClaimRecord) -> Result<bool, Error>;
     /// Removes a claim if it is still at this version; 0: one that cannot be read. Returns whether it was there and is gone.
     async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error>;
+    /// What is told of nodes from now on, beginning with everything there is; none where this home has one node. A feed
+    /// whose receiver is dropped ends.
+    fn follow_nodes(&self) -> Option<mpsc::Receiver<Heard>>;
     /// Ticks after a record came, went, or got another `spec`. Writes of `status` alone never tick: they are the
     /// engines' own, and must not wake the agent that made them.
     fn changes(&self) -> watch::Receiver<u64>;

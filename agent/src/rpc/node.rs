@@ -13,6 +13,12 @@ impl Node for Service {
     async fn show(&self, _request: Request<pb::ShowNodeRequest>) -> Result<Response<pb::NodeInfo>, Status> {
         Ok(Response::new(self.node.node_info().await))
     }
+    async fn list(
+        &self,
+        _request: Request<pb::ListNodesRequest>,
+    ) -> Result<Response<pb::ListNodesReply>, Status> {
+        Ok(Response::new(pb::ListNodesReply { nodes: self.node.nodes() }))
+    }
     async fn list_replicas(
         &self,
         _request: Request<pb::ListReplicasRequest>,

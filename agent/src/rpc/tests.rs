@@ -50,7 +50,7 @@ async fn connect(socket: &Path) -> Channel {
 }
 
 fn create(name: &str) -> pb::CreateVolumeRequest {
-    pb::CreateVolumeRequest { name: name.into(), size_bytes: 1 << 20, replicas: 1, io_mode: String::new() }
+    pb::CreateVolumeRequest { name: name.into(), size_bytes: 1 << 20, replicas: 1, ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -150,6 +150,13 @@ pub fn check(path: &Path, replica: ReplicaId, id: VolumeId) -> Result<(), String
     }
 }
 
+/// Whether nothing at all is at `path`, in a place where there could be: a disk that is not mounted is no answer.
+#[must_use]
+pub fn is_missing(path: &Path) -> bool {
+    let nothing = path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    nothing && path.parent().is_some_and(Path::is_dir)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -100,7 +100,7 @@ fn pids(snapshot: &Snapshot) -> Vec<(String, String, Option<i32>)> {
 
 async fn create(node: &NodeHandle, name: &str, replicas: u32) -> pb::VolumeInfo {
     let request =
-        pb::CreateVolumeRequest { name: name.into(), size_bytes: 1 << 20, replicas, io_mode: String::new() };
+        pb::CreateVolumeRequest { name: name.into(), size_bytes: 1 << 20, replicas, ..Default::default() };
     node.create_volume(request).await.unwrap()
 }
 async fn attach(node: &NodeHandle, name: &str) -> pb::VolumeInfo {
@@ -128,7 +128,7 @@ async fn a_volume_from_creation_to_deletion() {
         name: "demo".into(),
         size_bytes: 1 << 20,
         replicas: 1,
-        io_mode: String::new(),
+        ..Default::default()
     };
     let again = node.create_volume(request.clone()).await.unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Conflict);

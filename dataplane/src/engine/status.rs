@@ -133,7 +133,9 @@ pub(super) fn describe(ending: &Ending) -> String {
              what was flushed is safe"
                 .to_owned()
         }
-        Ending::RecordMissing => "the volume has no record any more".to_owned(),
+        Ending::RecordMissing => {
+            "the volume has no record any more, or one that means another engine".to_owned()
+        }
     }
 }
 

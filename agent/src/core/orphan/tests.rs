@@ -1,12 +1,13 @@
 //! The behaviours of orphans on simulated time; each test carries the number of its behaviour.
 
 use super::*;
+use crate::core::elsewhere::Elsewhere;
 use crate::core::foreign::Foreign;
 use crate::core::instance::{Event, Instance, InstanceName, State as Life};
 use crate::core::reconcile::World;
 use crate::core::records::{RecordState, Records};
 use crate::core::testing::{attached, record};
-use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId, VolumeId};
+use holdfast_proto::ids::{Incarnation, InstanceUuid, NodeName, ReplicaId, VolumeId};
 use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::VolumeRecord;
 
@@ -514,6 +515,7 @@ impl Home {
 
     fn third(&self, records: &Records) -> Sighting {
         let (node, absent): (NodeName, _) = ("node-a".parse().unwrap(), BTreeMap::new());
+        let (missing, elsewhere) = (BTreeSet::new(), Elsewhere::default());
         let foreign = Foreign::none();
         let world = World {
             node: &node,
@@ -522,6 +524,9 @@ impl Home {
             foreign: &foreign,
             instances: &self.instances,
             absent: &absent,
+            missing: &missing,
+            incarnation: Incarnation::random(),
+            elsewhere: &elsewhere,
         };
         data(world, &self.copies).into_iter().find(|s| s.subject.name == "demo.r3").unwrap()
     }
@@ -575,6 +580,7 @@ fn a_directory_that_is_made_before_its_record_is_no_orphan() {
         id: ReplicaId(3),
         node: "node-a".parse().unwrap(),
         disk: None,
+        to_make: false,
         replaces: Default::default(),
     });
     let state = RecordState::Readable(Box::new(home.record.clone()));
@@ -630,6 +636,7 @@ fn o7_only_an_instance_that_runs_can_be_cleaned_and_one_that_cannot_be_asked_is_
     ] {
         let instance = Instance::new(InstanceUuid::random(), VolumeId::random(), 0, state.clone(), secs(0));
         let map = BTreeMap::from([("demo.r1".parse().unwrap(), instance)]);
+        let (missing, elsewhere) = (BTreeSet::new(), Elsewhere::default());
         let foreign = Foreign::none();
         let world = World {
             node: &node,
@@ -638,6 +645,9 @@ fn o7_only_an_instance_that_runs_can_be_cleaned_and_one_that_cannot_be_asked_is_
             foreign: &foreign,
             instances: &map,
             absent: &absent,
+            missing: &missing,
+            incarnation: Incarnation::random(),
+            elsewhere: &elsewhere,
         };
         let seen = instances(world);
         assert_eq!(seen.first().map(|sighting| sighting.claim), claim, "{state:?}");

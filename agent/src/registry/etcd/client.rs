@@ -164,16 +164,17 @@ impl Client {
         Ok(self.finish(&connection, timeout(ATTEMPT_WITHIN, call).await)?.ttl > 0)
     }
 
-    /// A stream of what changes in the range. It ends with an error when its server fails.
+    /// A stream of what changes in the ranges. It ends with an error when its server fails.
     pub(super) async fn watch(
         &self,
-        range: pb::WatchCreateRequest,
+        ranges: Vec<pb::WatchCreateRequest>,
     ) -> Result<(Arc<Connection>, tonic::Streaming<pb::WatchResponse>), Failure> {
         let connection = self.connection().await?;
-        let request =
-            pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(range)) };
+        let requests = ranges.into_iter().map(|range| pb::WatchRequest {
+            request_union: Some(pb::watch_request::RequestUnion::CreateRequest(range)),
+        });
         // The stream of requests stays open: its end would end the watch.
-        let requests = tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());
+        let requests = tokio_stream::StreamExt::chain(tokio_stream::iter(requests), tokio_stream::pending());
         let mut watch =
             WatchClient::new(connection.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
         let call = watch.watch(connection.request(requests));

@@ -14,6 +14,7 @@ mod claims;
 mod client;
 mod inventory;
 mod memory;
+mod nodes;
 mod presence;
 mod records;
 mod watcher;

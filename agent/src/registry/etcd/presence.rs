@@ -12,9 +12,9 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::{Inner, found, put, range, unchanged};
+use crate::core::presence::{PRESENCE_SCHEMA, Presence};
 use crate::error::Error;
 use crate::registry::Read;
-use crate::registry::presence::{PRESENCE_SCHEMA, Presence};
 use crate::store::atomic;
 
 pub(super) const LIVE: &str = "live";

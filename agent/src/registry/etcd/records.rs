@@ -7,17 +7,21 @@ use std::sync::atomic::Ordering;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{ClaimRecord, NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::inventory::EtcdInventory;
-use super::{EtcdRegistry, Inner, delete, found, presence, put, range, range_below, unchanged};
+use super::{EtcdRegistry, Inner, delete, found, nodes, presence, put, range, range_below, unchanged};
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
+use crate::core::nodes::Heard;
 use crate::error::Error;
 use crate::registry::inventory::InventoryHome;
 use crate::registry::stored_key::{KEY_SCHEMA, StoredKey};
 use crate::registry::{Entry, Read, Registry, Swap, VolumeKey, check_record};
 use crate::store::atomic;
+
+/// A reader that is this far behind holds up the stream, and with it nothing but itself.
+const FEED_MAX: usize = 256;
 
 const VOLUMES: &str = "volumes";
 const KEYS: &str = "keys";
@@ -265,6 +269,11 @@ impl Registry for EtcdRegistry {
     }
     async fn delete_claim(&self, node: &NodeName, name: &InstanceName, version: u64) -> Result<bool, Error> {
         self.inner.delete_claim(node, name, version).await
+    }
+    fn follow_nodes(&self) -> Option<mpsc::Receiver<Heard>> {
+        let (out, feed) = mpsc::channel(FEED_MAX);
+        tokio::spawn(nodes::run(Arc::clone(&self.inner), out));
+        Some(feed)
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changed.subscribe()

@@ -39,7 +39,7 @@ async fn follow(inner: &Inner, from: &mut i64) -> String {
         prev_kv: true,
         watch_id: WATCH_ID,
     };
-    let (connection, mut stream) = match inner.client.watch(range).await {
+    let (connection, mut stream) = match inner.client.watch(vec![range]).await {
         Ok(opened) => opened,
         Err(failure) => return failure.to_string(),
     };

@@ -1,0 +1,129 @@
+//! Hearing of nodes: everything once, then what changes, in etcd's order; and everything again after a break.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_proto::ids::NodeName;
+use holdfast_proto::pb::etcd as pb;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::inventory::INVENTORY;
+use super::presence::LIVE;
+use super::{Inner, end_of, found, range_below};
+use crate::core::nodes::{Documents, Heard};
+use crate::core::presence::{PRESENCE_SCHEMA, Presence};
+use crate::error::Error;
+use crate::registry::Read;
+use crate::store::atomic;
+
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// Tells until nobody listens any more.
+pub(super) async fn run(inner: Arc<Inner>, out: mpsc::Sender<Heard>) {
+    loop {
+        let broken = tokio::select! {
+            () = out.closed() => return,
+            why = hear(&inner, &out) => why,
+        };
+        if out.send(Heard::Lost(broken)).await.is_err() {
+            return;
+        }
+        sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// Lists, and follows to the end of the stream. Returns why it ended.
+async fn hear(inner: &Inner, out: &mpsc::Sender<Heard>) -> String {
+    let revision = match list(inner, out).await {
+        Ok(revision) => revision,
+        Err(error) => return error.to_string(),
+    };
+    let ranges = [INVENTORY, LIVE].into_iter().zip(1..).map(|(kind, watch_id)| {
+        let prefix = inner.key(kind, "");
+        pb::WatchCreateRequest {
+            range_end: end_of(&prefix),
+            key: prefix.into_bytes(),
+            start_revision: revision + 1,
+            progress_notify: false,
+            prev_kv: false,
+            watch_id,
+        }
+    });
+    let (connection, mut stream) = match inner.client.watch(ranges.collect()).await {
+        Ok(opened) => opened,
+        Err(failure) => return failure.to_string(),
+    };
+    let why = loop {
+        let message = match stream.message().await {
+            Ok(Some(message)) if message.canceled => break format!("cancelled: {}", message.cancel_reason),
+            Ok(Some(message)) => message,
+            Ok(None) => break "the server ended it".to_owned(),
+            Err(status) => break connection.failure(&status).to_string(),
+        };
+        for heard in message.events.iter().filter_map(|event| heard(inner, event)) {
+            if out.send(heard).await.is_err() {
+                return "nobody listens".to_owned();
+            }
+        }
+    };
+    inner.client.drop_connection(&connection);
+    why
+}
+
+/// Returns the revision at which it was so.
+async fn list(inner: &Inner, out: &mpsc::Sender<Heard>) -> Result<i64, Error> {
+    let (inventory, live) = (inner.key(INVENTORY, ""), inner.key(LIVE, ""));
+    let answer =
+        inner.read("read what nodes publish", vec![range_below(&inventory), range_below(&live)]).await?;
+    let mut published: BTreeMap<NodeName, Documents> = BTreeMap::new();
+    for kv in found(&answer, 0) {
+        if let Some((node, key)) = published_key(inner, &kv.key) {
+            published.entry(node).or_default().push((key, kv.value.clone()));
+        }
+    }
+    let live = found(&answer, 1).iter().filter_map(|kv| Some((live_key(inner, &kv.key)?, presence(kv)?)));
+    let listed = Heard::Listed { published, live: live.collect() };
+    let told = out.send(listed).await;
+    told.map_err(|_| Error::failed("read what nodes publish: nobody listens"))?;
+    Ok(answer.header.map_or(0, |header| header.revision))
+}
+
+fn heard(inner: &Inner, event: &pb::Event) -> Option<Heard> {
+    let kv = event.kv.as_ref()?;
+    let put = event.r#type() == pb::event::EventType::Put;
+    if let Some((node, key)) = published_key(inner, &kv.key) {
+        return Some(match put {
+            true => Heard::Put { node, key, bytes: kv.value.clone() },
+            false => Heard::Deleted { node, key },
+        });
+    }
+    let node = live_key(inner, &kv.key)?;
+    if put { Some(Heard::Lives(node, presence(kv)?)) } else { Some(Heard::Silent(node)) }
+}
+
+/// `inventory/NODE/KEY`.
+fn published_key(inner: &Inner, key: &[u8]) -> Option<(NodeName, String)> {
+    let prefix = inner.key(INVENTORY, "");
+    let (node, key) = std::str::from_utf8(key).ok()?.strip_prefix(&prefix)?.split_once('/')?;
+    Some((node.parse().ok()?, key.to_owned()))
+}
+
+/// `live/NODE`.
+fn live_key(inner: &Inner, key: &[u8]) -> Option<NodeName> {
+    std::str::from_utf8(key).ok()?.strip_prefix(&inner.key(LIVE, ""))?.parse().ok()
+}
+
+/// One that is not understood says nothing: its node is silent here.
+fn presence(kv: &pb::KeyValue) -> Option<Presence> {
+    let place = String::from_utf8_lossy(&kv.key).into_owned();
+    match atomic::parse_json::<Presence>(&kv.value, &place, PRESENCE_SCHEMA) {
+        Read::Found(presence) => Some(presence),
+        Read::Absent => None,
+        Read::Unreadable(reason) => {
+            tracing::warn!(reason, "what a node says of itself cannot be understood");
+            None
+        }
+    }
+}
