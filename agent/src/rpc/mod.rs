@@ -74,24 +74,29 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
     health_reporter.set_serving::<OrphansServer<Service>>().await;
     health_reporter.set_serving::<ClaimsServer<Service>>().await;
     health_reporter.set_serving::<TrashServer<Service>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        // The descriptors hold the instances' contract too, which is not served here.
-        .with_service_name(InstancesServer::<Service>::NAME)
-        .with_service_name(VolumesServer::<Service>::NAME)
-        .with_service_name(NodeServer::<Service>::NAME)
-        .with_service_name(OrphansServer::<Service>::NAME)
-        .with_service_name(ClaimsServer::<Service>::NAME)
-        .with_service_name(TrashServer::<Service>::NAME)
-        .with_service_name("grpc.health.v1.Health")
-        .build_v1()
-        .map_err(|error| Complaint::failed(format!("failed to describe the services: {error}")))?;
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // The descriptors hold the instances' contract too, which is not served here.
+            .with_service_name(InstancesServer::<Service>::NAME)
+            .with_service_name(VolumesServer::<Service>::NAME)
+            .with_service_name(NodeServer::<Service>::NAME)
+            .with_service_name(OrphansServer::<Service>::NAME)
+            .with_service_name(ClaimsServer::<Service>::NAME)
+            .with_service_name(TrashServer::<Service>::NAME)
+            .with_service_name("grpc.health.v1.Health")
+    };
+    let problem = |error| Complaint::failed(format!("failed to describe the services: {error}"));
+    let reflection = described().build_v1().map_err(problem)?;
+    // Many clients know only this one.
+    let reflection_alpha = described().build_v1alpha().map_err(problem)?;
     let (socket, guard) = listener.into_parts()?;
     let service = Service { node, stopped: stopped.clone() };
     let router = router::Router::default()
         .with(health)
         .with(reflection)
+        .with(reflection_alpha)
         .with(InstancesServer::new(service.clone()))
         .with(VolumesServer::new(service.clone()))
         .with(OrphansServer::new(service.clone()))

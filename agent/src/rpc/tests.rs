@@ -15,6 +15,7 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1alpha;
 
 use super::*;
 use crate::node::{self, NodeConfig};
@@ -118,6 +119,23 @@ async fn health_reflection_and_calls_of_nothing_are_answered() {
         assert!(names.iter().any(|name| name == service), "{names:?}");
     }
     assert!(!names.iter().any(|name| name.contains("instance.v1")), "{names:?}");
+    // Of the older protocol, which many clients speak, it is the same.
+    let question = v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(
+            v1alpha::server_reflection_request::MessageRequest::ListServices(String::new()),
+        ),
+    };
+    let mut answers = v1alpha::server_reflection_client::ServerReflectionClient::new(rig.channel().await)
+        .server_reflection_info(tokio_stream::iter([question]))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    let v1alpha::server_reflection_response::MessageResponse::ListServicesResponse(older) = answer else {
+        panic!("{answer:?}")
+    };
+    assert!(older.service.into_iter().map(|service| service.name).eq(names));
     // An instance's contract is not an agent's.
     let mut wrong = holdfast_proto::pb::instance::instance_client::InstanceClient::new(rig.channel().await);
     let hello = holdfast_proto::pb::instance::HelloRequest { protocol_min: 1, protocol_max: 1 };
