@@ -10,7 +10,7 @@ use clap::Parser;
 use holdfast_benches::binary::{built_holdfast, profile_dir};
 use holdfast_benches::recovery::{self, CASES, Case, Plan};
 
-/// Returns, rebuilds, pauses, restarts, and the price of the maps on the path of I/O.
+/// Returns, rebuilds, pauses, restarts, the price of the maps on the path of I/O, attaching, and many instances.
 ///
 /// Needs fio. Run by cargo, it first builds the `holdfast` it measures.
 #[derive(Debug, Parser)]

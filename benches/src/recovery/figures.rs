@@ -19,6 +19,8 @@ pub enum Unit {
     MibPerSec,
     /// Operations a second.
     Iops,
+    /// Of a hundred.
+    Percent,
     /// One over another.
     Ratio,
 }
@@ -31,12 +33,13 @@ impl Unit {
             Self::Mib => "MiB",
             Self::MibPerSec => "MiB/s",
             Self::Iops => "IOPS",
+            Self::Percent => "%",
             Self::Ratio => "",
         }
     }
     fn text(self, value: f64) -> String {
         match self {
-            Self::Ratio => format!("{value:.2}"),
+            Self::Ratio | Self::Percent => format!("{value:.2}"),
             Self::Ms | Self::Us | Self::Mib | Self::MibPerSec | Self::Iops if value < 10.0 => {
                 format!("{value:.1}")
             }

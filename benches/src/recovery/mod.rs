@@ -1,13 +1,15 @@
 //! What happens when something dies, and what it costs to be ready for that: returns, rebuilds, pauses, restarts, and
-//! the price of the maps on the path of I/O.
+//! the price of the maps on the path of I/O; how long an attach takes, and what many instances need.
 //!
 //! `node` is an agent whose parts are killed, `load` a client that times every answer, `watch` the volume's
 //! states as they come; one module a case; `figures` keeps what was found.
 
+mod attach;
 mod catch_up;
 mod cost;
 mod figures;
 mod load;
+mod many;
 mod nbd;
 mod node;
 mod pauses;
@@ -42,10 +44,15 @@ pub enum Case {
     Restart,
     /// Writes with the maps and before there were any
     Cost,
+    /// A volume is attached; its record goes away
+    Attach,
+    /// A node with many instances
+    Many,
 }
 
 /// In the order in which they run.
-pub const CASES: [Case; 5] = [Case::CatchUp, Case::Rebuild, Case::Pauses, Case::Restart, Case::Cost];
+pub const CASES: [Case; 7] =
+    [Case::CatchUp, Case::Rebuild, Case::Pauses, Case::Restart, Case::Cost, Case::Attach, Case::Many];
 
 /// What is to be measured, and with what.
 #[derive(Debug)]
@@ -100,6 +107,8 @@ pub fn run(plan: &Plan) -> Result<Results> {
             Case::Pauses => pauses::run,
             Case::Restart => restart::run,
             Case::Cost => cost::run,
+            Case::Attach => attach::run,
+            Case::Many => many::run,
         };
         run(plan, &mut figures).with_context(|| format!("{case:?}"))?;
     }

@@ -114,6 +114,35 @@ impl Node {
         Ok(node)
     }
 
+    /// The agent's process.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub(super) fn agent_pid(&self) -> Result<i32> {
+        self.agent.as_ref().map(Server::pid).context("the agent does not run")
+    }
+
+    /// Takes a volume's record out of the registry.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(super) fn take_record_away(&self, volume: &str) -> Result<Aside> {
+        let path = self.data.join(format!("registry/volumes/{volume}.json"));
+        let aside = Aside { to: self.data.with_extension("record-aside"), path };
+        std::fs::rename(&aside.path, &aside.to)
+            .with_context(|| format!("failed to move {}", aside.path.display()))?;
+        Ok(aside)
+    }
+
+    /// Removes all data of a node that does not run.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn remove_data(&self) -> Result<()> {
+        std::fs::remove_dir_all(&self.data)
+            .with_context(|| format!("failed to remove {}", self.data.display()))
+    }
+
     /// Where the jobs' own files may go.
     #[must_use]
     pub(super) fn scratch(&self) -> &Path {
@@ -233,6 +262,24 @@ impl Node {
         let within = format!("{}s", WITHIN.as_secs());
         self.cli(&["volume", "wait", name, "--for", "healthy", "--timeout", &within])?;
         self.volume(name)
+    }
+}
+
+/// A file that is somewhere else for a while.
+#[derive(Debug)]
+pub(super) struct Aside {
+    path: PathBuf,
+    to: PathBuf,
+}
+
+impl Aside {
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn put_back(self) -> Result<()> {
+        std::fs::rename(&self.to, &self.path)
+            .with_context(|| format!("failed to put {} back", self.path.display()))
     }
 }
 
