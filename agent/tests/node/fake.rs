@@ -208,6 +208,7 @@ impl Instance for Fake {
             Role::Engine(_) if first => self.ask(|status| {
                 status.generation += 1;
                 status.engine_uuid.clone_from(&self.uuid);
+                status.engine_instance.clone_from(&self.uuid);
                 status.clean = false;
             }),
             Role::Engine(_) if self.status.borrow().engine.is_some() => self.serve_engine(),
