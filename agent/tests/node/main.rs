@@ -218,6 +218,48 @@ async fn a_restarted_agent_adopts_everything_as_it_is() {
     node.shutdown(true).await.unwrap();
 }
 
+async fn n6_of_operations_on_a_volume_an_equal_one_joins_and_a_different_one_is_told_to_come_back() {
+    let site = Site::new();
+    let node = site.start().await;
+    healthy(&node, "demo", 2).await;
+    healthy_beside(&node, "other").await;
+    let again = pb::AttachVolumeRequest { name: "demo".into(), ..Default::default() };
+    let beside = pb::AttachVolumeRequest { name: "other".into(), ..Default::default() };
+    let (first, equal, different, elsewhere) = tokio::join!(
+        node.detach_volume(detach("demo", false)),
+        node.detach_volume(detach("demo", false)),
+        node.attach_volume(again),
+        node.attach_volume(beside),
+    );
+    assert_eq!((first.unwrap().state, equal.unwrap().state), ("detached".into(), "detached".into()));
+    let different = different.unwrap_err();
+    assert_eq!(different.kind(), ErrorKind::Conflict);
+    assert!(different.to_string().contains("detach is under way"), "{different}");
+    assert_eq!(elsewhere.unwrap().state, "healthy", "another volume's do not wait");
+    node.shutdown(true).await.unwrap();
+}
+
+async fn healthy_beside(node: &NodeHandle, name: &str) {
+    create(node, name, 1).await;
+    attach(node, name).await;
+    let is_healthy = |s: &Snapshot| s.volumes.iter().any(|v| v.name == name && v.state == "healthy");
+    until(node, "a healthy volume beside it", is_healthy).await;
+}
+
+async fn n7_a_detach_needs_nothing_but_what_the_attach_left() {
+    let site = Site::new();
+    let node = site.start().await;
+    let before = healthy(&node, "demo", 2).await;
+    node.shutdown(false).await.unwrap();
+    // Whatever a start would need is gone by now.
+    std::fs::remove_dir_all(site.path("registry/keys")).unwrap();
+    let node = site.start().await;
+    let detached = node.detach_volume(detach("demo", true)).await.unwrap();
+    assert_eq!(detached.state, "detached", "{detached:?}");
+    assert!(before.instances.iter().all(|instance| !alive(instance.pid.unwrap())));
+    node.shutdown(true).await.unwrap();
+}
+
 async fn a_killed_process_is_started_again_under_its_own_name() {
     let site = Site::new();
     let node = site.start().await;
@@ -523,10 +565,12 @@ fn run(test: impl Future<Output = ()>) {
 
 fn main() {
     fake::run_if_asked();
-    let tests: [(&str, fn()); 14] = tests![
+    let tests: [(&str, fn()); 16] = tests![
         a_volume_from_creation_to_deletion,
         clients_hold_a_volume_unless_forced,
         a_restarted_agent_adopts_everything_as_it_is,
+        n6_of_operations_on_a_volume_an_equal_one_joins_and_a_different_one_is_told_to_come_back,
+        n7_a_detach_needs_nothing_but_what_the_attach_left,
         a_killed_process_is_started_again_under_its_own_name,
         a_missing_directory_is_absent_and_never_made_again,
         a_damaged_record_stops_nothing,
