@@ -8,15 +8,18 @@
 
 mod choose;
 mod drain;
+mod fleet;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use holdfast_proto::ids::{NodeName, ReplicaId, VolumeId, VolumeName};
-use holdfast_proto::record::{Intent, ReplicaSpec, VolumeRecord, VolumeStatus};
+use holdfast_proto::record::{Intent, ReplicaSet, ReplicaSpec, VolumeRecord, VolumeStatus};
 
 pub use choose::choose;
 pub use drain::{Left, left_on, unsafe_to_reboot};
+pub use fleet::{fleet, on_duty};
 
 use super::records::Records;
 
@@ -39,25 +42,16 @@ pub enum Standing {
 pub struct Sight {
     /// Whether it is there.
     pub standing: Standing,
-    /// Takes no new replicas.
-    pub cordoned: bool,
-    /// Gives its replicas away.
+    /// Takes no new replicas, and gives its own away.
     pub draining: bool,
     /// Of the disk under its replicas, as last published.
     pub capacity_bytes: u64,
     /// What is free there.
     pub available_bytes: u64,
-    /// Its replica directories, by label.
-    pub directories: BTreeMap<(VolumeId, ReplicaId), Directory>,
-}
-
-/// A replica directory, as its node publishes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Directory {
-    /// What it takes.
-    pub size_bytes: u64,
-    /// It runs, and is a member that nothing is known against.
-    pub healthy: bool,
+    /// Its replica directories, by label: whether each runs, and is a member that nothing is known against.
+    pub directories: BTreeMap<(VolumeId, ReplicaId), bool>,
+    /// The engines that serve there: the replicas that hold everything, as each says.
+    pub engines: BTreeMap<VolumeId, ReplicaSet>,
 }
 
 /// All nodes that the registry knows of.
@@ -76,6 +70,8 @@ pub struct Move {
     pub from: NodeName,
     /// Where its successor is to be.
     pub to: NodeName,
+    /// Why.
+    pub cause: Cause,
 }
 
 /// What one pass finds.
@@ -114,6 +110,7 @@ pub fn plan(records: &Records, fleet: &Fleet, wait: Duration) -> Upkeep {
                         replica: spec.id,
                         from: spec.node.clone(),
                         to,
+                        cause,
                     });
                     // The next one of this volume once the record says what became of this.
                     break;
@@ -126,11 +123,35 @@ pub fn plan(records: &Records, fleet: &Fleet, wait: Duration) -> Upkeep {
     upkeep
 }
 
+/// Whether a move that was planned is one still, by the record as it is now.
+#[must_use]
+pub fn is_due(record: &VolumeRecord, fleet: &Fleet, wait: Duration, wanted: &Move) -> bool {
+    let here = |spec: &&ReplicaSpec| spec.id == wanted.replica && spec.node == wanted.from;
+    let free = !nodes_of(record).contains(&wanted.to);
+    let same = record.id == wanted.id && record.spec.intent == Intent::Keep;
+    let Some(spec) = record.spec.replicas.iter().find(here).filter(|_| same && free) else { return false };
+    cause(fleet, spec, wait).is_some_and(|cause| not_now(record, spec, fleet, cause).is_none())
+}
+
+/// Why a replica has to move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
+pub enum Cause {
+    /// Its node's agent has been silent for too long.
     Gone,
+    /// Its node does not come back.
     Forgotten,
+    /// Its node is being drained.
     Draining,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gone => "its node is gone",
+            Self::Forgotten => "its node was forgotten",
+            Self::Draining => "its node is being drained",
+        })
+    }
 }
 
 fn cause(fleet: &Fleet, spec: &ReplicaSpec, wait: Duration) -> Option<Cause> {
@@ -164,7 +185,8 @@ fn not_now(record: &VolumeRecord, spec: &ReplicaSpec, fleet: &Fleet, cause: Caus
         return Some("another replica of the volume is being replaced".to_owned());
     }
     let others = record.spec.replicas.iter().filter(|other| other.id != spec.id);
-    let last = view.members.contains(spec.id) && !others.clone().any(|other| view.members.contains(other.id));
+    let members = members(record, fleet).unwrap_or(view.members);
+    let last = members.contains(spec.id) && !others.clone().any(|other| members.contains(other.id));
     if last && cause != Cause::Draining {
         return Some(format!(
             "{} is the last copy that is known to be whole; its node has to come back",
@@ -182,6 +204,12 @@ fn not_now(record: &VolumeRecord, spec: &ReplicaSpec, fleet: &Fleet, cause: Caus
         }
         Some(_) => None,
     }
+}
+
+/// The replicas that hold everything, as the volume's engine says; none: it is not known to serve.
+fn members(record: &VolumeRecord, fleet: &Fleet) -> Option<ReplicaSet> {
+    let there = fleet.get(&record.spec.attach.as_ref()?.node)?;
+    there.engines.get(&record.id).copied()
 }
 
 fn is_live(fleet: &Fleet, node: &NodeName) -> bool {

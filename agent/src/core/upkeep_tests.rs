@@ -11,14 +11,7 @@ fn node(name: &str) -> NodeName {
 }
 
 fn sight() -> Sight {
-    Sight {
-        standing: Standing::Live,
-        cordoned: false,
-        draining: false,
-        capacity_bytes: 100 * GB,
-        available_bytes: 60 * GB,
-        directories: BTreeMap::new(),
-    }
+    Sight { capacity_bytes: 100 * GB, available_bytes: 60 * GB, ..Sight::of(Standing::Live) }
 }
 
 /// Three replicas on a, b and c, attached on d, all healthy; e is another node.
@@ -33,9 +26,10 @@ impl Case {
         let mut fleet: Fleet = ["a", "b", "c", "d", "e"].map(|name| (node(name), sight())).into();
         for (spec, name) in record.spec.replicas.iter_mut().zip(["a", "b", "c"]) {
             spec.node = node(name);
-            let directory = Directory { size_bytes: GB, healthy: true };
-            fleet.get_mut(&spec.node).unwrap().directories.insert((record.id, spec.id), directory);
+            fleet.get_mut(&spec.node).unwrap().directories.insert((record.id, spec.id), true);
         }
+        record.spec.size_bytes = GB;
+        fleet.get_mut(&node("d")).unwrap().engines.insert(record.id, record.status.configured);
         Self { record, fleet }
     }
     fn at(&mut self, name: &str) -> &mut Sight {
@@ -89,12 +83,12 @@ fn a_forgotten_nodes_replicas_are_placed_elsewhere_at_once_and_an_unheard_of_nod
 fn a_copy_never_comes_beside_another_nor_to_a_node_that_takes_none_or_has_no_room() {
     let mut case = Case::new();
     case.at("c").standing = Standing::Forgotten;
-    case.at("d").cordoned = true;
+    case.at("d").draining = true;
     assert_eq!(case.moves(), [(3, "e".into())]);
-    // A copy takes 1 GB, and a tenth of the disk stays free.
+    // The volume may come to take 1 GB, and a tenth of the disk stays free.
     case.at("e").available_bytes = 11 * GB - 1;
     let why = case.why_stuck();
-    assert!(why.contains("2 have a copy, 1 take none, 1 have less than"), "{why}");
+    assert!(why.contains("2 have a copy, 1 are draining, 1 have less than"), "{why}");
     case.at("e").available_bytes = 11 * GB;
     assert_eq!(case.moves(), [(3, "e".into())]);
     case.at("e").standing = Standing::Gone(Duration::ZERO);
@@ -113,11 +107,17 @@ fn the_node_with_the_fewest_replicas_is_chosen_then_the_one_with_the_most_room()
 #[test]
 fn r6_the_last_whole_copy_is_waited_for_and_never_replaced() {
     let mut case = Case::new();
-    case.record.status.view.members = ReplicaSet::new().with(ReplicaId(3));
+    let id = case.record.id;
+    case.at("d").engines.insert(id, ReplicaSet::new().with(ReplicaId(3)));
     for standing in [Standing::Gone(WAIT), Standing::Forgotten] {
         case.at("c").standing = standing;
         assert!(case.why_stuck().contains("r3 is the last copy that is known to be whole"));
     }
+    // Where its engine is not heard, the record says.
+    case.at("d").engines.clear();
+    assert_eq!(case.moves().len(), 1);
+    case.record.status.view.members = ReplicaSet::new().with(ReplicaId(3));
+    assert!(case.why_stuck().contains("r3 is the last copy"));
     // One that is no member holds nothing that is missed.
     case.at("c").standing = Standing::Live;
     case.at("a").standing = Standing::Forgotten;
@@ -214,7 +214,7 @@ fn r5_a_node_may_be_restarted_only_while_every_volume_with_a_part_there_is_healt
     assert_eq!(case.reboot("e"), [""; 0]);
     assert_eq!(case.reboot("d"), ["it is attached here; detach it, or attach it elsewhere"]);
     let key = (case.record.id, ReplicaId(2));
-    case.at("b").directories.get_mut(&key).unwrap().healthy = false;
+    case.at("b").directories.insert(key, false);
     assert_eq!(case.reboot("c"), ["r2 on node b is not healthy"]);
     assert_eq!(case.reboot("b"), [""; 0], "a restart of the sick one takes nothing away");
     // While it is detached nothing runs: a member whose directory is there.
@@ -225,6 +225,14 @@ fn r5_a_node_may_be_restarted_only_while_every_volume_with_a_part_there_is_healt
     let mut case = Case::new();
     case.at("b").standing = Standing::Gone(Duration::ZERO);
     assert_eq!(case.reboot("c"), ["r2 on node b is not healthy"]);
+    // What its engine does not count as a member is none, whatever the replica thinks of itself.
+    let mut case = Case::new();
+    let id = case.record.id;
+    case.at("d").engines.insert(id, [1, 3].map(ReplicaId).into_iter().collect());
+    assert_eq!(case.reboot("c"), ["r2 on node b is not healthy"]);
+    case.at("d").engines.clear();
+    assert_eq!(case.reboot("c"), ["r1 on node a is not healthy"], "nobody vouches for any");
+    let mut case = Case::new();
     case.record = record("solo", "c", 1);
     assert_eq!(case.reboot("c"), ["no other node has a copy"]);
 }
@@ -238,5 +246,33 @@ fn what_cannot_be_read_is_against_every_restart_and_every_drain() {
         assert_eq!(unsafe_to_reboot(&node("a"), &records, &fleet).len(), 1);
         assert_eq!(left_on(&node("a"), &records, &fleet, &BTreeMap::new()).len(), 1);
         assert_eq!(plan(&records, &fleet, WAIT), Upkeep::default());
+    }
+}
+
+#[test]
+fn n3_a_move_that_was_made_is_not_due_again_however_old_the_plan_is() {
+    let mut case = Case::new();
+    case.at("c").draining = true;
+    let plan = case.plan();
+    let [wanted] = &plan.moves[..] else { panic!("{plan:?}") };
+    let due = |case: &Case| is_due(&case.record, &case.fleet, WAIT, wanted);
+    assert!(due(&case));
+    let before = case.record.clone();
+    let uuid = holdfast_proto::ids::InstanceUuid::random();
+    crate::core::placement::want(&mut case.record, ReplicaId(4), uuid, &wanted.to, Some(wanted.replica));
+    assert!(!due(&case), "it was made");
+    let changes: [fn(&mut Case); 5] = [
+        |case| case.record.id = VolumeId::random(),
+        |case| case.record.spec.intent = Intent::Delete,
+        |case| case.record.spec.replicas[2].node = node("e"),
+        |case| case.record.spec.replicas[1].node = node("d"),
+        |case| case.at("c").draining = false,
+    ];
+    for change in changes {
+        case.record = before.clone();
+        case.at("c").draining = true;
+        assert!(due(&case));
+        change(&mut case);
+        assert!(!due(&case), "{:?}", case.record);
     }
 }

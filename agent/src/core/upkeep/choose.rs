@@ -11,8 +11,9 @@ use super::{Fleet, Sight, Standing, nodes_of};
 /// This part of a disk is left free: images of other volumes grow too.
 const KEEP_FREE_ONE_IN: u64 = 10;
 
-/// The node for one more replica of a volume: live, not cordoned, without a copy of it, with room; of these the one with
-/// the fewest replicas, then with the most room. `load` counts the replicas of nodes.
+/// The node for one more replica of a volume: live, not draining, without a copy of it, with room for all that the
+/// volume may come to take; of these the one with the fewest replicas, then with the most room. `load` counts the
+/// replicas of nodes.
 ///
 /// # Errors
 /// Why there is none.
@@ -22,16 +23,16 @@ pub fn choose(
     load: &BTreeMap<NodeName, usize>,
 ) -> Result<NodeName, String> {
     let taken = nodes_of(record);
-    let needed = needed_bytes(record, fleet);
-    let (mut live, mut cordoned, mut beside, mut full) = (0_u32, 0_u32, 0_u32, 0_u32);
+    let needed = record.spec.size_bytes;
+    let (mut live, mut draining, mut beside, mut full) = (0_u32, 0_u32, 0_u32, 0_u32);
     let mut fit = Vec::new();
     for (node, sight) in fleet {
         if sight.standing != Standing::Live {
             continue;
         }
         live += 1;
-        if sight.cordoned || sight.draining {
-            cordoned += 1;
+        if sight.draining {
+            draining += 1;
         } else if taken.contains(node) {
             beside += 1;
         } else if room(sight) < needed {
@@ -43,19 +44,10 @@ pub fn choose(
     }
     fit.into_iter().min().map(|(.., node)| node.clone()).ok_or_else(|| {
         format!(
-            "no node can take another replica: of {live} that are live, {beside} have a copy, {cordoned} take none, \
+            "no node can take another replica: of {live} that are live, {beside} have a copy, {draining} are draining, \
              {full} have less than {needed} bytes to spare; add a node, or undrain one"
         )
     })
-}
-
-/// What a copy takes now, as far as it is known; an image grows only as it is written.
-fn needed_bytes(record: &VolumeRecord, fleet: &Fleet) -> u64 {
-    let sizes = record.placed().filter_map(|spec| {
-        let directory = fleet.get(&spec.node)?.directories.get(&(record.id, spec.id))?;
-        Some(directory.size_bytes)
-    });
-    sizes.max().unwrap_or(record.spec.size_bytes)
 }
 
 fn room(sight: &Sight) -> u64 {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use holdfast_proto::ids::{NodeName, ReplicaId, VolumeName};
 use holdfast_proto::record::{Intent, ReplicaSpec, VolumeRecord};
 
-use super::{Fleet, is_live};
+use super::{Fleet, is_live, members};
 use crate::core::records::Records;
 
 /// Something of a volume that is on a node.
@@ -87,9 +87,13 @@ fn unknown(records: &Records) -> Vec<Left> {
     }
 }
 
-/// Whether this copy can be relied on. While a volume is detached nothing runs of it: a member whose directory is there.
+/// Whether this copy can be relied on: a member, as its engine says, whose node says the same. While a volume is detached
+/// nothing runs of it: a member whose directory is there.
 fn is_healthy(record: &VolumeRecord, spec: &ReplicaSpec, fleet: &Fleet) -> bool {
     let there = fleet.get(&spec.node).and_then(|sight| sight.directories.get(&(record.id, spec.id)));
-    let member = record.status.view.members.contains(spec.id) && is_live(fleet, &spec.node);
-    member && there.is_some_and(|directory| directory.healthy || record.spec.attach.is_none())
+    let (Some(healthy), true) = (there, is_live(fleet, &spec.node)) else { return false };
+    match record.spec.attach {
+        None => record.status.view.members.contains(spec.id),
+        Some(_) => *healthy && members(record, fleet).is_some_and(|members| members.contains(spec.id)),
+    }
 }
