@@ -98,6 +98,37 @@ fn r5_a_drained_node_gives_its_replica_away_under_io_and_may_be_restarted_only_t
     assert!(said.contains("node-x") && said.contains("node ls"), "{said}");
 }
 
+/// `kill -9` of everything on a node: the power fails, but for the page cache.
+fn lose(node: &mut Cluster) {
+    node.kill_agent();
+    for process in node.instance_processes() {
+        kill(process.pid);
+    }
+}
+
+#[test]
+fn r3_nodes_are_replaced_one_after_the_other_under_verified_io() {
+    let mut fleet = Fleet::start(&["node-a", "node-b", "node-c", "node-d"], &[]);
+    let [a, others @ ..] = &mut fleet.nodes[..] else { unreachable!() };
+    a.ok(&["volume", "create", "demo", "--size", "128MiB", "--replicas", "2", "--on", "node-b,node-c"]);
+    a.ok(&["volume", "attach", "demo"]);
+    a.wait_healthy("demo");
+    let mut load = FioLoop::start(&a.uri("demo"), "64m");
+    load.wait_passes(1);
+    for (node, name) in others.iter_mut().zip(["node-b", "node-c", "node-d"]) {
+        a.ok(&["node", "drain", name, "--timeout", "90s"]);
+        a.ok(&["node", "safe-to-reboot", name]);
+        lose(node);
+        load.wait_passes(1);
+        node.start();
+        node.ok(&["node", "undrain", name]);
+        wait_moved(a, "demo", name);
+    }
+    load.wait_passes(1);
+    load.finish();
+    assert_eq!(wait_moved(a, "demo", "node-d").len(), 2);
+}
+
 #[test]
 fn r2_r5_a_drain_blocks_on_the_last_copy_names_it_and_what_is_there_still_restarts() {
     let fleet = Fleet::start(&["node-a", "node-b"], &[]);
@@ -140,10 +171,7 @@ fn n1_replicas_of_a_node_that_is_gone_are_replaced_and_once_it_is_forgotten_nobo
     client.write_fua(MIB, &[1; 4096]).unwrap();
     let said = a.cli(&["node", "forget", "node-c", "--yes"]).expect_code(7).said();
     assert!(said.contains("its agent lives"), "{said}");
-    c.kill_agent();
-    for process in c.instance_processes() {
-        kill(process.pid);
-    }
+    lose(c);
     client.write_fua(2 * MIB, &[2; 4096]).unwrap();
     let on = wait_moved(a, "demo", "node-c");
     assert_eq!(on, ["node-a", "node-b", "node-d"]);

@@ -220,6 +220,9 @@ fn r5_a_node_may_be_restarted_only_while_every_volume_with_a_part_there_is_healt
     // While it is detached nothing runs: a member whose directory is there.
     case.record.spec.attach = None;
     assert_eq!(case.reboot("c"), [""; 0]);
+    case.record.status.clean = false;
+    assert!(case.reboot("c")[0].contains("did not end cleanly"));
+    case.record.status.clean = true;
     case.at("b").directories.clear();
     assert_eq!(case.reboot("c"), ["r2 on node b is not healthy"]);
     let mut case = Case::new();

@@ -56,6 +56,12 @@ pub fn unsafe_to_reboot(node: &NodeName, records: &Records, fleet: &Fleet) -> Ve
         let mut others = record.spec.replicas.iter().filter(|spec| spec.node != *node).peekable();
         let reason = if others.peek().is_none() {
             Some("no other node has a copy".to_owned())
+        } else if record.spec.attach.is_none() && !record.status.clean {
+            // The record may not have the newest view.
+            Some(
+                "its engine did not end cleanly, and which copies are whole is not certain; attach it"
+                    .to_owned(),
+            )
         } else {
             let sick = others.find(|spec| !is_healthy(record, spec, fleet));
             sick.map(|spec| format!("{} on node {} is not healthy", spec.id, spec.node))
