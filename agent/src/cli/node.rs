@@ -27,10 +27,12 @@ Examples:
   holdfast node ls -o json | jq -r '.nodes[] | select(.live | not) | .name'";
 
 const DRAIN_EXAMPLES: &str = "\
-The node takes no new replicas from now on, and those that are there are moved to other nodes, one of a volume at a time,
-while the volumes go on. What is attached there is not moved: detach it, and attach it elsewhere. What runs there is still
-restarted. It stays so until `holdfast node undrain`. Exit code 6 where something is left after the timeout: each volume
-and replica is named, with what it waits for, and the drain goes on.
+The node takes no new replicas from now on, and those that are there are moved to other nodes, one of a volume at a \
+time, while the volumes go on. What is attached there is not moved: detach it, and attach it elsewhere. What runs there \
+is still restarted. It stays so until `holdfast node undrain`.
+
+Exit code 6 where something is left after the timeout: each volume and replica is named, with what it waits for, and the \
+drain goes on.
 
 Examples:
   holdfast node drain b --timeout 1h
@@ -44,9 +46,9 @@ Examples:
   holdfast node safe-to-reboot b -o json | jq '.against'";
 
 const FORGET_EXAMPLES: &str = "\
-Its replicas are placed on other nodes at once, and deletions do not wait for it any more. Nothing is deleted: should it
-come back, its agent takes the mark away, and what was replaced meanwhile is claimed by nobody. Refused (exit code 7) while
-its agent lives, and while the registry does not tell whether it does.
+Its replicas are placed on other nodes at once, and deletions do not wait for it any more. Nothing is deleted: should it \
+come back, its agent takes the mark away, and what was replaced meanwhile is claimed by nobody. Refused (exit code 7) \
+while its agent lives, and while the registry does not tell whether it does.
 
 Examples:
   holdfast node forget c --yes
