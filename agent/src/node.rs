@@ -6,6 +6,7 @@
 //! the next reconcile. Reads come from the inventory and never wait for a disk.
 
 mod claims;
+mod drain;
 mod follow;
 mod force;
 mod host;
@@ -19,6 +20,7 @@ mod roles;
 mod shared;
 mod startup;
 mod supervisor;
+mod upkeep;
 mod volumes;
 mod wishes;
 
@@ -33,7 +35,7 @@ use holdfast_proto::pb::agent as pb;
 use tokio::sync::{broadcast, watch};
 
 use self::shared::{Command, OrphanWish, Shared};
-use crate::config::{Limits, RegistryHome};
+use crate::config::{Limits, REPLENISH_AFTER, RegistryHome};
 use crate::core::orphan;
 use crate::error::Error;
 use crate::metrics::Observed;
@@ -67,6 +69,8 @@ pub struct NodeConfig {
     pub trash_ttl: Duration,
     /// What is cleaned when nobody claims it, and after how long.
     pub orphans: orphan::Settings,
+    /// How long a node's agent may be silent before its replicas are placed elsewhere.
+    pub replenish_after: Duration,
 }
 
 impl NodeConfig {
@@ -87,6 +91,7 @@ impl NodeConfig {
             limits: Limits::default(),
             trash_ttl: Duration::from_secs(24 * 3600),
             orphans: orphan::Settings::default(),
+            replenish_after: REPLENISH_AFTER,
         }
     }
 }
@@ -223,6 +228,10 @@ impl NodeHandle {
     pub fn set_orphan_settings(&self, settings: orphan::Settings) {
         *self.shared.orphan_settings.lock() = settings;
     }
+    /// How long a node's agent may be silent, from now on, before its replicas are placed elsewhere.
+    pub fn set_replenish_after(&self, wait: Duration) {
+        *self.shared.replenish_after.lock() = wait;
+    }
     /// Keeps an orphan from being cleaned until it is released. `uuid` empty: whichever has the name now.
     ///
     /// # Errors
@@ -321,6 +330,44 @@ impl NodeHandle {
     #[must_use]
     pub fn nodes(&self) -> Vec<pb::NodeSummary> {
         nodes::list(&self.shared)
+    }
+    /// Has a node take no new replicas and give its own away; `node` empty: this one. Says what is left there.
+    ///
+    /// # Errors
+    /// `Invalid` for a node that nobody has heard of.
+    pub async fn drain_node(&self, node: String) -> Result<pb::NodeParts, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { drain::drain(&shared, &node).await }).await
+    }
+    /// Takes that back, and that the node was forgotten.
+    ///
+    /// # Errors
+    /// As for [`Self::drain_node`].
+    pub async fn undrain_node(&self, node: String) -> Result<pb::NodeSummary, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { drain::undrain(&shared, &node).await }).await
+    }
+    /// What is left on a node.
+    ///
+    /// # Errors
+    /// As for [`Self::drain_node`].
+    pub async fn left_on_node(&self, node: &str) -> Result<pb::NodeParts, Error> {
+        drain::left(&self.shared, node).await
+    }
+    /// What speaks against restarting a node now.
+    ///
+    /// # Errors
+    /// As for [`Self::drain_node`].
+    pub async fn safe_to_reboot(&self, node: &str) -> Result<pb::NodeParts, Error> {
+        drain::safe_to_reboot(&self.shared, node).await
+    }
+    /// Declares that a node does not come back.
+    ///
+    /// # Errors
+    /// As for [`Self::drain_node`]; `Refused` while its agent lives, or where that cannot be known.
+    pub async fn forget_node(&self, node: String) -> Result<pb::NodeSummary, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { drain::forget(&shared, &node).await }).await
     }
     /// See [`allow_uninstall`].
     ///

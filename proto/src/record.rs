@@ -203,13 +203,26 @@ pub struct NodeRecord {
     /// `holdfast uninstall` may end and remove what runs there.
     #[serde(default)]
     pub uninstall_allowed: bool,
+    /// It takes no new replicas and gives its own away.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
+    /// It does not come back: nobody waits for it any more, and its replicas are placed elsewhere.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgotten: bool,
 }
 
 impl NodeRecord {
     /// Of a node for which nobody has wished anything.
     #[must_use]
     pub fn new(name: NodeName) -> Self {
-        Self { schema: NODE_SCHEMA, name, version: 0, uninstall_allowed: false }
+        Self {
+            schema: NODE_SCHEMA,
+            name,
+            version: 0,
+            uninstall_allowed: false,
+            draining: false,
+            forgotten: false,
+        }
     }
 }
 
@@ -438,6 +451,17 @@ mod tests {
         for added in ["to_make", "leaving", "next_replica_id", "replaces", "force_from", "detaching"] {
             assert!(!text.contains(added), "{added}: {text}");
         }
+    }
+
+    #[test]
+    fn a_node_for_which_nothing_new_is_wished_reads_and_writes_as_before() {
+        let text = r#"{"schema":1,"name":"vm","version":1,"uninstall_allowed":true}"#;
+        let mut record: NodeRecord = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&record).unwrap(), text);
+        (record.draining, record.forgotten) = (true, true);
+        let marked = serde_json::to_string(&record).unwrap();
+        assert!(marked.ends_with(r#","draining":true,"forgotten":true}"#), "{marked}");
+        assert_eq!(serde_json::from_str::<NodeRecord>(&marked).unwrap(), record);
     }
 
     #[test]

@@ -99,6 +99,7 @@ pub(super) fn node_config(config: &AgentConfig) -> NodeConfig {
         limits: config.limits,
         trash_ttl: config.trash_ttl,
         orphans: config.orphans.clone(),
+        replenish_after: config.replenish_after,
         ..NodeConfig::new(config.node.clone(), config.data_dir.clone(), config.runtime_dir.clone())
     }
 }
@@ -203,6 +204,7 @@ impl Agent<'_> {
             tracing::warn!(%error, "the log level stays as it was");
         }
         self.node.set_orphan_settings(reload.config.orphans.clone());
+        self.node.set_replenish_after(reload.config.replenish_after);
         for change in &reload.needs_restart {
             tracing::warn!(%change, "needs a restart of the agent; instances keep running meanwhile");
         }

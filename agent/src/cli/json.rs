@@ -2,6 +2,7 @@
 //! runs, a field is null; it is never left out.
 
 mod claim;
+mod node;
 mod orphan;
 
 use holdfast_proto::pb::agent as pb;
@@ -11,6 +12,7 @@ use serde::Serialize;
 use crate::complaint::Complaint;
 
 pub(super) use claim::{Claim, Claims};
+pub(super) use node::{NodeParts, SafeToReboot};
 pub(super) use orphan::{OrphanDetail, Orphans, Trash, TrashItem};
 
 /// `volume show`.
@@ -209,8 +211,9 @@ pub(super) struct Nodes<'a> {
     nodes: Vec<NodeSummary<'a>>,
 }
 
+/// One of `node ls`, and what `node undrain` and `node forget` leave.
 #[derive(Debug, Serialize)]
-struct NodeSummary<'a> {
+pub(super) struct NodeSummary<'a> {
     name: &'a str,
     here: bool,
     live: bool,
@@ -222,12 +225,20 @@ struct NodeSummary<'a> {
     pressure_cpu: Option<&'a str>,
     pressure_memory: Option<&'a str>,
     pressure_io: Option<&'a str>,
+    draining: bool,
+    forgotten: bool,
     reason: Option<&'a str>,
 }
 
 impl<'a> From<&'a pb::ListNodesReply> for Nodes<'a> {
     fn from(reply: &'a pb::ListNodesReply) -> Self {
-        let nodes = reply.nodes.iter().map(|node| NodeSummary {
+        Self { nodes: reply.nodes.iter().map(NodeSummary::from).collect() }
+    }
+}
+
+impl<'a> From<&'a pb::NodeSummary> for NodeSummary<'a> {
+    fn from(node: &'a pb::NodeSummary) -> Self {
+        Self {
             name: &node.name,
             here: node.here,
             live: node.live,
@@ -239,9 +250,10 @@ impl<'a> From<&'a pb::ListNodesReply> for Nodes<'a> {
             pressure_cpu: filled(&node.pressure_cpu),
             pressure_memory: filled(&node.pressure_memory),
             pressure_io: filled(&node.pressure_io),
+            draining: node.draining,
+            forgotten: node.forgotten,
             reason: node.reason.as_deref().and_then(filled),
-        });
-        Self { nodes: nodes.collect() }
+        }
     }
 }
 

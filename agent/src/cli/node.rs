@@ -1,17 +1,23 @@
 //! `holdfast node`.
 
+use std::time::Duration;
+
+use holdfast_proto::ids::NodeName;
 use holdfast_proto::pb::agent as pb;
+use holdfast_proto::status::ErrorKind;
+use tokio::time::{Instant, sleep};
 
 use super::client::{Client, ask};
 use super::output::{Out, dash, fields, table};
 use super::{Global, json};
 use crate::complaint::Complaint;
-use crate::units::format_size;
+use crate::units::{format_duration, format_size, parse_duration};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   holdfast node ls
   holdfast node show
+  holdfast node drain b && holdfast node safe-to-reboot b   before b is taken down
   holdfast node show -o json | jq .available_bytes
   holdfast node show -o json | jq '.disks[] | {path, errors, faulted_replicas}'";
 
@@ -19,6 +25,39 @@ const LS_EXAMPLES: &str = "\
 Examples:
   holdfast node ls   every node that the registry tells of
   holdfast node ls -o json | jq -r '.nodes[] | select(.live | not) | .name'";
+
+const DRAIN_EXAMPLES: &str = "\
+The node takes no new replicas from now on, and those that are there are moved to other nodes, one of a volume at a \
+time, while the volumes go on. What is attached there is not moved: detach it, and attach it elsewhere. What runs there \
+is still restarted. It stays so until `holdfast node undrain`.
+
+Exit code 6 where something is left after the timeout: each volume and replica is named, with what it waits for, and the \
+drain goes on.
+
+Examples:
+  holdfast node drain b --timeout 1h
+  holdfast node drain b --no-wait -o json | jq -r '.left[] | \"\\(.volume) \\(.replica): \\(.reason)\"'";
+
+const SAFE_EXAMPLES: &str = "\
+Exit code 0 only where every volume with a part on the node is healthy without it; 7 where it is not, with the reasons.
+
+Examples:
+  holdfast node safe-to-reboot && systemctl reboot
+  holdfast node safe-to-reboot b -o json | jq '.against'";
+
+const FORGET_EXAMPLES: &str = "\
+Its replicas are placed on other nodes at once, and deletions do not wait for it any more. Nothing is deleted: should it \
+come back, its agent takes the mark away, and what was replaced meanwhile is claimed by nobody. Refused (exit code 7) \
+while its agent lives, and while the registry does not tell whether it does.
+
+Examples:
+  holdfast node forget c --yes
+  holdfast node undrain c   takes it back";
+
+/// Between two looks at what is left.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// So many of what is left are named while it is waited for.
+const NAMED_MAX: usize = 3;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -28,6 +67,39 @@ pub(super) enum Command {
     /// Show the node: versions, room, disks, pressure, what runs, warnings
     #[command(after_help = EXAMPLES)]
     Show,
+    /// Have a node take no new replicas and give its own away, and wait until nothing is left there
+    #[command(after_help = DRAIN_EXAMPLES)]
+    Drain {
+        /// The node
+        node: NodeName,
+        /// Give up waiting after this long, with exit code 6
+        #[arg(long, default_value = "10m", value_parser = parse_duration)]
+        timeout: Duration,
+        /// Only mark it, and say what is left
+        #[arg(long, conflicts_with = "timeout")]
+        no_wait: bool,
+    },
+    /// Have a node take replicas again; takes back `drain` and `forget`
+    #[command(after_help = "Examples:\n  holdfast node undrain b")]
+    Undrain {
+        /// The node
+        node: NodeName,
+    },
+    /// Say whether a node may be restarted now without making a volume less than healthy
+    #[command(after_help = SAFE_EXAMPLES)]
+    SafeToReboot {
+        /// The node [default: that of the agent]
+        node: Option<NodeName>,
+    },
+    /// Declare that a node does not come back: nobody waits for it any more
+    #[command(after_help = FORGET_EXAMPLES)]
+    Forget {
+        /// The node
+        node: NodeName,
+        /// It is really meant
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 pub(super) async fn run(command: &Command, global: &Global, out: &Out) -> Result<(), Complaint> {
@@ -41,23 +113,125 @@ pub(super) async fn run(command: &Command, global: &Global, out: &Out) -> Result
             let node = ask("show the node", client.node().show(pb::ShowNodeRequest {})).await?;
             out.show(&json::Node::from(&node), || describe(&node))
         }
+        Command::Drain { node, timeout, no_wait } => {
+            let mut parts = ask(&format!("drain node {node}"), client.node().drain(named(node))).await?;
+            if !*no_wait {
+                parts = wait_drained(&client, node, parts, *timeout, out).await?;
+            }
+            out.show(&json::NodeParts::from(&parts), || match parts.parts.len() {
+                0 => format!("node {node} is drained: nothing of a volume is left there"),
+                _ => list_parts(&parts),
+            })
+        }
+        Command::Undrain { node } => {
+            let told = ask(&format!("undrain node {node}"), client.node().undrain(named(node))).await?;
+            out.show(&json::NodeSummary::from(&told), || format!("node {node} takes replicas again"))
+        }
+        Command::SafeToReboot { node } => {
+            let request =
+                pb::NodeRequest { node: node.as_ref().map(ToString::to_string).unwrap_or_default() };
+            let parts = ask("look at the node", client.node().safe_to_reboot(request)).await?;
+            out.show(&json::SafeToReboot::from(&parts), || match parts.parts.len() {
+                0 => format!("node {} may be restarted", parts.node),
+                _ => list_parts(&parts),
+            })?;
+            if parts.parts.is_empty() {
+                return Ok(());
+            }
+            let message = format!("node {} must not be restarted now", parts.node);
+            Err(Complaint::new(ErrorKind::Refused, message)
+                .remedy("wait until the volumes are healthy without it, or move its parts of them: `holdfast node drain`"))
+        }
+        Command::Forget { node, yes: false } => {
+            let message =
+                format!("node {node} would be forgotten: its replicas are then placed on other nodes");
+            Err(Complaint::new(ErrorKind::Unconfirmed, message)
+                .remedy("nothing was changed; if it does not come back, repeat this with --yes"))
+        }
+        Command::Forget { node, yes: true } => {
+            let told = ask(&format!("forget node {node}"), client.node().forget(named(node))).await?;
+            out.show(&json::NodeSummary::from(&told), || {
+                format!("node {node} is forgotten: nobody waits for it any more")
+            })
+        }
     }
+}
+
+fn named(node: &NodeName) -> pb::NodeRequest {
+    pb::NodeRequest { node: node.to_string() }
+}
+
+/// Returns what is left once that is nothing; says meanwhile what it is.
+async fn wait_drained(
+    client: &Client,
+    node: &NodeName,
+    mut parts: pb::NodeParts,
+    timeout: Duration,
+    out: &Out,
+) -> Result<pb::NodeParts, Complaint> {
+    let until = Instant::now() + timeout;
+    let mut said = String::new();
+    while !parts.parts.is_empty() {
+        let progress = progress(&parts);
+        if said != progress {
+            out.hint(&progress);
+            said = progress;
+        }
+        if Instant::now() >= until {
+            return Err(late(&parts, timeout));
+        }
+        sleep(LOOK_EVERY).await;
+        parts = ask(&format!("look at node {node}"), client.node().left(named(node))).await?;
+        if !parts.draining {
+            let message = format!("node {node} is drained no more: somebody has taken that back");
+            return Err(Complaint::new(ErrorKind::Conflict, message));
+        }
+    }
+    Ok(parts)
+}
+
+fn progress(parts: &pb::NodeParts) -> String {
+    let named: Vec<_> = parts.parts.iter().take(NAMED_MAX).map(part).collect();
+    let more = if parts.parts.len() > NAMED_MAX { "; ..." } else { "" };
+    format!("{} left on node {}: {}{more}", parts.parts.len(), parts.node, named.join("; "))
+}
+
+fn late(parts: &pb::NodeParts, timeout: Duration) -> Complaint {
+    let lines: String = parts.parts.iter().map(|left| format!("\n  {}", part(left))).collect();
+    let message = format!(
+        "node {} is not drained after {}; this is left there:{lines}",
+        parts.node,
+        format_duration(timeout)
+    );
+    Complaint::new(ErrorKind::TimedOut, message)
+        .remedy("it goes on by itself; repeat this to wait on, or take it back with `holdfast node undrain`")
+}
+
+fn part(part: &pb::NodePart) -> String {
+    match (part.volume.as_str(), part.replica.as_str()) {
+        ("*", _) => part.reason.clone(),
+        (volume, "") => format!("volume {volume}: {}", part.reason),
+        (volume, replica) => format!("volume {volume}, {replica}: {}", part.reason),
+    }
+}
+
+fn list_parts(parts: &pb::NodeParts) -> String {
+    let rows = parts.parts.iter().map(|part| {
+        let replica = dash(Some(part.replica.clone()).filter(|replica| !replica.is_empty()));
+        [part.volume.clone(), replica, part.reason.clone()]
+    });
+    table(["VOLUME", "REPLICA", "REASON"], rows)
 }
 
 fn list(nodes: &[pb::NodeSummary]) -> String {
     let some = |text: &str| dash((!text.is_empty()).then(|| text.to_owned()));
     let rows = nodes.iter().map(|node| {
-        let state = match (node.live, node.silent_s) {
-            (true, _) => "live".to_owned(),
-            (false, Some(seconds)) => format!("silent for {seconds} s"),
-            (false, None) => "silent".to_owned(),
-        };
         let name = if node.here { format!("{} (here)", node.name) } else { node.name.clone() };
         let pressure = [&node.pressure_cpu, &node.pressure_memory, &node.pressure_io];
         let pressure = pressure.map(|level| some(level)).join("/");
         [
             name,
-            state,
+            state(node),
             some(&node.version),
             some(&node.address),
             node.instances.to_string(),
@@ -67,6 +241,16 @@ fn list(nodes: &[pb::NodeSummary]) -> String {
         ]
     });
     table(["NODE", "STATE", "VERSION", "ADDRESS", "INSTANCES", "REPLICAS", "CPU/MEM/IO", "REASON"], rows)
+}
+
+fn state(node: &pb::NodeSummary) -> String {
+    let state = match (node.live, node.silent_s) {
+        (false, _) if node.forgotten => "forgotten".to_owned(),
+        (true, _) => "live".to_owned(),
+        (false, Some(seconds)) => format!("silent for {seconds} s"),
+        (false, None) => "silent".to_owned(),
+    };
+    if node.draining { format!("{state}, draining") } else { state }
 }
 
 fn describe(node: &pb::NodeInfo) -> String {
@@ -127,6 +311,35 @@ fn pressure(told: Option<&pb::PressureInfo>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn r5_a_drain_that_is_late_names_volume_replica_and_reason() {
+        let part = |volume: &str, replica: &str, reason: &str| pb::NodePart {
+            volume: volume.into(),
+            replica: replica.into(),
+            reason: reason.into(),
+        };
+        let mut parts = pb::NodeParts { node: "b".into(), draining: true, parts: Vec::new() };
+        parts.parts.push(part("db", "r2", "the last healthy copy of the volume"));
+        parts.parts.push(part("web", "", "it is attached here"));
+        parts.parts.push(part("*", "", "the registry cannot be read"));
+        let late = late(&parts, Duration::from_secs(60));
+        assert_eq!(late.kind.exit_code(), 6);
+        let said = late.to_string();
+        for line in [
+            "node b is not drained after 1m",
+            "\n  volume db, r2: the last healthy copy of the volume\n",
+            "\n  volume web: it is attached here\n",
+            "\n  the registry cannot be read\n",
+        ] {
+            assert!(said.contains(line), "{said}");
+        }
+        assert!(progress(&parts).starts_with("3 left on node b: volume db, r2: "));
+        let mut node = pb::NodeSummary { live: true, draining: true, ..Default::default() };
+        assert_eq!(state(&node), "live, draining");
+        (node.live, node.forgotten, node.draining) = (false, true, false);
+        assert_eq!(state(&node), "forgotten");
+    }
 
     #[test]
     fn a_node_shows_its_disks_what_it_speaks_and_how_long_tasks_wait() {

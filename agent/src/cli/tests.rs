@@ -43,6 +43,13 @@ fn what_the_documents_say_parses() {
         "holdfast trash empty",
         "holdfast trash empty a",
         "holdfast node show --agent unix:/a",
+        "holdfast node drain b --timeout 1h",
+        "holdfast node drain b --no-wait",
+        "holdfast node undrain b",
+        "holdfast node safe-to-reboot",
+        "holdfast node safe-to-reboot b",
+        "holdfast node forget b --yes",
+        "holdfast agent --replenish-after 10m",
         "holdfast --agent /a watch",
         "holdfast version",
     ] {

@@ -57,6 +57,7 @@ impl Partial {
             (&self.heartbeat, Duration::from_millis(100), Duration::from_secs(60)),
             (&self.start_patience, Duration::from_millis(100), WEEK),
             (&self.orphan_grace_period, Duration::ZERO, WEEK * 52),
+            (&self.replenish_after, second, WEEK * 52),
         ];
         for (time, least, most) in times {
             if let Some(Sourced { value, origin }) = time

@@ -12,7 +12,7 @@ use super::registry::parse_place;
 use super::{Origin, Partial, Sourced};
 use crate::units::{parse_duration, parse_ports, parse_size, parse_tcp_listen};
 
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 32] = [
     "data_dir",
     "listen",
     "node",
@@ -43,6 +43,7 @@ const KEYS: [&str; 31] = [
     "trash_ttl",
     "orphan_auto_cleanup",
     "orphan_grace_period",
+    "replenish_after",
     "metrics",
 ];
 
@@ -112,6 +113,7 @@ impl Place<'_> {
             "trash_ttl" => self.set(key, &mut into.trash_ttl, parse_duration),
             "orphan_auto_cleanup" => self.set_list(key, &mut into.orphan_auto_cleanup),
             "orphan_grace_period" => self.set(key, &mut into.orphan_grace_period, parse_duration),
+            "replenish_after" => self.set(key, &mut into.replenish_after, parse_duration),
             "metrics" => self.set(key, &mut into.metrics, parse_tcp_listen),
             _ => Err("is not a key of this build".to_owned()),
         };
@@ -219,6 +221,7 @@ fn example(key: &str) -> &'static str {
         "trash_ttl" => "trash_ttl = \"24h\"",
         "orphan_auto_cleanup" => "orphan_auto_cleanup = [\"instance\", \"replica-data\"], or []",
         "orphan_grace_period" => "orphan_grace_period = \"5m\"",
+        "replenish_after" => "replenish_after = \"10m\"",
         "metrics" => "metrics = \"9464\" or \"10.0.0.7:9464\"",
         _ => "remove the line",
     }

@@ -109,6 +109,9 @@ pub struct AgentFlags {
     /// For so long it must be confirmed that nobody claims a thing [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub orphan_grace_period: Option<Duration>,
+    /// How long a node's agent may be silent before its replicas are placed elsewhere [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub replenish_after: Option<Duration>,
     /// Serve metrics for Prometheus here, without authentication; a port alone is one of loopback [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_tcp_listen)]
     pub metrics: Option<SocketAddr>,
@@ -173,6 +176,7 @@ impl AgentFlags {
                 self.orphan_auto_cleanup.as_ref().map(|list| list.iter().copied().collect()).as_ref(),
             ),
             orphan_grace_period: flag("--orphan-grace-period", self.orphan_grace_period.as_ref()),
+            replenish_after: flag("--replenish-after", self.replenish_after.as_ref()),
             metrics: flag("--metrics", self.metrics.as_ref()),
         }
     }

@@ -41,6 +41,8 @@ pub const LISTEN: &str = "/run/holdfast/agent.sock";
 pub const DATA_PORTS: RangeInclusive<u16> = 20000..=29999;
 /// Deleted data waits this long in the trash.
 pub const TRASH_TTL: Duration = Duration::from_secs(24 * 3600);
+/// A node's agent is silent for this long before its replicas are placed elsewhere: longer than a reboot takes.
+pub const REPLENISH_AFTER: Duration = Duration::from_secs(600);
 
 /// Everything `holdfast agent` needs to know, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +77,8 @@ pub struct AgentConfig {
     pub trash_ttl: Duration,
     /// What is cleaned when nobody claims it, and after how long.
     pub orphans: orphan::Settings,
+    /// See [`REPLENISH_AFTER`].
+    pub replenish_after: Duration,
     /// Where metrics are served; none: nowhere.
     pub metrics: Option<SocketAddr>,
 }
@@ -135,6 +139,7 @@ struct Partial {
     trash_ttl: Option<Sourced<Duration>>,
     orphan_auto_cleanup: Option<Sourced<BTreeSet<Class>>>,
     orphan_grace_period: Option<Sourced<Duration>>,
+    replenish_after: Option<Sourced<Duration>>,
     metrics: Option<Sourced<SocketAddr>>,
 }
 
@@ -172,6 +177,7 @@ impl Partial {
             trash_ttl: self.trash_ttl.or(weaker.trash_ttl),
             orphan_auto_cleanup: self.orphan_auto_cleanup.or(weaker.orphan_auto_cleanup),
             orphan_grace_period: self.orphan_grace_period.or(weaker.orphan_grace_period),
+            replenish_after: self.replenish_after.or(weaker.replenish_after),
             metrics: self.metrics.or(weaker.metrics),
         }
     }
@@ -295,6 +301,7 @@ impl Partial {
                 auto_cleanup: or(self.orphan_auto_cleanup, BTreeSet::new),
                 grace: or(self.orphan_grace_period, || orphan::Settings::default().grace),
             },
+            replenish_after: or(self.replenish_after, || REPLENISH_AFTER),
             metrics: self.metrics.map(|metrics| metrics.value),
             data_dir,
         }

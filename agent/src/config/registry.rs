@@ -21,6 +21,17 @@ pub enum RegistryHome {
     Etcd(EtcdHome),
 }
 
+impl RegistryHome {
+    /// Whether other nodes can have their records in the same place.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::File => false,
+            Self::Etcd(_) => true,
+        }
+    }
+}
+
 /// How etcd is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdHome {

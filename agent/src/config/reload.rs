@@ -38,6 +38,7 @@ impl AgentConfig {
         live("stop_instances", old.stop_instances.to_string(), new.stop_instances.to_string());
         live("orphan_auto_cleanup", classes(&old.orphans), classes(&new.orphans));
         live("orphan_grace_period", time(old.orphans.grace), time(new.orphans.grace));
+        live("replenish_after", time(old.replenish_after), time(new.replenish_after));
         let mut fixed = |key: &str, old: String, new: String| note(Kind::Fixed, key, old, new);
         fixed("data_dir", old.data_dir.display().to_string(), new.data_dir.display().to_string());
         fixed("listen", old.listen.display().to_string(), new.listen.display().to_string());
@@ -60,6 +61,7 @@ impl AgentConfig {
             log_level: new.log_level.clone(),
             stop_instances: new.stop_instances,
             orphans: new.orphans.clone(),
+            replenish_after: new.replenish_after,
             ..old.clone()
         };
         Reload { config, applied, needs_restart }

@@ -224,6 +224,18 @@ fn o14_what_nobody_claims_is_cleaned_only_where_that_is_switched_on_and_both_can
 }
 
 #[test]
+fn how_long_a_node_may_be_silent_can_change_at_run_time() {
+    let old = resolve(&[], "").unwrap();
+    assert_eq!(old.replenish_after, Duration::from_secs(600));
+    let new = resolve(&[], "replenish_after = \"1h\"\n").unwrap();
+    let reload = old.reload(&new);
+    assert_eq!((reload.applied, reload.config), (vec!["replenish_after: 10m -> 1h".to_owned()], new));
+    let over = resolve(&["--replenish-after=5s"], "replenish_after = \"1h\"\n").unwrap();
+    assert_eq!(over.replenish_after, Duration::from_secs(5));
+    assert!(resolve(&["--replenish-after=0s"], "").unwrap_err().contains("--replenish-after"));
+}
+
+#[test]
 fn a_reload_applies_what_it_can_and_says_what_it_cannot() {
     let old = resolve(&[], "node = \"a\"\ntrash_ttl = \"24h\"\n").unwrap();
     let file = "node = \"b\"\ntrash_ttl = \"1h\"\nlog_level = \"debug\"\nstop_instances = true\n";

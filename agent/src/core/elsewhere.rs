@@ -84,7 +84,9 @@ impl OtherNode {
 }
 
 impl Place {
-    fn of(instance: &ipb::Instance) -> Self {
+    /// As its node published it.
+    #[must_use]
+    pub fn of(instance: &ipb::Instance) -> Self {
         let uuid = |bytes: &[u8]| Uuid::from_slice(bytes).unwrap_or_default();
         let ended = instance.ended || instance.state() == ipb::State::Stopped;
         Self {

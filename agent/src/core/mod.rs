@@ -23,6 +23,7 @@ pub mod retry;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod turns;
+pub mod upkeep;
 pub mod view;
 
 /// A moment on a monotonic clock that only the shell reads.

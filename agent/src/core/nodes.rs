@@ -1,8 +1,9 @@
-//! All nodes that the registry tells of: what each publishes, and whether its agent lives.
+//! All nodes that the registry tells of: what each publishes, whether its agent lives, and what operators wish for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use holdfast_proto::ids::NodeName;
+use holdfast_proto::record::NodeRecord;
 
 use super::Moment;
 use super::elsewhere::{Elsewhere, OtherNode};
@@ -21,6 +22,8 @@ pub enum Heard {
         published: BTreeMap<NodeName, Documents>,
         /// The nodes whose agents live.
         live: BTreeMap<NodeName, Presence>,
+        /// What operators wish; none: there is a record that cannot be read.
+        wishes: BTreeMap<NodeName, Option<NodeRecord>>,
     },
     /// A key below a node's prefix has this value now.
     Put {
@@ -42,6 +45,8 @@ pub enum Heard {
     Lives(NodeName, Presence),
     /// The node's agent was silent for too long, or has ended.
     Silent(NodeName),
+    /// What operators wish for a node is this now; none: nothing.
+    Wished(NodeName, Option<NodeRecord>),
     /// Changes may be missed until everything is listed again; why.
     Lost(String),
 }
@@ -52,13 +57,22 @@ pub struct Known {
     follower: Follower,
     /// None: it is silent.
     pub presence: Option<Presence>,
-    /// Since when this agent knows that it is silent; none: it lives, or it was silent before.
+    /// None: it lives. Else since when this agent knows that it is silent; later by as long as nothing was heard of any
+    /// node meanwhile.
     pub silent_since: Option<Moment>,
 }
 
 impl Known {
-    fn new(node: &NodeName) -> Self {
-        Self { follower: Follower::new(node.clone()), presence: None, silent_since: None }
+    fn new(node: &NodeName, now: Moment) -> Self {
+        Self { follower: Follower::new(node.clone()), presence: None, silent_since: Some(now) }
+    }
+
+    fn tell(&mut self, presence: Option<Presence>, now: Moment) {
+        match presence {
+            Some(_) => self.silent_since = None,
+            None => self.silent_since = self.silent_since.or(Some(now)),
+        }
+        self.presence = presence;
     }
 
     /// What it published last, however complete.
@@ -84,29 +98,32 @@ impl Known {
 #[derive(Debug, Default)]
 pub struct Nodes {
     known: BTreeMap<NodeName, Known>,
+    wishes: BTreeMap<NodeName, NodeRecord>,
+    heard: bool,
+    /// Since when nothing is heard of any node.
+    lost_at: Option<Moment>,
 }
 
 impl Nodes {
     /// Takes in what was heard.
     pub fn handle(&mut self, heard: Heard, now: Moment) {
         match heard {
-            Heard::Listed { published, mut live } => {
-                self.known.retain(|node, _| published.contains_key(node) || live.contains_key(node));
-                for (node, documents) in &published {
-                    self.entry(node).follower.list(documents);
-                }
-                for node in live.keys().filter(|node| !published.contains_key(*node)) {
-                    self.entry(node).follower.list(&[]);
-                }
-                for (node, known) in &mut self.known {
-                    known.tell(live.remove(node), now);
+            Heard::Listed { published, live, wishes } => self.list(&published, live, wishes, now),
+            Heard::Put { node, key, bytes } => self.entry(&node, now).follower.put(&key, &bytes),
+            Heard::Deleted { node, key } => self.entry(&node, now).follower.delete(&key),
+            Heard::Lives(node, presence) => self.entry(&node, now).tell(Some(presence), now),
+            Heard::Silent(node) => self.entry(&node, now).tell(None, now),
+            Heard::Wished(node, None) => {
+                self.wishes.remove(&node);
+            }
+            Heard::Wished(node, Some(wish)) => {
+                // One that this agent has written itself is told of again, after what came before it.
+                if self.wishes.get(&node).is_none_or(|known| known.version <= wish.version) {
+                    self.wishes.insert(node, wish);
                 }
             }
-            Heard::Put { node, key, bytes } => self.entry(&node).follower.put(&key, &bytes),
-            Heard::Deleted { node, key } => self.entry(&node).follower.delete(&key),
-            Heard::Lives(node, presence) => self.entry(&node).tell(Some(presence), now),
-            Heard::Silent(node) => self.entry(&node).tell(None, now),
             Heard::Lost(reason) => {
+                self.lost_at = self.lost_at.or(Some(now));
                 for known in self.known.values_mut() {
                     known.follower.lost(&reason);
                 }
@@ -114,8 +131,55 @@ impl Nodes {
         }
     }
 
-    fn entry(&mut self, node: &NodeName) -> &mut Known {
-        self.known.entry(node.clone()).or_insert_with(|| Known::new(node))
+    fn list(
+        &mut self,
+        published: &BTreeMap<NodeName, Documents>,
+        mut live: BTreeMap<NodeName, Presence>,
+        wishes: BTreeMap<NodeName, Option<NodeRecord>>,
+        now: Moment,
+    ) {
+        self.heard = true;
+        let deaf_for = self.lost_at.take().map_or(Moment::ZERO, |at| now.saturating_sub(at));
+        for since in self.known.values_mut().filter_map(|known| known.silent_since.as_mut()) {
+            *since = (*since + deaf_for).min(now);
+        }
+        self.known.retain(|node, _| published.contains_key(node) || live.contains_key(node));
+        for (node, documents) in published {
+            self.entry(node, now).follower.list(documents);
+        }
+        for node in live.keys().filter(|node| !published.contains_key(*node)) {
+            self.entry(node, now).follower.list(&[]);
+        }
+        for (node, known) in &mut self.known {
+            known.tell(live.remove(node), now);
+        }
+        // Where a record cannot be read, what was known of it counts.
+        let mut before = std::mem::take(&mut self.wishes);
+        let known = wishes.into_iter().map(|(node, wish)| (wish.or_else(|| before.remove(&node)), node));
+        self.wishes = known.filter_map(|(wish, node)| Some((node, wish?))).collect();
+    }
+
+    fn entry(&mut self, node: &NodeName, now: Moment) -> &mut Known {
+        self.known.entry(node.clone()).or_insert_with(|| Known::new(node, now))
+    }
+
+    /// Whether what is known is complete: everything was listed, and each change since was heard.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.heard && self.lost_at.is_none()
+    }
+
+    /// What operators wish for a node.
+    #[must_use]
+    pub fn wish(&self, node: &NodeName) -> Option<&NodeRecord> {
+        self.wishes.get(node)
+    }
+
+    /// The nodes that a person has declared gone for good, and whose agents have not come back.
+    pub fn forgotten(&self) -> impl Iterator<Item = &NodeName> {
+        let lives = |node| self.known.get(node).is_some_and(|known| known.presence.is_some());
+        let marked = self.wishes.iter().filter(|(_, wish)| wish.forgotten).map(|(node, _)| node);
+        marked.filter(move |node| !lives(*node))
     }
 
     /// Whether a listing would help.
@@ -137,18 +201,7 @@ impl Nodes {
             let entries = known.published().into_iter().flat_map(|inventory| inventory.entries.values());
             (node.clone(), OtherNode::of(entries, known.presence.is_some(), known.doubt().is_none()))
         });
-        Elsewhere::new(others.collect(), BTreeSet::new())
-    }
-}
-
-impl Known {
-    fn tell(&mut self, presence: Option<Presence>, now: Moment) {
-        if presence.is_some() {
-            self.silent_since = None;
-        } else if self.presence.is_some() {
-            self.silent_since = Some(now);
-        }
-        self.presence = presence;
+        Elsewhere::new(others.collect(), self.forgotten().cloned().collect())
     }
 }
 
@@ -190,7 +243,8 @@ mod tests {
         let mut nodes = Nodes::default();
         let published = BTreeMap::from([(b.clone(), full("node-b"))]);
         let live = BTreeMap::from([(a.clone(), presence()), (b.clone(), presence())]);
-        nodes.handle(Heard::Listed { published: published.clone(), live }, secs(1));
+        let wishes = BTreeMap::new;
+        nodes.handle(Heard::Listed { published: published.clone(), live, wishes: wishes() }, secs(1));
         let elsewhere = nodes.elsewhere(&a);
         assert_eq!(elsewhere.names().collect::<Vec<_>>(), [&b], "not this one");
         assert_eq!(elsewhere.is_live(&b), Some(true));
@@ -203,10 +257,59 @@ mod tests {
         assert!(nodes.wants_list());
         nodes.handle(Heard::Lives(b.clone(), presence()), secs(31));
         assert_eq!(nodes.elsewhere(&a).is_live(&b), Some(true));
-        nodes.handle(Heard::Listed { published, live: BTreeMap::new() }, secs(40));
+        nodes.handle(Heard::Listed { published, live: BTreeMap::new(), wishes: wishes() }, secs(40));
         assert!(!nodes.wants_list());
         assert_eq!(nodes.elsewhere(&a).is_live(&b), Some(false));
-        nodes.handle(Heard::Listed { published: BTreeMap::new(), live: BTreeMap::new() }, secs(41));
+        nodes.handle(listed(BTreeMap::new()), secs(41));
         assert_eq!(nodes.elsewhere(&a).is_live(&b), None, "its data was removed");
+    }
+
+    fn listed(wishes: BTreeMap<NodeName, Option<NodeRecord>>) -> Heard {
+        Heard::Listed { published: BTreeMap::new(), live: BTreeMap::new(), wishes }
+    }
+
+    #[test]
+    fn silence_counts_only_while_the_registry_is_heard() {
+        let b: NodeName = "node-b".parse().unwrap();
+        let mut nodes = Nodes::default();
+        let all = || Heard::Listed {
+            published: BTreeMap::from([(b.clone(), full("node-b"))]),
+            live: BTreeMap::new(),
+            wishes: BTreeMap::new(),
+        };
+        let silent_since = |nodes: &Nodes| nodes.iter().next().unwrap().1.silent_since;
+        assert!(!nodes.is_complete());
+        nodes.handle(all(), secs(10));
+        assert_eq!(
+            (nodes.is_complete(), silent_since(&nodes)),
+            (true, Some(secs(10))),
+            "before is not known"
+        );
+        nodes.handle(Heard::Lost("the watch broke".to_owned()), secs(100));
+        nodes.handle(Heard::Lost("no answer".to_owned()), secs(200));
+        assert!(!nodes.is_complete());
+        nodes.handle(all(), secs(400));
+        assert_eq!((nodes.is_complete(), silent_since(&nodes)), (true, Some(secs(310))), "90 s of silence");
+        nodes.handle(Heard::Lives(b.clone(), presence()), secs(500));
+        nodes.handle(Heard::Silent(b.clone()), secs(510));
+        assert_eq!(silent_since(&nodes), Some(secs(510)));
+    }
+
+    #[test]
+    fn n1_a_forgotten_node_is_waited_for_again_once_its_agent_lives() {
+        let (a, b): (NodeName, NodeName) = ("node-a".parse().unwrap(), "node-b".parse().unwrap());
+        let mut nodes = Nodes::default();
+        let wish = |version| NodeRecord { version, forgotten: true, ..NodeRecord::new(b.clone()) };
+        nodes.handle(listed(BTreeMap::from([(b.clone(), Some(wish(3)))])), secs(1));
+        assert!(nodes.elsewhere(&a).is_forgotten(&b));
+        nodes.handle(Heard::Lives(b.clone(), presence()), secs(2));
+        assert!(!nodes.elsewhere(&a).is_forgotten(&b), "it has come back, whatever the mark says");
+        nodes.handle(Heard::Silent(b.clone()), secs(3));
+        nodes.handle(Heard::Wished(b.clone(), Some(NodeRecord::new(b.clone()))), secs(4));
+        assert!(nodes.elsewhere(&a).is_forgotten(&b), "that was before");
+        nodes.handle(listed(BTreeMap::from([(b.clone(), None)])), secs(5));
+        assert!(nodes.elsewhere(&a).is_forgotten(&b), "a record that cannot be read takes nothing back");
+        nodes.handle(Heard::Wished(b.clone(), None), secs(6));
+        assert!(!nodes.elsewhere(&a).is_forgotten(&b));
     }
 }

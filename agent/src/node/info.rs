@@ -163,6 +163,12 @@ pub(super) async fn node_info(shared: &Arc<Shared>) -> pb::NodeInfo {
              set bind or advertise to an address that the others reach"
         ));
     }
+    if shared.nodes.lock().wish(&shared.config.node).is_some_and(|wish| wish.draining) {
+        warnings.push(
+            "this node is being drained: it takes no new replicas and gives its own away; `holdfast node undrain`"
+                .to_owned(),
+        );
+    }
     let io_uring = match io_uring_sysctl().as_deref() {
         Some("0") | None => "enabled",
         Some("1") => "restricted",

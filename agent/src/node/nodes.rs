@@ -11,7 +11,7 @@ use crate::core::nodes::Known;
 use crate::error::Error;
 
 /// An agent that has just started hears of the others within this.
-const HEARD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+pub(super) const HEARD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The node that a person named; this one where that is nobody.
 pub(super) fn named(shared: &Shared, operation: &str, name: &str) -> Result<NodeName, Error> {
@@ -42,6 +42,29 @@ pub(super) async fn require_known<'a>(
     )))
 }
 
+/// Refuses nodes that nobody has heard of, and those that take no new replicas.
+pub(super) async fn require_takes<'a>(
+    shared: &Shared,
+    operation: &str,
+    nodes: impl IntoIterator<Item = &'a NodeName>,
+) -> Result<(), Error> {
+    let nodes: Vec<_> = nodes.into_iter().collect();
+    require_known(shared, operation, nodes.iter().copied()).await?;
+    let known = shared.nodes.lock();
+    for node in nodes {
+        let why = match known.wish(node) {
+            Some(wish) if wish.forgotten => "was forgotten",
+            Some(wish) if wish.draining => "is being drained",
+            Some(_) | None => continue,
+        };
+        return Err(Error::refused(format!(
+            "{operation}: node {node} {why} and takes no new replicas; place it on another, or `holdfast node undrain \
+             {node}`"
+        )));
+    }
+    Ok(())
+}
+
 /// Whether a volume whose engine has not been seen to end may be attached on `node` all the same: where the engine's
 /// node does not answer, it is fenced by the new one's generation.
 pub(super) fn may_pass_over_engine(shared: &Shared, record: &VolumeRecord, node: &NodeName) -> bool {
@@ -69,10 +92,17 @@ pub(super) fn list(shared: &Shared) -> Vec<pb::NodeSummary> {
         reason: known.doubt().map(str::to_owned),
         ..published(known)
     });
-    let mut all: Vec<_> = known.collect();
+    let forgotten = nodes.forgotten().filter(|node| nodes.iter().all(|(known, _)| known != *node));
+    let forgotten = forgotten.map(|name| pb::NodeSummary { name: name.to_string(), ..Default::default() });
+    let mut all: Vec<_> = known.chain(forgotten).collect();
     if !all.iter().any(|node| node.here) {
         all.push(this_one(shared));
-        all.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    for node in &mut all {
+        let wish = node.name.parse().ok().and_then(|name| nodes.wish(&name));
+        node.draining = wish.is_some_and(|wish| wish.draining);
+        node.forgotten = wish.is_some_and(|wish| wish.forgotten);
     }
     all
 }

@@ -27,7 +27,7 @@ pub(super) async fn add(
     let name = name_of(ADD, &request.volume)?;
     let operation = format!("{ADD} volume {name}");
     let node = nodes::named(shared, &operation, &request.node)?;
-    nodes::require_known(shared, &operation, [&node]).await?;
+    nodes::require_takes(shared, &operation, [&node]).await?;
     let turn = shared.begin(name.as_str(), ADD).await?;
     shared.reconcile().await?;
     let record = read(shared, ADD, &name).await?;
@@ -52,7 +52,7 @@ pub(super) async fn replace(
         "" => old.node.clone(),
         named => nodes::named(shared, &operation, named)?,
     };
-    nodes::require_known(shared, &operation, [&node]).await?;
+    nodes::require_takes(shared, &operation, [&node]).await?;
     if members(shared, &name).is_empty() {
         return Err(Error::refused(format!(
             "{REPLACE} volume {name}: no replica is known to hold the data now, so there is nothing to fill a new one \
@@ -168,17 +168,7 @@ async fn make_and_want(
     check_room(operation, record, replaces)?;
     let name = record.name.clone();
     if *node != shared.config.node {
-        change(shared, operation, &name, |record| {
-            check_room(operation, record, replaces)?;
-            forget_left(record);
-            let id = record.fresh_replica_id();
-            want(record, id, InstanceUuid::random(), node, replaces);
-            if let Some(spec) = record.spec.replicas.last_mut() {
-                spec.to_make = true;
-            }
-            Ok(true)
-        })
-        .await?;
+        want_there(shared, operation, &name, replaces, node, |_| true).await?;
         tracing::info!(volume = %name, %node, ?replaces, "a replica is wanted there");
         return Ok(());
     }
@@ -212,6 +202,36 @@ async fn make_and_want(
     }
     tracing::info!(volume = %name, replica = %id, ?replaces, "wanted");
     Ok(())
+}
+
+/// Wants a new replica on `node`, whose agent makes its directory when it sees the record. Returns which; none where the
+/// record, as it is then, is not as `due` wants it.
+pub(super) async fn want_there(
+    shared: &Shared,
+    operation: &str,
+    name: &VolumeName,
+    replaces: Option<ReplicaId>,
+    node: &NodeName,
+    due: impl Fn(&VolumeRecord) -> bool,
+) -> Result<Option<ReplicaId>, Error> {
+    let mut wanted = None;
+    change(shared, operation, name, |record| {
+        wanted = None;
+        if !due(record) {
+            return Ok(false);
+        }
+        check_room(operation, record, replaces)?;
+        forget_left(record);
+        let id = record.fresh_replica_id();
+        want(record, id, InstanceUuid::random(), node, replaces);
+        if let Some(spec) = record.spec.replicas.last_mut() {
+            spec.to_make = true;
+        }
+        wanted = Some(id);
+        Ok(true)
+    })
+    .await?;
+    Ok(wanted)
 }
 
 /// The directory of a replica that nobody was yet.

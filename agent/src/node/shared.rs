@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_proto::ids::BootId;
 use holdfast_proto::pb::agent as pb;
@@ -79,6 +80,8 @@ pub(super) struct Shared {
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
     /// What is cleaned; changes at run time.
     pub(super) orphan_settings: Mutex<orphan::Settings>,
+    /// How long a node may be silent; changes at run time.
+    pub(super) replenish_after: Mutex<Duration>,
     /// As the supervisor saw them last.
     pub(super) orphans: Mutex<SeenOrphans>,
     inventory: Mutex<Inventory>,
@@ -119,7 +122,7 @@ pub(super) struct Homes {
 impl Shared {
     pub(super) fn new(config: NodeConfig, homes: Homes) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-        let orphans = config.orphans.clone();
+        let (orphans, replenish_after) = (config.orphans.clone(), config.replenish_after);
         let shared = Self {
             config,
             store: InstanceStore::new(homes.data.instances()),
@@ -138,6 +141,7 @@ impl Shared {
             elsewhere: watch::Sender::new(Arc::new(homes.elsewhere)),
             operations: Mutex::default(),
             orphan_settings: Mutex::new(orphans),
+            replenish_after: Mutex::new(replenish_after),
             orphans: Mutex::default(),
             inventory: Mutex::default(),
             changes: broadcast::Sender::new(CHANGES_KEPT),
@@ -198,7 +202,7 @@ impl Shared {
     pub(super) async fn wait(
         &self,
         name: &str,
-        deadline: std::time::Duration,
+        deadline: Duration,
         wanted: impl Fn(Option<&pb::VolumeInfo>) -> bool,
     ) -> Option<pb::VolumeInfo> {
         self.settle(deadline, |_| wanted(self.volume(name).as_ref())).await;
@@ -206,7 +210,7 @@ impl Shared {
     }
 
     /// Waits until the inventory is as `wanted` says, or the deadline is over.
-    pub(super) async fn settle(&self, deadline: std::time::Duration, wanted: impl Fn(&Snapshot) -> bool) {
+    pub(super) async fn settle(&self, deadline: Duration, wanted: impl Fn(&Snapshot) -> bool) {
         let mut revisions = self.revision.subscribe();
         let until = Instant::now() + deadline;
         loop {
@@ -223,7 +227,7 @@ impl Shared {
     /// Waits until what is known of the other nodes is as `wanted` says, or the deadline is over; returns whether it is.
     pub(super) async fn wait_elsewhere(
         &self,
-        deadline: std::time::Duration,
+        deadline: Duration,
         mut wanted: impl FnMut(&Elsewhere) -> bool,
     ) -> bool {
         let mut elsewhere = self.elsewhere.subscribe();

@@ -13,7 +13,7 @@ use super::metrics::{self, Metrics};
 use super::shared::{Homes, Shared, blocking};
 use super::supervisor::{Found, Orphans, Supervisor};
 use super::{NodeConfig, Snapshot};
-use super::{follow, publish};
+use super::{follow, publish, upkeep, wishes};
 use crate::config::RegistryHome;
 use crate::core::creation::{self, Lock, Remembered};
 use crate::core::elsewhere::Elsewhere;
@@ -55,7 +55,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let registry: Arc<dyn Registry> = Arc::new(Measured::new(registry, Arc::clone(&metrics.counts)));
     registry.announce(&config.node, config.advertise.unwrap_or(config.bind)).await?;
     let Prepared { data, boot_id, warnings, .. } = prepared;
-    let shared_home = matches!(config.registry, RegistryHome::Etcd(_));
+    let shared_home = config.registry.is_shared();
     let elsewhere = if shared_home { Elsewhere::unheard() } else { Elsewhere::default() };
     let (shared, commands) =
         Shared::new(config, Homes { data, registry, boot_id, metrics, warnings, elsewhere });
@@ -76,6 +76,11 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let mut supervisor =
         Supervisor::new(Arc::downgrade(&shared), Arc::new(context), prepared.lock, orphans, shared.now());
     tokio::spawn(follow::run(Arc::downgrade(&shared)));
+    if shared_home {
+        tokio::spawn(upkeep::run(Arc::downgrade(&shared)));
+    } else {
+        wishes::learn(&shared).await;
+    }
     let living = found.iter().filter(|found| !found.instance.is_down());
     let adopted: Vec<String> = living.map(|found| found.name.to_string()).collect();
     supervisor.take_over(&shared, found);

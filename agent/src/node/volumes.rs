@@ -93,7 +93,7 @@ pub(super) async fn create(
 ) -> Result<pb::VolumeInfo, Error> {
     let record = new_record(shared, request)?;
     let name = record.name.clone();
-    nodes::require_known(shared, &format!("create volume {name}"), record.placed().map(|spec| &spec.node))
+    nodes::require_takes(shared, &format!("create volume {name}"), record.placed().map(|spec| &spec.node))
         .await?;
     let _turn = shared.begin(name.as_str(), "create").await?;
     let exists = || Error::conflict(format!("create volume {name}: it exists already"));

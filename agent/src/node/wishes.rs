@@ -3,6 +3,8 @@
 use holdfast_proto::ids::NodeName;
 use holdfast_proto::record::NodeRecord;
 
+use super::shared::Shared;
+use crate::core::nodes::Heard;
 use crate::error::Error;
 use crate::registry::{Read, Registry};
 
@@ -19,20 +21,55 @@ pub async fn allow_uninstall(
     node: &NodeName,
     allowed: Option<bool>,
 ) -> Result<bool, Error> {
+    let wish =
+        |record: &mut NodeRecord| record.uninstall_allowed = allowed.unwrap_or(record.uninstall_allowed);
+    Ok(change(registry, node, wish).await?.uninstall_allowed)
+}
+
+/// Writes a wish. This agent knows it when this returns, the others when the registry has told them.
+pub(super) async fn wish(
+    shared: &Shared,
+    node: &NodeName,
+    wish: impl Fn(&mut NodeRecord),
+) -> Result<(), Error> {
+    let record = change(shared.registry.as_ref(), node, wish).await?;
+    shared.nodes.lock().handle(Heard::Wished(node.clone(), Some(record)), shared.now());
+    Ok(())
+}
+
+/// Reads what is wished for this node, where the registry tells of no nodes.
+pub(super) async fn learn(shared: &Shared) {
+    let node = &shared.config.node;
+    let reason = match shared.registry.node(node).await {
+        Ok(Read::Found(record)) => {
+            return shared.nodes.lock().handle(Heard::Wished(node.clone(), Some(record)), shared.now());
+        }
+        Ok(Read::Absent) => return,
+        Ok(Read::Unreadable(reason)) => reason,
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(reason, "what is wished for this node cannot be read");
+}
+
+/// Changes the record by compare-and-swap. Returns it as it is then.
+async fn change(
+    registry: &dyn Registry,
+    node: &NodeName,
+    change: impl Fn(&mut NodeRecord),
+) -> Result<NodeRecord, Error> {
     for _ in 0..WRITES_MAX {
-        let mut record = match registry.node(node).await? {
+        let before = match registry.node(node).await? {
             Read::Found(record) => record,
             Read::Absent => NodeRecord::new(node.clone()),
             Read::Unreadable(reason) => return Err(Error::failed(format!("look at node {node}: {reason}"))),
         };
-        match allowed {
-            Some(wanted) if wanted != record.uninstall_allowed => {
-                record.uninstall_allowed = wanted;
-                if registry.put_node(record).await? {
-                    return Ok(wanted);
-                }
-            }
-            _ => return Ok(record.uninstall_allowed),
+        let mut record = before.clone();
+        change(&mut record);
+        if record == before {
+            return Ok(before);
+        }
+        if registry.put_node(record.clone()).await? {
+            return Ok(NodeRecord { version: record.version + 1, ..record });
         }
     }
     Err(Error::conflict(format!("change node {node}: its record keeps changing; try again")))

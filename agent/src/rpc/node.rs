@@ -35,6 +35,29 @@ impl Node for Service {
         let allowed = self.node.allow_uninstall(request.into_inner().allowed).await.map_err(status)?;
         Ok(Response::new(pb::AllowUninstallReply { allowed }))
     }
+    async fn drain(&self, request: Request<pb::NodeRequest>) -> Result<Response<pb::NodeParts>, Status> {
+        let parts = self.node.drain_node(request.into_inner().node).await.map_err(status)?;
+        Ok(Response::new(parts))
+    }
+    async fn undrain(&self, request: Request<pb::NodeRequest>) -> Result<Response<pb::NodeSummary>, Status> {
+        let node = self.node.undrain_node(request.into_inner().node).await.map_err(status)?;
+        Ok(Response::new(node))
+    }
+    async fn left(&self, request: Request<pb::NodeRequest>) -> Result<Response<pb::NodeParts>, Status> {
+        let parts = self.node.left_on_node(&request.into_inner().node).await.map_err(status)?;
+        Ok(Response::new(parts))
+    }
+    async fn safe_to_reboot(
+        &self,
+        request: Request<pb::NodeRequest>,
+    ) -> Result<Response<pb::NodeParts>, Status> {
+        let parts = self.node.safe_to_reboot(&request.into_inner().node).await.map_err(status)?;
+        Ok(Response::new(parts))
+    }
+    async fn forget(&self, request: Request<pb::NodeRequest>) -> Result<Response<pb::NodeSummary>, Status> {
+        let node = self.node.forget_node(request.into_inner().node).await.map_err(status)?;
+        Ok(Response::new(node))
+    }
     async fn version(
         &self,
         _request: Request<pb::VersionRequest>,

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use holdfast_proto::ids::NodeName;
 use holdfast_proto::pb::etcd as pb;
+use holdfast_proto::record::NodeRecord;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::inventory::INVENTORY;
 use super::presence::LIVE;
+use super::records::WISHES;
 use super::{Inner, end_of, found, range_below};
 use crate::core::nodes::{Documents, Heard};
 use crate::core::presence::{PRESENCE_SCHEMA, Presence};
@@ -40,7 +42,7 @@ async fn hear(inner: &Inner, out: &mpsc::Sender<Heard>) -> String {
         Ok(revision) => revision,
         Err(error) => return error.to_string(),
     };
-    let ranges = [INVENTORY, LIVE].into_iter().zip(1..).map(|(kind, watch_id)| {
+    let ranges = [INVENTORY, LIVE, WISHES].into_iter().zip(1..).map(|(kind, watch_id)| {
         let prefix = inner.key(kind, "");
         pb::WatchCreateRequest {
             range_end: end_of(&prefix),
@@ -74,9 +76,8 @@ async fn hear(inner: &Inner, out: &mpsc::Sender<Heard>) -> String {
 
 /// Returns the revision at which it was so.
 async fn list(inner: &Inner, out: &mpsc::Sender<Heard>) -> Result<i64, Error> {
-    let (inventory, live) = (inner.key(INVENTORY, ""), inner.key(LIVE, ""));
-    let answer =
-        inner.read("read what nodes publish", vec![range_below(&inventory), range_below(&live)]).await?;
+    let ranges = [INVENTORY, LIVE, WISHES].map(|kind| range_below(&inner.key(kind, "")));
+    let answer = inner.read("read what nodes publish", ranges.into()).await?;
     let mut published: BTreeMap<NodeName, Documents> = BTreeMap::new();
     for kv in found(&answer, 0) {
         if let Some((node, key)) = published_key(inner, &kv.key) {
@@ -84,7 +85,12 @@ async fn list(inner: &Inner, out: &mpsc::Sender<Heard>) -> Result<i64, Error> {
         }
     }
     let live = found(&answer, 1).iter().filter_map(|kv| Some((live_key(inner, &kv.key)?, presence(kv)?)));
-    let listed = Heard::Listed { published, live: live.collect() };
+    let wishes = found(&answer, 2).iter().filter_map(|kv| {
+        let node = wished_key(inner, &kv.key)?;
+        let wish = wish(inner, &node, kv);
+        Some((node, wish))
+    });
+    let listed = Heard::Listed { published, live: live.collect(), wishes: wishes.collect() };
     let told = out.send(listed).await;
     told.map_err(|_| Error::failed("read what nodes publish: nobody listens"))?;
     Ok(answer.header.map_or(0, |header| header.revision))
@@ -99,6 +105,12 @@ fn heard(inner: &Inner, event: &pb::Event) -> Option<Heard> {
             false => Heard::Deleted { node, key },
         });
     }
+    if let Some(node) = wished_key(inner, &kv.key) {
+        return match put {
+            true => wish(inner, &node, kv).map(|wish| Heard::Wished(node, Some(wish))),
+            false => Some(Heard::Wished(node, None)),
+        };
+    }
     let node = live_key(inner, &kv.key)?;
     if put { Some(Heard::Lives(node, presence(kv)?)) } else { Some(Heard::Silent(node)) }
 }
@@ -112,7 +124,28 @@ fn published_key(inner: &Inner, key: &[u8]) -> Option<(NodeName, String)> {
 
 /// `live/NODE`.
 fn live_key(inner: &Inner, key: &[u8]) -> Option<NodeName> {
-    std::str::from_utf8(key).ok()?.strip_prefix(&inner.key(LIVE, ""))?.parse().ok()
+    named(key, &inner.key(LIVE, ""))
+}
+
+/// `wishes/NODE`.
+fn wished_key(inner: &Inner, key: &[u8]) -> Option<NodeName> {
+    named(key, &inner.key(WISHES, ""))
+}
+
+fn named(key: &[u8], prefix: &str) -> Option<NodeName> {
+    std::str::from_utf8(key).ok()?.strip_prefix(prefix)?.parse().ok()
+}
+
+/// One that cannot be read takes nothing back that was wished before.
+fn wish(inner: &Inner, node: &NodeName, kv: &pb::KeyValue) -> Option<NodeRecord> {
+    match inner.parse_node(node, &kv.value) {
+        Read::Found(record) => Some(record),
+        Read::Absent => None,
+        Read::Unreadable(reason) => {
+            tracing::warn!(reason, "what is wished for a node cannot be read; what was known of it counts");
+            None
+        }
+    }
 }
 
 /// One that is not understood says nothing: its node is silent here.

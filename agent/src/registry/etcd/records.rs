@@ -25,7 +25,7 @@ const FEED_MAX: usize = 256;
 
 const VOLUMES: &str = "volumes";
 const KEYS: &str = "keys";
-const WISHES: &str = "wishes";
+pub(super) const WISHES: &str = "wishes";
 
 /// A record as it is, and the revision that a change of it compares.
 type Current = (VolumeRecord, i64);
@@ -175,17 +175,19 @@ impl Inner {
     async fn node(&self, name: &NodeName) -> Result<(Read<NodeRecord>, i64), Error> {
         let key = self.key(WISHES, name);
         let answer = self.read(&format!("look at node {name}"), vec![range(&key)]).await?;
-        let place = format!("{key} in etcd");
         Ok(match found(&answer, 0).first() {
-            Some(kv) => {
-                let read = atomic::parse_json(&kv.value, &place, NODE_SCHEMA);
-                let read = read.check(|record: &NodeRecord| match record.name == *name {
-                    true => Ok(()),
-                    false => Err(format!("{place}: name: expected {name}, found {}; delete it", record.name)),
-                });
-                (read, kv.mod_revision)
-            }
+            Some(kv) => (self.parse_node(name, &kv.value), kv.mod_revision),
             None => (Read::Absent, 0),
+        })
+    }
+
+    pub(super) fn parse_node(&self, name: &NodeName, bytes: &[u8]) -> Read<NodeRecord> {
+        let place = format!("{} in etcd", self.key(WISHES, name));
+        atomic::parse_json(bytes, &place, NODE_SCHEMA).check(|record: &NodeRecord| {
+            match record.name == *name {
+                true => Ok(()),
+                false => Err(format!("{place}: name: expected {name}, found {}; delete it", record.name)),
+            }
         })
     }
 
