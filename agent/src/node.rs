@@ -327,9 +327,8 @@ impl NodeHandle {
     }
 
     /// Every node that the registry tells of.
-    #[must_use]
-    pub fn nodes(&self) -> Vec<pb::NodeSummary> {
-        nodes::list(&self.shared)
+    pub async fn nodes(&self) -> Vec<pb::NodeSummary> {
+        nodes::looked_for(&self.shared).await
     }
     /// Has a node take no new replicas and give its own away; `node` empty: this one. Says what is left there.
     ///

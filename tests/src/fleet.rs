@@ -49,14 +49,6 @@ impl Fleet {
         }
     }
 
-    /// As if the power of the node failed: its agent and all that it runs are killed.
-    pub fn kill_node(&mut self, index: usize) {
-        self.nodes[index].kill_agent();
-        for process in self.nodes[index].instance_processes() {
-            kill(process.pid);
-        }
-    }
-
     /// The volume `demo` with a replica on each of these nodes, attached on the first node of all.
     #[must_use]
     pub fn attached(&self, size: &str, on: &str, replicas: &str) -> Volume {
@@ -65,6 +57,28 @@ impl Fleet {
         first.ok(&["volume", "attach", "demo"]);
         first.wait_healthy("demo")
     }
+}
+
+/// As if the power of a node failed, but for its page cache: its agent and all that it runs are killed.
+pub fn lose_power(node: &mut Cluster) {
+    node.kill_agent();
+    for process in node.instance_processes() {
+        kill(process.pid);
+    }
+}
+
+/// The names of a node's replica directories, sorted.
+///
+/// # Panics
+/// When they cannot be listed.
+#[must_use]
+pub fn directories(node: &Cluster) -> Vec<String> {
+    let listed = std::fs::read_dir(node.data_dir().join("replicas")).expect("replicas can be listed");
+    let mut names: Vec<_> = listed
+        .map(|entry| entry.expect("an entry can be read").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
 }
 
 fn name_of(index: u8) -> String {

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use holdfast_tests::cluster::{AgentOptions, HEALTHY_WITHIN};
-use holdfast_tests::process::kill;
+use holdfast_tests::fleet::lose_power;
 use holdfast_tests::tools::FioLoop;
 use holdfast_tests::wait::check;
 use holdfast_tests::{Cluster, Etcd, Fleet, MIB, eventually};
@@ -16,7 +16,7 @@ fn r3_every_node_goes_down_and_comes_back_under_fio_without_an_error() {
     let mut fio = FioLoop::start(&fleet.nodes[0].uri("demo"), "16m");
     fio.wait_passes(1);
     for node in [1, 2, 3] {
-        fleet.kill_node(node);
+        lose_power(&mut fleet.nodes[node]);
         fio.wait_passes(1);
         fleet.nodes[node].start();
         fleet.nodes[0].wait_healthy("demo");
@@ -39,7 +39,7 @@ fn r1_a_detached_volume_with_a_copy_and_its_node_gone_attaches_with_what_is_ther
     client.write_fua(MIB, &[1; 4096]).unwrap();
     drop(client);
     fleet.nodes[0].detach("demo");
-    fleet.kill_node(2);
+    lose_power(&mut fleet.nodes[2]);
     std::fs::remove_dir_all(fleet.nodes[2].data_dir()).unwrap();
     fleet.nodes[0].ok(&["volume", "attach", "demo"]);
     let volume =
@@ -56,10 +56,7 @@ fn r7_what_is_to_run_starts_by_itself_once_a_registry_that_was_down_at_the_start
     let mut cluster = Cluster::agent(AgentOptions::with(&["--registry", &etcd.url("/test")]));
     cluster.allow_errors("the registry cannot be read; nothing is started or stopped");
     cluster.create_attached("demo", "64MiB", 2);
-    cluster.kill_agent();
-    for process in cluster.instance_processes() {
-        kill(process.pid);
-    }
+    lose_power(&mut cluster);
     etcd.with_all_down(|_| {
         cluster.start();
         let said = cluster.cli(&["node", "show"]).said();

@@ -2,37 +2,12 @@
 #![forbid(unsafe_code)]
 
 use holdfast_tests::cluster::{AgentOptions, HEALTHY_WITHIN, SOON};
-use holdfast_tests::etcd::Etcd;
+use holdfast_tests::fleet::{directories, lose_power};
 use holdfast_tests::process::kill;
 use holdfast_tests::tools::FioLoop;
 use holdfast_tests::wait::check;
-use holdfast_tests::{Cluster, MIB, eventually};
+use holdfast_tests::{Cluster, Fleet, MIB, eventually};
 use serde_json::Value;
-
-/// The agents of `node-a`, `node-b` and so on, on one machine, each with an address of its own.
-struct Fleet {
-    nodes: Vec<Cluster>,
-    _etcd: Etcd,
-}
-
-impl Fleet {
-    fn start(names: &[&str], extra: &[&str]) -> Self {
-        let etcd = Etcd::start(1);
-        let agent = |(index, name): (usize, &&str)| {
-            let (registry, address) = (etcd.url("/test"), format!("127.0.0.{}", index + 1));
-            let fixed = ["--registry", &registry, "--bind", &address];
-            Cluster::agent(AgentOptions::of_node(name, &[&fixed, extra].concat()))
-        };
-        let this = Self { nodes: names.iter().enumerate().map(agent).collect(), _etcd: etcd };
-        for node in &this.nodes {
-            eventually(SOON, "all nodes know each other", || {
-                let live = listed(node).into_iter().filter(|node| node["live"] == true).count();
-                check(live == names.len(), || format!("{:?}", listed(node)))
-            });
-        }
-        this
-    }
-}
 
 fn listed(node: &Cluster) -> Vec<Value> {
     node.json(&["node", "ls"])["nodes"].as_array().unwrap().clone()
@@ -54,17 +29,9 @@ fn wait_moved(by: &Cluster, volume: &str, left: &str) -> Vec<String> {
     })
 }
 
-fn directories(node: &Cluster) -> Vec<String> {
-    let listed = std::fs::read_dir(node.data_dir().join("replicas")).unwrap();
-    let mut names: Vec<_> =
-        listed.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn r5_a_drained_node_gives_its_replica_away_under_io_and_may_be_restarted_only_then() {
-    let fleet = Fleet::start(&["node-a", "node-b", "node-c"], &[]);
+    let fleet = Fleet::start(3, &[]);
     let [a, b, _c] = &fleet.nodes[..] else { unreachable!() };
     a.ok(&["volume", "create", "demo", "--size", "128MiB", "--replicas", "1", "--on", "node-c"]);
     a.ok(&["volume", "attach", "demo"]);
@@ -98,17 +65,9 @@ fn r5_a_drained_node_gives_its_replica_away_under_io_and_may_be_restarted_only_t
     assert!(said.contains("node-x") && said.contains("node ls"), "{said}");
 }
 
-/// `kill -9` of everything on a node: the power fails, but for the page cache.
-fn lose(node: &mut Cluster) {
-    node.kill_agent();
-    for process in node.instance_processes() {
-        kill(process.pid);
-    }
-}
-
 #[test]
 fn r3_nodes_are_replaced_one_after_the_other_under_verified_io() {
-    let mut fleet = Fleet::start(&["node-a", "node-b", "node-c", "node-d"], &[]);
+    let mut fleet = Fleet::start(4, &[]);
     let [a, others @ ..] = &mut fleet.nodes[..] else { unreachable!() };
     a.ok(&["volume", "create", "demo", "--size", "128MiB", "--replicas", "2", "--on", "node-b,node-c"]);
     a.ok(&["volume", "attach", "demo"]);
@@ -118,7 +77,7 @@ fn r3_nodes_are_replaced_one_after_the_other_under_verified_io() {
     for (node, name) in others.iter_mut().zip(["node-b", "node-c", "node-d"]) {
         a.ok(&["node", "drain", name, "--timeout", "90s"]);
         a.ok(&["node", "safe-to-reboot", name]);
-        lose(node);
+        lose_power(node);
         load.wait_passes(1);
         node.start();
         node.ok(&["node", "undrain", name]);
@@ -131,7 +90,7 @@ fn r3_nodes_are_replaced_one_after_the_other_under_verified_io() {
 
 #[test]
 fn r2_r5_a_drain_blocks_on_the_last_copy_names_it_and_what_is_there_still_restarts() {
-    let fleet = Fleet::start(&["node-a", "node-b"], &[]);
+    let fleet = Fleet::start(2, &[]);
     let [a, b] = &fleet.nodes[..] else { unreachable!() };
     a.ok(&["volume", "create", "solo", "--size", "16MiB", "--replicas", "1", "--on", "node-b"]);
     a.ok(&["volume", "create", "demo", "--size", "16MiB", "--replicas", "2", "--on", "node-a,node-b"]);
@@ -160,8 +119,7 @@ fn r2_r5_a_drain_blocks_on_the_last_copy_names_it_and_what_is_there_still_restar
 
 #[test]
 fn n1_replicas_of_a_node_that_is_gone_are_replaced_and_once_it_is_forgotten_nobody_waits_for_it() {
-    let names = ["node-a", "node-b", "node-c", "node-d"];
-    let mut fleet = Fleet::start(&names, &["--replenish-after", "2s"]);
+    let mut fleet = Fleet::start(4, &["--replenish-after", "2s"]);
     let [a, b, c, d] = &mut fleet.nodes[..] else { unreachable!() };
     a.ok(&["volume", "create", "old", "--size", "16MiB", "--on", "node-b,node-c", "--replicas", "2"]);
     a.ok(&["volume", "create", "demo", "--size", "64MiB", "--on", "node-a,node-b,node-c"]);
@@ -171,7 +129,7 @@ fn n1_replicas_of_a_node_that_is_gone_are_replaced_and_once_it_is_forgotten_nobo
     client.write_fua(MIB, &[1; 4096]).unwrap();
     let said = a.cli(&["node", "forget", "node-c", "--yes"]).expect_code(7).said();
     assert!(said.contains("its agent lives"), "{said}");
-    lose(c);
+    lose_power(c);
     client.write_fua(2 * MIB, &[2; 4096]).unwrap();
     let on = wait_moved(a, "demo", "node-c");
     assert_eq!(on, ["node-a", "node-b", "node-d"]);

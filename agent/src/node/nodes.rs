@@ -1,11 +1,14 @@
 //! The nodes as operators name and see them.
 
+use std::sync::Arc;
+
 use holdfast_proto::ids::NodeName;
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::pb::inventory as ipb;
 use holdfast_proto::record::VolumeRecord;
 use ipb::entry::Entry as Of;
 
+use super::info;
 use super::shared::Shared;
 use crate::core::nodes::Known;
 use crate::error::Error;
@@ -76,6 +79,19 @@ pub(super) fn may_pass_over_engine(shared: &Shared, record: &VolumeRecord, node:
 pub(super) fn is_silent(shared: &Shared, node: &NodeName) -> bool {
     let known = shared.elsewhere.borrow();
     *node != shared.config.node && known.is_heard() && known.is_live(node) != Some(true)
+}
+
+/// The same, with what has to be looked for where the registry does not tell of this node.
+pub(super) async fn looked_for(shared: &Arc<Shared>) -> Vec<pb::NodeSummary> {
+    let mut all = list(shared);
+    let told = shared.nodes.lock().iter().any(|(name, _)| *name == shared.config.node);
+    if let Some(here) = all.iter_mut().find(|node| node.here && !told) {
+        match info::replica_dirs(shared).await {
+            Ok(found) => here.replicas = u32::try_from(found.len()).unwrap_or(u32::MAX),
+            Err(error) => here.reason = Some(error.to_string()),
+        }
+    }
+    all
 }
 
 /// Every node that the registry tells of, and this one.

@@ -17,7 +17,7 @@ impl Node for Service {
         &self,
         _request: Request<pb::ListNodesRequest>,
     ) -> Result<Response<pb::ListNodesReply>, Status> {
-        Ok(Response::new(pb::ListNodesReply { nodes: self.node.nodes() }))
+        Ok(Response::new(pb::ListNodesReply { nodes: self.node.nodes().await }))
     }
     async fn list_replicas(
         &self,
