@@ -30,7 +30,9 @@ use crate::store::instances::{InstanceStore, SpawnRecord};
 
 /// A drain flushes what is in flight; longer than any flush of a healthy disk, shorter than a person's patience.
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(60);
-/// From being told to end to the first signal, and from that to the one that cannot be ignored.
+/// From being asked to end to the first signal.
+const ASKED_WITHIN: Duration = Duration::from_secs(5);
+/// From that to the one that cannot be ignored: what is written may have to be flushed to a slow disk.
 const END_WITHIN: Duration = Duration::from_secs(10);
 /// How often an instance that cannot be asked is asked again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -326,7 +328,7 @@ impl Ladder {
     fn begin(&mut self, wish: StopWish) {
         if !self.begun {
             self.begun = true;
-            let patience = if wish.drain { DRAIN_WITHIN + END_WITHIN } else { END_WITHIN };
+            let patience = if wish.drain { DRAIN_WITHIN + ASKED_WITHIN } else { ASKED_WITHIN };
             self.next = Some((Instant::now() + patience, Signal::TERM));
         }
     }
@@ -362,19 +364,22 @@ mod tests {
     use holdfast_proto::pb::instance as pb;
 
     #[tokio::test(start_paused = true)]
-    async fn a_process_is_asked_then_told_then_ended() {
-        let mut ladder = Ladder::default();
-        let begun = Instant::now();
-        ladder.begin(StopWish { drain: true });
-        ladder.step().await;
-        assert_eq!(begun.elapsed(), DRAIN_WITHIN + END_WITHIN);
-        // Asking again does not begin again.
-        ladder.begin(StopWish { drain: true });
-        assert_eq!(ladder.climb(), Some(Signal::TERM));
-        ladder.step().await;
-        assert_eq!(begun.elapsed(), DRAIN_WITHIN + END_WITHIN * 2);
-        assert_eq!(ladder.climb(), Some(Signal::KILL));
-        assert_eq!(ladder.climb(), None);
+    async fn o1_a_process_is_asked_then_told_then_ended() {
+        for drain in [true, false] {
+            let asked = ASKED_WITHIN + if drain { DRAIN_WITHIN } else { Duration::ZERO };
+            let mut ladder = Ladder::default();
+            let begun = Instant::now();
+            ladder.begin(StopWish { drain });
+            ladder.step().await;
+            assert_eq!(begun.elapsed(), asked);
+            // Asking again does not begin again.
+            ladder.begin(StopWish { drain });
+            assert_eq!(ladder.climb(), Some(Signal::TERM));
+            ladder.step().await;
+            assert_eq!(begun.elapsed(), asked + END_WITHIN);
+            assert_eq!(ladder.climb(), Some(Signal::KILL));
+            assert_eq!(ladder.climb(), None);
+        }
     }
 
     #[test]
