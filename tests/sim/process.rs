@@ -14,8 +14,8 @@ use super::queue::{MS, SEC};
 use super::world::{Event, World};
 
 /// As in the drivers: a drain, and from it to the signal that cannot be ignored.
-const DRAINS_WITHIN: u64 = 80 * SEC;
-const ENDS_WITHIN: u64 = 20 * SEC;
+const DRAINS_WITHIN: u64 = 75 * SEC;
+const ENDS_WITHIN: u64 = 15 * SEC;
 /// A process that nobody confirms for so long ends by itself.
 const CONFIRM_WITHIN: u64 = 30 * SEC;
 const LOOK_AGAIN: u64 = SEC;
