@@ -4,7 +4,7 @@
 //!
 //! [`case`] says what is run, [`leg`] on what, [`fio`] runs one job, [`cpu`] accounts for the servers' time,
 //! [`report`] turns the samples into tables and JSON, [`runner`] ties them together. [`recovery`] is another runner: what
-//! happens when something dies.
+//! happens when something dies, how long an attach takes, and what many instances need.
 #![forbid(unsafe_code)]
 
 pub mod binary;

@@ -16,7 +16,7 @@ pub const EXIT_HELD: u8 = 20;
 pub const EXIT_NOT_CONFIRMED: u8 = 21;
 /// An engine's exit code when every member lost its cache with acknowledged, not flushed writes in it.
 pub const EXIT_CACHE_LOST: u8 = 22;
-/// An engine's exit code when its volume has no record any more.
+/// An engine's exit code when its volume has no record any more, or one that means another engine.
 pub const EXIT_RECORD_MISSING: u8 = 23;
 
 /// Why something failed. Messages are fragments that fit after "failed to serve: ".

@@ -11,7 +11,7 @@ use ipb::entry::Entry as Of;
 use uuid::Uuid;
 
 use super::claims::is_creation_of;
-use super::instance::InstanceName;
+use super::instance::{InstanceName, has_volume};
 
 /// All nodes but this one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -106,7 +106,7 @@ impl Place {
     /// Whether this engine has the volume.
     #[must_use]
     pub fn serves(&self) -> bool {
-        self.running && !matches!(self.volume_state.as_str(), "" | "attaching")
+        self.running && has_volume(&self.volume_state)
     }
 }
 

@@ -35,6 +35,12 @@ impl Kind {
     }
 }
 
+/// Whether an engine that says this of its volume has it: it has said something, and does not wait for it any more.
+#[must_use]
+pub fn has_volume(state: &str) -> bool {
+    !matches!(state, "" | "attaching")
+}
+
 /// `<volume>.r<N>` or `<volume>.engine`. Volume names have no dots, so the name says all.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

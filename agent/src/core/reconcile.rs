@@ -20,9 +20,8 @@ use super::Moment;
 use super::claims::{self, Claim, is_creation_of};
 use super::elsewhere::Elsewhere;
 use super::foreign::Foreign;
-use super::instance::{Instance, InstanceName, Kind, State};
+use super::instance::{Instance, InstanceName, Kind, State, has_volume};
 use super::records::{Lookup, Records};
-use super::view;
 
 /// An engine does not wait longer than this for a replica that is starting: it attaches degraded instead (a guess,
 /// well below the five seconds within which an attach must have started).
@@ -256,7 +255,7 @@ pub fn without_replicas_of(record: &VolumeRecord, node: &NodeName) -> VolumeReco
 /// yet is refused that, and ends by itself.
 fn is_before(record: &VolumeRecord, engine: &Instance) -> bool {
     let status = &record.status;
-    let serves = |told: &&pb::EngineStatus| told.state != view::ATTACHING;
+    let serves = |told: &&pb::EngineStatus| has_volume(&told.state);
     engine.engine_status().filter(serves).is_some_and(|told| {
         match told.generation.cmp(&status.generation.0) {
             Ordering::Less => true,

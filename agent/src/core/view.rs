@@ -12,7 +12,7 @@ use super::reconcile::{self, Plan, World};
 use super::records::Lookup;
 
 /// What an engine says when it begins; also said for one that cannot say anything.
-pub(super) const ATTACHING: &str = "attaching";
+const ATTACHING: &str = "attaching";
 /// What no engine says.
 const DETACHED: &str = "detached";
 /// Every state of a volume.

@@ -306,7 +306,7 @@ pub enum Ending {
     },
     /// Every member lost its cache while writes that consumers believe in were in it.
     CacheLost,
-    /// The record is gone.
+    /// The record is gone, or means another engine.
     RecordMissing,
 }
 
@@ -325,7 +325,7 @@ pub enum RegistryOutcome {
         /// Its status.
         status: Box<VolumeStatus>,
     },
-    /// There is no such record.
+    /// There is no such record, or it means another engine.
     Missing,
     /// The registry cannot be reached, or refuses to store anything.
     Unreachable,
