@@ -141,6 +141,7 @@ fn replica_config(dir: &Path, id: u32) -> pb::ReplicaConfig {
         io_mode: "buffered".to_owned(),
         incarnation: volume.incarnation,
         advertise: String::new(),
+        spin: String::new(),
     }
 }
 

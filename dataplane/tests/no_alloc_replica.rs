@@ -140,6 +140,7 @@ fn run(io_mode: &str) {
         io_mode: io_mode.to_owned(),
         incarnation: Incarnation::random().to_string(),
         advertise: String::new(),
+        spin: String::new(),
     };
     let hello = Hello {
         version_min: 2,

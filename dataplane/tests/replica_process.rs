@@ -116,6 +116,7 @@ impl Node {
             io_mode: "buffered".to_owned(),
             incarnation: Incarnation::nil().to_string(),
             advertise: String::new(),
+            spin: String::new(),
         };
         let uuid = self.uuid.to_string();
         let control = self.dir.path().join("control");

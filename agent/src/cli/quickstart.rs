@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use holdfast_dataplane::io::SpinMode;
 use holdfast_proto::ids::NodeName;
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::status::ErrorKind;
@@ -53,6 +54,9 @@ pub(super) struct Args {
     /// How replicas do file I/O, at its first start [default: the agent's choice, today buffered]
     #[arg(long, value_name = "MODE")]
     io_mode: Option<IoMode>,
+    /// How data threads wait, as in `holdfast agent` [default: auto]
+    #[arg(long, value_name = "auto|off|MICROSECONDS")]
+    spin: Option<SpinMode>,
     /// TCP ports that replicas may listen on [default: 20000-29999]
     #[arg(long, value_name = "FIRST-LAST", value_parser = parse_ports)]
     data_ports: Option<RangeInclusive<u16>>,
@@ -101,6 +105,7 @@ fn configure(args: &Args, mut around: Surroundings) -> Result<AgentConfig, Compl
         runtime_dir: Some(runtime_dir),
         data_dir: Some(data_dir),
         data_ports: args.data_ports.clone(),
+        spin: args.spin,
         log_format: args.log_format,
         log_level: args.log_level.clone().or(quiet),
         ..AgentFlags::default()

@@ -12,7 +12,7 @@ use super::registry::parse_place;
 use super::{Origin, Partial, Sourced};
 use crate::units::{parse_duration, parse_ports, parse_size, parse_tcp_listen};
 
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 33] = [
     "data_dir",
     "listen",
     "node",
@@ -40,6 +40,7 @@ const KEYS: [&str; 32] = [
     "rebuild_inflight",
     "rebuild_bandwidth",
     "rebuild_concurrency",
+    "spin",
     "trash_ttl",
     "orphan_auto_cleanup",
     "orphan_grace_period",
@@ -110,6 +111,7 @@ impl Place<'_> {
             "rebuild_inflight" => self.set_number(key, &mut into.rebuild_inflight),
             "rebuild_bandwidth" => self.set(key, &mut into.rebuild_bandwidth, parse_size),
             "rebuild_concurrency" => self.set_number(key, &mut into.rebuild_concurrency),
+            "spin" => self.set(key, &mut into.spin, from_str),
             "trash_ttl" => self.set(key, &mut into.trash_ttl, parse_duration),
             "orphan_auto_cleanup" => self.set_list(key, &mut into.orphan_auto_cleanup),
             "orphan_grace_period" => self.set(key, &mut into.orphan_grace_period, parse_duration),
@@ -218,6 +220,7 @@ fn example(key: &str) -> &'static str {
         "rebuild_inflight" => "rebuild_inflight = 4",
         "rebuild_bandwidth" => "rebuild_bandwidth = \"100MiB\"",
         "rebuild_concurrency" => "rebuild_concurrency = 4",
+        "spin" => "spin = \"auto\", \"off\" or \"50\"",
         "trash_ttl" => "trash_ttl = \"24h\"",
         "orphan_auto_cleanup" => "orphan_auto_cleanup = [\"instance\", \"replica-data\"], or []",
         "orphan_grace_period" => "orphan_grace_period = \"5m\"",

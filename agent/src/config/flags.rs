@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_dataplane::io::SpinMode;
 use holdfast_proto::ids::NodeName;
 
 use super::registry::{RegistryPlace, parse_place};
@@ -100,6 +101,10 @@ pub struct AgentFlags {
     /// Volumes with their engine here whose replicas are filled at a time [default: 4]
     #[arg(long, value_name = "COUNT")]
     pub rebuild_concurrency: Option<u32>,
+    /// How data threads wait: auto looks for I/O before it sleeps where that pays, off never does, a number always does
+    /// for so many microseconds [default: auto]
+    #[arg(long, value_name = "auto|off|MICROSECONDS")]
+    pub spin: Option<SpinMode>,
     /// Deleted data waits this long in the trash [default: 24h]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub trash_ttl: Option<Duration>,
@@ -170,6 +175,7 @@ impl AgentFlags {
             rebuild_inflight: flag("--rebuild-inflight", self.rebuild_inflight.as_ref()),
             rebuild_bandwidth: flag("--rebuild-bandwidth", self.rebuild_bandwidth.as_ref()),
             rebuild_concurrency: flag("--rebuild-concurrency", self.rebuild_concurrency.as_ref()),
+            spin: flag("--spin", self.spin.as_ref()),
             trash_ttl: flag("--trash-ttl", self.trash_ttl.as_ref()),
             orphan_auto_cleanup: flag(
                 "--orphan-auto-cleanup",

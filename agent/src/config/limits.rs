@@ -1,10 +1,12 @@
-//! What engines wait for and how long, how slow a replica may be, and how fast one is filled.
+//! What engines wait for and how long, how slow a replica may be, how fast one is filled, and how data threads wait.
 
 use std::time::Duration;
 
+use holdfast_dataplane::io::SpinMode;
+
 use super::{Partial, Sourced};
 
-/// Limits that engines are started with. `docs/operations.md` has the reason of each default.
+/// Limits that instances are started with. `docs/operations.md` has the reason of each default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// A replica that owes an answer for this long is left out.
@@ -27,6 +29,8 @@ pub struct Limits {
     pub rebuild_bandwidth: u64,
     /// So many volumes whose engine is on this node are filled at a time; others wait for their turn.
     pub rebuild_concurrency: u32,
+    /// How the data threads of engines and replicas wait for what comes next.
+    pub spin: SpinMode,
 }
 
 impl Default for Limits {
@@ -42,6 +46,7 @@ impl Default for Limits {
             rebuild_inflight: 4,
             rebuild_bandwidth: 0,
             rebuild_concurrency: 4,
+            spin: SpinMode::Auto,
         }
     }
 }
@@ -49,7 +54,7 @@ impl Default for Limits {
 impl Limits {
     /// Every setting under its key, as people write it.
     #[must_use]
-    pub(super) fn list(&self) -> [(&'static str, String); 10] {
+    pub(super) fn list(&self) -> [(&'static str, String); 11] {
         let time = crate::units::format_duration;
         [
             ("replica_timeout", time(self.replica_timeout)),
@@ -62,6 +67,7 @@ impl Limits {
             ("rebuild_inflight", self.rebuild_inflight.to_string()),
             ("rebuild_bandwidth", self.rebuild_bandwidth.to_string()),
             ("rebuild_concurrency", self.rebuild_concurrency.to_string()),
+            ("spin", self.spin.to_string()),
         ]
     }
 }
@@ -88,6 +94,7 @@ impl Partial {
             rebuild_inflight: or(self.rebuild_inflight.as_ref(), default.rebuild_inflight),
             rebuild_bandwidth: or(self.rebuild_bandwidth.as_ref(), default.rebuild_bandwidth),
             rebuild_concurrency: or(self.rebuild_concurrency.as_ref(), default.rebuild_concurrency),
+            spin: or(self.spin.as_ref(), default.spin),
         }
     }
 }

@@ -17,6 +17,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_dataplane::io::SpinMode;
 use holdfast_proto::ids::NodeName;
 use holdfast_proto::status::ErrorKind;
 
@@ -136,6 +137,7 @@ struct Partial {
     rebuild_inflight: Option<Sourced<u32>>,
     rebuild_bandwidth: Option<Sourced<u64>>,
     rebuild_concurrency: Option<Sourced<u32>>,
+    spin: Option<Sourced<SpinMode>>,
     trash_ttl: Option<Sourced<Duration>>,
     orphan_auto_cleanup: Option<Sourced<BTreeSet<Class>>>,
     orphan_grace_period: Option<Sourced<Duration>>,
@@ -174,6 +176,7 @@ impl Partial {
             rebuild_inflight: self.rebuild_inflight.or(weaker.rebuild_inflight),
             rebuild_bandwidth: self.rebuild_bandwidth.or(weaker.rebuild_bandwidth),
             rebuild_concurrency: self.rebuild_concurrency.or(weaker.rebuild_concurrency),
+            spin: self.spin.or(weaker.spin),
             trash_ttl: self.trash_ttl.or(weaker.trash_ttl),
             orphan_auto_cleanup: self.orphan_auto_cleanup.or(weaker.orphan_auto_cleanup),
             orphan_grace_period: self.orphan_grace_period.or(weaker.orphan_grace_period),

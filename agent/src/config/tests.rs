@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
+use holdfast_dataplane::io::SpinMode;
 
 use super::*;
 
@@ -75,6 +76,11 @@ fn every_refusal_names_file_line_and_remedy() {
         ("min_in_sync = -1", 1, "remedy: min_in_sync = 1"),
         ("read_lease = 5", 1, "expected a string, found integer; remedy: read_lease = \"5s\""),
         ("rebuild_bandwidth = \"fast\"", 1, "remedy: rebuild_bandwidth = \"100MiB\""),
+        (
+            "spin = \"on\"",
+            1,
+            "1 to 10000 microseconds, found \"on\"; remedy: spin = \"auto\", \"off\" or \"50\"",
+        ),
         ("read_leese = \"5s\"", 1, "did you mean read_lease?"),
         ("min_in_sync = 0", 1, "min_in_sync = 0 is out of range; remedy: 1 to "),
         ("rebuild_inflight = 17", 1, "rebuild_inflight = 17 is out of range; remedy: 1 to 16"),
@@ -132,7 +138,7 @@ fn impossible_combinations_name_the_setting_to_change() {
 fn every_limit_can_be_set_by_file_and_flag() {
     let file = "min_in_sync = 2\nread_lease = \"4s\"\nreplica_lag_max = \"500ms\"\nheartbeat = \"500ms\"\n\
                 start_patience = \"1s\"\nrebuild_inflight = 8\nrebuild_bandwidth = \"50MiB\"\n\
-                rebuild_concurrency = 2\n";
+                rebuild_concurrency = 2\nspin = \"50\"\n";
     let expected = Limits {
         min_in_sync: 2,
         read_lease: Duration::from_secs(4),
@@ -142,6 +148,7 @@ fn every_limit_can_be_set_by_file_and_flag() {
         rebuild_inflight: 8,
         rebuild_bandwidth: 50 << 20,
         rebuild_concurrency: 2,
+        spin: SpinMode::For(Duration::from_micros(50)),
         ..Limits::default()
     };
     assert_eq!(resolve(&[], file).unwrap().limits, expected);
@@ -154,10 +161,11 @@ fn every_limit_can_be_set_by_file_and_flag() {
         "--rebuild-inflight=1",
         "--rebuild-bandwidth=0",
         "--rebuild-concurrency=9",
+        "--spin=off",
     ];
     let over = resolve(&flags, file).unwrap();
     let list: Vec<_> = over.limits.list().into_iter().map(|(_, value)| value).collect();
-    assert_eq!(list, ["8s", "5m", "3", "6s", "1s", "2s", "9s", "1", "0", "9"]);
+    assert_eq!(list, ["8s", "5m", "3", "6s", "1s", "2s", "9s", "1", "0", "9", "off"]);
     let quick = resolve(&["--replica-timeout=1s"], "").unwrap().limits;
     assert_eq!(quick.heartbeat, Duration::from_millis(500), "nobody has to set both");
     let reload = resolve(&[], "").unwrap().reload(&over);

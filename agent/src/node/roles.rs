@@ -76,6 +76,7 @@ pub(super) fn engine(
             .filter(|force| force.counts(&record.status))
             .map(force),
         fill_pace,
+        spin: limits.spin.to_string(),
     }))
 }
 
@@ -113,5 +114,6 @@ pub(super) fn replica(shared: &Shared, record: &VolumeRecord, volume_key: &Volum
         io_mode: record.spec.io_mode.clone(),
         incarnation: shared.registry.incarnation().to_string(),
         advertise: config.advertise.map(|address| address.to_string()).unwrap_or_default(),
+        spin: config.limits.spin.to_string(),
     })
 }

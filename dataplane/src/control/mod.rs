@@ -19,6 +19,7 @@ use holdfast_proto::pb::instance as pb;
 use tokio::sync::mpsc;
 
 use crate::error::Error;
+use crate::io::SpinMode;
 pub use board::Board;
 
 /// What the agent tells an instance on its command line: no secret is among it.
@@ -124,6 +125,14 @@ pub fn run<R: Role>(
         Err(e) => tracing::error!("instance ended: {e}"),
     }
     result
+}
+
+/// How a data thread is to wait; an agent that does not say it leaves it to the default.
+pub(crate) fn spin(text: &str) -> Result<SpinMode, Error> {
+    match text {
+        "" => Ok(SpinMode::default()),
+        text => text.parse().map_err(|_| Error::invalid("spin", "auto, off or microseconds", text)),
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 pub mod engine;
 pub mod flush;
+pub mod inline;
 #[cfg(test)]
 mod model;
 pub mod range_lock;

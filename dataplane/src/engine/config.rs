@@ -11,9 +11,11 @@ use holdfast_proto::record::{ReplicaSet, VolumeStatus};
 
 use super::message::Whereabouts;
 use crate::control::handshake::VolumeKey;
+use crate::control::spin;
 use crate::core::engine::{Config, Force, Pace, Wait, Wanted};
 use crate::error::Error;
 use crate::frontend::nbd::ExportInfo;
+use crate::io::SpinMode;
 use crate::units::{VOLUME_BYTES_MAX, is_block_aligned};
 
 /// A setting that is 0 is left at its default.
@@ -32,6 +34,8 @@ pub(super) struct Settings {
     pub(super) nbd_socket: PathBuf,
     pub(super) nbd_tcp: Option<SocketAddr>,
     pub(super) core: Config,
+    /// How the data thread waits.
+    pub(super) spin: SpinMode,
 }
 
 /// Where one replica is said to be.
@@ -74,6 +78,7 @@ impl Settings {
             name: parse("volume_name", "a volume's name", &config.volume_name)?,
             record_version: config.record_version,
             core: Config { force: force(config)?, ..core_config(config, engine, count)? },
+            spin: spin(&config.spin)?,
             status,
             key: key.try_into()?,
             nbd_socket,
@@ -230,6 +235,7 @@ mod tests {
     fn a_good_one_is_taken_and_zero_means_the_default() {
         let settings = Settings::new(&sample_config(), InstanceUuid::random()).unwrap();
         assert_eq!(settings.core.replica_timeout, Duration::from_secs(8));
+        assert_eq!(settings.spin, SpinMode::Auto);
         let quick = pb::EngineConfig { replica_timeout_ms: 1500, min_in_sync: 2, ..sample_config() };
         let settings = Settings::new(&quick, InstanceUuid::random()).unwrap();
         assert_eq!(settings.core.replica_timeout, Duration::from_millis(1500));
@@ -240,10 +246,13 @@ mod tests {
             replica_lag_max_ms: 50,
             heartbeat_ms: 200,
             start_patience_ms: 10,
+            spin: "30".to_owned(),
             rebuild_bytes_per_second: 1 << 20,
             ..sample_config()
         };
-        let core = Settings::new(&limits, InstanceUuid::random()).unwrap().core;
+        let settings = Settings::new(&limits, InstanceUuid::random()).unwrap();
+        assert_eq!(settings.spin, SpinMode::For(Duration::from_micros(30)));
+        let core = settings.core;
         let times = [core.read_lease, core.replica_lag_max, core.heartbeat, core.start_patience];
         assert_eq!(times.map(|time| time.as_millis()), [2000, 50, 200, 10]);
         assert!(core.predecessor_gone && core.rebuild_bytes_per_second == 1 << 20);
@@ -253,6 +262,7 @@ mod tests {
     fn each_wrong_field_is_named() {
         assert!(error(|c| c.status = None).contains("status"));
         assert!(error(|c| c.key = None).contains("key"));
+        assert!(error(|c| c.spin = "fast".to_owned()).contains("spin"));
         assert!(error(|c| c.size_bytes = 4097).contains("size_bytes"));
         assert!(error(|c| c.size_bytes = 0).contains("size_bytes"));
         assert!(error(|c| c.size_bytes = u64::MAX).contains("size_bytes"));

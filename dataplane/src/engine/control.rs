@@ -122,7 +122,8 @@ impl Shared {
             .iter()
             .map(|(id, endpoint)| endpoint.whereabouts(*id, addresses.contains_key(id)))
             .collect();
-        let (data, events) = data::spawn(core, settings.core.volume_bytes, whereabouts).await?;
+        let (data, events) =
+            data::spawn(core, settings.core.volume_bytes, settings.spin, whereabouts).await?;
         tracing::info!(
             volume = %settings.name, id = %settings.volume, size_bytes = settings.core.volume_bytes,
             configured = %settings.status.configured, "attaching"

@@ -16,7 +16,9 @@ use super::replicas::{Broken, Link, Links, Step, deliver};
 use crate::core::engine::{Action, ConnectFailure, Ending, Engine, Now, Report};
 use crate::error::Error;
 use crate::frontend::IoCounters;
-use crate::io::{Buf, Completion, ConnId, Driver, DriverConfig, Errno, Pool, PoolConfig, Waker};
+use crate::io::{
+    Awaited, Buf, Completion, ConnId, Driver, DriverConfig, Errno, Pool, PoolConfig, SpinMode, Spinner, Waker,
+};
 
 /// Buffers of clients' operations: 8, 16 and 64 MiB, of which only what is in use at a time takes memory.
 const POOL: PoolConfig = PoolConfig { small: 2048, medium: 512, large: 256 };
@@ -54,6 +56,7 @@ struct Told {
 
 struct Data {
     driver: Driver,
+    spinner: Spinner,
     core: Engine,
     buffers: Buffers,
     links: Links,
@@ -85,6 +88,7 @@ struct Data {
 pub(super) async fn spawn(
     core: Engine,
     volume_bytes: u64,
+    spin: SpinMode,
     replicas: Vec<Whereabouts>,
 ) -> Result<(DataHandle, async_mpsc::UnboundedReceiver<Event>), Error> {
     let (commands, incoming) = mpsc::channel();
@@ -92,7 +96,7 @@ pub(super) async fn spawn(
     let (ready, made) = oneshot::channel();
     let body = move || {
         let failed = events.clone();
-        let data = match Data::new(core, volume_bytes, incoming, events) {
+        let data = match Data::new(core, volume_bytes, spin, incoming, events) {
             Ok(data) => data,
             Err(e) => {
                 // Nobody waits any more: the process is ending.
@@ -120,6 +124,7 @@ impl Data {
     fn new(
         core: Engine,
         volume_bytes: u64,
+        spin: SpinMode,
         commands: mpsc::Receiver<Command>,
         events: async_mpsc::UnboundedSender<Event>,
     ) -> Result<Self, crate::io::Error> {
@@ -128,6 +133,7 @@ impl Data {
         tracing::info!(ring = driver.features(), "data thread started");
         Ok(Self {
             driver,
+            spinner: Spinner::new(spin),
             core,
             buffers: Buffers::new(pool)?,
             links: Links::default(),
@@ -159,7 +165,15 @@ impl Data {
         while !self.stopped {
             self.settle();
             let until = self.deadline().map(|at| self.started + at);
-            self.driver.turn(until, &mut completions)?;
+            let depth = self.buffers.clients();
+            let awaited = if depth > 0 { Awaited::Answer } else { Awaited::Request };
+            self.driver.turn_looking(
+                &mut self.spinner,
+                (awaited, depth),
+                self.started,
+                until,
+                &mut completions,
+            )?;
             self.now = self.started.elapsed();
             for completion in completions.drain(..) {
                 self.completed(completion);

@@ -17,6 +17,11 @@ use super::slots::Key;
 /// guess: far above what signals cause, far below an endless loop.
 const RETRIES_MAX: u32 = 100;
 
+/// The page cache keeps what one system call writes in folios of up to that call's size, and ext4 walks all blocks of a
+/// folio at each later write to any of them: after writes of 256 KiB, random writes of 4 KiB took 9.0 µs each, after
+/// these steps 3.5 µs, and sequential writes of 128 KiB 36 instead of 29 µs (performance.md).
+const INLINE_STEP_BYTES: u64 = 16 * 1024;
+
 /// What to do to a range of a file; neither changes the file's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FallocateMode {
@@ -149,10 +154,10 @@ fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
 
-/// Writes all of `data`.
+/// Writes all of `data`, in steps that end where [`INLINE_STEP_BYTES`] divides the offset.
 pub(super) fn write_inline(fd: BorrowedFd<'_>, mut offset: u64, mut data: &[u8]) -> Result<(), Errno> {
     while !data.is_empty() {
-        match pwrite(fd, data, offset) {
+        match pwrite(fd, data.get(..step(offset)).unwrap_or(data), offset) {
             Ok(0) => return Err(Errno::EIO),
             Ok(n) => {
                 data = data.get(n..).unwrap_or_default();
@@ -163,6 +168,11 @@ pub(super) fn write_inline(fd: BorrowedFd<'_>, mut offset: u64, mut data: &[u8])
         }
     }
     Ok(())
+}
+
+/// How many bytes of the file are left from `offset` to the end of its step.
+fn step(offset: u64) -> usize {
+    usize::try_from(INLINE_STEP_BYTES - offset % INLINE_STEP_BYTES).expect("at most a step")
 }
 
 /// Reads all of `out` if that needs no disk.
@@ -213,6 +223,17 @@ mod tests {
         let mut read = operation(Request::Read { buf: pool.alloc(4096).unwrap(), len: 4096 });
         assert_eq!(read.ended(512), Next::Again);
         assert_eq!(read.ended(0), Next::Done(Ok(512)), "the end of the file");
+    }
+
+    #[test]
+    fn inline_writes_end_at_steps_and_bring_all() {
+        assert_eq!([step(0), step(16 * 1024 - 512), step(48 * 1024 + 4096)], [16 * 1024, 512, 12 * 1024]);
+        let file = tempfile::tempfile().unwrap();
+        let data: Vec<u8> = (0..100_000u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        write_inline(std::os::fd::AsFd::as_fd(&file), 12_345, &data).unwrap();
+        let mut found = vec![0; data.len()];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 12_345).unwrap();
+        assert!(found == data);
     }
 
     #[test]

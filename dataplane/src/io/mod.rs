@@ -23,6 +23,7 @@ mod probe;
 mod ring;
 mod rx;
 mod slots;
+mod spin;
 mod tx;
 mod wake;
 
@@ -35,6 +36,7 @@ pub use file::FallocateMode;
 pub use nix::errno::Errno;
 pub use pool::{BLOCK, Buf, PART_BYTES_MAX, Pool, PoolConfig};
 pub use probe::{close_inherited_fds, probe};
+pub use spin::{Awaited, SpinMode, Spinner};
 pub use wake::Waker;
 
 use slots::Key;

@@ -156,6 +156,14 @@ impl Ring {
         queue.capacity() - queue.len()
     }
 
+    /// Whether there are completions, or the kernel has some that it would bring when asked: without a system call.
+    pub(super) fn has_news(&mut self) -> bool {
+        let queue = self.ring.submission();
+        let kernel_has_work = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        kernel_has_work || !self.ring.completion().is_empty()
+    }
+
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
     }

@@ -11,7 +11,9 @@ use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::{ReplicaSet, View};
 
 use crate::control::handshake::VolumeKey;
+use crate::control::spin;
 use crate::error::Error;
+use crate::io::SpinMode;
 use crate::layout::Meta;
 use crate::units::{BLOCK_BYTES, VOLUME_BYTES_MAX};
 
@@ -59,6 +61,8 @@ pub struct ReplicaConfig {
     pub port_preferred: Option<u16>,
     /// How.
     pub io_mode: IoMode,
+    /// How the data thread waits.
+    pub spin: SpinMode,
 }
 
 impl TryFrom<&pb::ReplicaConfig> for ReplicaConfig {
@@ -109,6 +113,7 @@ impl TryFrom<&pb::ReplicaConfig> for ReplicaConfig {
                 "direct" => IoMode::Direct,
                 other => return Err(Error::invalid("io_mode", "buffered or direct", other)),
             },
+            spin: spin(&c.spin)?,
         })
     }
 }
@@ -117,7 +122,7 @@ impl ReplicaConfig {
     /// Whether `next` is this replica, served the same way: what a later Configure may say.
     pub fn check_update(&self, next: &Self) -> Result<(), Error> {
         // What may differ: `create` and what a new directory begins with are over, a key may be replaced, and the
-        // preferred port is only a wish at the beginning.
+        // preferred port is only a wish at the beginning. Another way of waiting is for the next process.
         let fixed = Self {
             create: next.create,
             lineage: next.lineage,
@@ -125,6 +130,7 @@ impl ReplicaConfig {
             incarnation: next.incarnation,
             key: next.key.clone(),
             port_preferred: next.port_preferred,
+            spin: next.spin,
             ..self.clone()
         };
         if fixed == *next {
@@ -209,13 +215,14 @@ pub(crate) mod tests {
             io_mode: "buffered".to_owned(),
             incarnation: Incarnation::random().to_string(),
             advertise: String::new(),
+            spin: String::new(),
         }
     }
 
     #[test]
     fn each_bad_field_is_named() {
         type Damage = fn(&mut pb::ReplicaConfig);
-        let table: [(&str, Damage); 12] = [
+        let table: [(&str, Damage); 13] = [
             ("volume_id", |c| c.volume_id.clear()),
             ("volume_name", |c| c.volume_name = "../x".to_owned()),
             ("size_bytes", |c| c.size_bytes = 4097),
@@ -228,6 +235,7 @@ pub(crate) mod tests {
             ("port_min", |c| c.port_min = 0),
             ("port_max", |c| c.port_max = 65536),
             ("io_mode", |c| c.io_mode.clear()),
+            ("spin", |c| c.spin = "on".to_owned()),
         ];
         for (field, damage) in table {
             let mut config = sample();
@@ -249,6 +257,8 @@ pub(crate) mod tests {
     fn a_running_replica_does_not_become_another() {
         let config = ReplicaConfig::try_from(&sample()).unwrap();
         let rekeyed = VolumeKey { id: 8, secret: [2; 32] };
+        let waits = ReplicaConfig { spin: SpinMode::Off, ..config.clone() };
+        config.check_update(&waits).unwrap();
         config.check_update(&ReplicaConfig { create: false, key: rekeyed, ..config.clone() }).unwrap();
         assert!(config.check_update(&ReplicaConfig { size_bytes: 4096, ..config.clone() }).is_err());
         assert!(config.check_update(&ReplicaConfig { replica: ReplicaId(3), ..config.clone() }).is_err());

@@ -22,10 +22,14 @@ use super::maps::{Maps, PAGES_MAX, is_page};
 use super::messages::{FromData, ToData, Track, ViewFrom};
 use super::request::Request;
 use crate::core::flush::FlushGate;
+use crate::core::inline::Inline;
 use crate::core::region_map::RegionMap;
 use crate::core::replica::Session;
 use crate::error::Error;
-use crate::io::{Buf, Completion, ConnId, Driver, DriverConfig, FileId, Pool, PoolConfig, Waker};
+use crate::io::{
+    Awaited, Buf, Completion, ConnId, Driver, DriverConfig, FileId, Pool, PoolConfig, SpinMode, Spinner,
+    Waker,
+};
 use crate::units::{PART_BYTES_MAX, to_usize};
 use crate::wire::payload::{EXTENTS_MAX, Extent};
 use crate::wire::{Header, Status};
@@ -37,6 +41,8 @@ pub(super) const OPS_MAX: usize = 512;
 const EVENTS_MAX: usize = 64;
 /// How long a connection that is being sent away may take to hear why.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
+/// Without a request other than heartbeats for this long, the memory of buffers goes back to the kernel.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
 /// Of each size; the memory is only used once a load needs it.
 const POOL: PoolConfig = PoolConfig { small: 512, medium: 128, large: 33 };
 /// The name `fdatasync` goes by; operations are named by their place in the table.
@@ -47,6 +53,8 @@ pub(super) const SYNC_TOKEN: u64 = u64::MAX;
 pub(crate) struct DataOptions {
     pub(crate) size_bytes: u64,
     pub(crate) io_mode: IoMode,
+    /// How the thread waits.
+    pub(crate) spin: SpinMode,
     /// An earlier process may have left changes that no fsync covered.
     pub(crate) dirty: bool,
     /// An earlier fsync failed.
@@ -221,9 +229,21 @@ enum Drain {
 #[derive(Debug)]
 pub(super) struct Data {
     pub(super) driver: Driver,
+    spinner: Spinner,
+    started: Instant,
+    /// Requests begun in this turn, and when the last of them was more than a heartbeat.
+    pub(super) begun: usize,
+    pub(super) last_io: Duration,
+    trimmed: bool,
+    /// When the last turn had something to report.
+    pub(super) now: Duration,
     pub(super) file: FileId,
     pub(super) size_bytes: u64,
-    pub(super) io_mode: IoMode,
+    io_mode: IoMode,
+    /// Where buffered writes are made.
+    inline: Inline,
+    /// One was made on this thread in this turn.
+    pub(super) wrote_inline: bool,
     pub(super) connection: Option<Connection>,
     pub(super) ops: Ops,
     pub(super) maps: Maps,
@@ -262,9 +282,17 @@ impl Data {
         maps.track(&mut driver, options.track);
         Ok(Self {
             driver,
+            spinner: Spinner::new(options.spin),
+            started: Instant::now(),
+            begun: 0,
+            last_io: Duration::ZERO,
+            trimmed: true,
+            now: Duration::ZERO,
             file,
             size_bytes: options.size_bytes,
             io_mode: options.io_mode,
+            inline: Inline::default(),
+            wrote_inline: false,
             connection: None,
             ops: Ops::new(),
             maps,
@@ -290,11 +318,23 @@ impl Data {
         let mut completions = Vec::with_capacity(2 * OPS_MAX);
         while !self.stop {
             let wait_until = self.connection.as_ref().and_then(|c| c.deadline);
-            self.driver.turn(wait_until, &mut completions)?;
+            let awaited = if self.ops.is_empty() { Awaited::Request } else { Awaited::Answer };
+            // What was begun together is what its engine has in flight.
+            let depth = std::mem::take(&mut self.begun);
+            self.driver.turn_looking(
+                &mut self.spinner,
+                (awaited, depth),
+                self.started,
+                wait_until,
+                &mut completions,
+            )?;
+            self.now = self.started.elapsed();
             for completion in completions.drain(..) {
                 self.handle(completion);
             }
             self.resume();
+            self.look_for_a_stall();
+            self.trim();
             self.settle();
             // After all that arrived in this turn: one page takes them all.
             self.write_pages();
@@ -340,6 +380,44 @@ impl Data {
             }
             Completion::File { token, result, .. } if is_page(token) => self.page_written(token, result),
             Completion::File { token, result, buf } => self.completed(token, result, buf),
+        }
+    }
+
+    /// Whether a write to the image is made on this thread, or in the ring. Through the ring, one that is buffered goes
+    /// to a kernel thread.
+    pub(super) fn writes_inline(&self) -> bool {
+        self.io_mode == IoMode::Buffered && self.inline.allowed(self.now)
+    }
+
+    /// Whether reads are tried in the page cache first.
+    pub(super) fn reads_cached(&self) -> bool {
+        self.io_mode == IoMode::Buffered
+    }
+
+    /// Gives the memory of buffers back where nothing was asked for lately; heartbeats bring it here once a second.
+    fn trim(&mut self) {
+        if self.last_io == self.now {
+            self.trimmed = false;
+        } else if !self.trimmed && self.now >= self.last_io + IDLE_AFTER && self.ops.is_empty() {
+            self.trimmed = true;
+            self.driver.pool().trim();
+        }
+    }
+
+    fn look_for_a_stall(&mut self) {
+        if !std::mem::take(&mut self.wrote_inline) {
+            return;
+        }
+        let ended = self.started.elapsed();
+        let turn = ended - self.now;
+        if let Some(away) = self.inline.took(turn, ended) {
+            tracing::warn!(
+                stalled_ms = turn.as_millis(),
+                "the page cache made writes wait: too much is dirty, and the disk does not keep up; for {} s they go \
+                 through kernel threads, so that nothing else waits with them; a lower vm.dirty_background_bytes, or \
+                 a volume with --io-mode direct, avoids this",
+                away.as_secs()
+            );
         }
     }
 

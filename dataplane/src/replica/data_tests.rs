@@ -17,6 +17,7 @@ use super::messages::{FromData, ToData, Track, TrackFor};
 use super::test_engine::{PATIENCE, TestEngine};
 use crate::core::region_map::RegionMap;
 use crate::core::replica::Session;
+use crate::io::SpinMode;
 use crate::layout::bitmap::decode_page;
 use crate::layout::meta::DirtyMap;
 use crate::units::{GROUP_BYTES, REGION_BYTES};
@@ -55,6 +56,7 @@ fn options(dir: &Path) -> DataOptions {
     DataOptions {
         size_bytes: SIZE,
         io_mode: IoMode::Buffered,
+        spin: SpinMode::default(),
         dirty: false,
         failed: false,
         intent: (map_file(&dir.join("intent.bm")), RegionMap::of(SIZE.div_ceil(GROUP_BYTES))),

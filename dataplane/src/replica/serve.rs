@@ -2,7 +2,6 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::config::IoMode;
 use super::data::{Connection, Data, OPS_MAX, Op, Waiter, What};
 use super::messages::{FromData, ViewFrom};
 use super::request::{self, Request};
@@ -99,6 +98,10 @@ impl Data {
             return Step::Blocked;
         }
         let request = request::check(header, self.size_bytes);
+        self.begun += 1;
+        if header.kind != Kind::Ping {
+            self.last_io = self.now;
+        }
         let len = to_usize(u64::from(header.length));
         if self.driver.received(conn).len() < len {
             let gather = len <= GATHER_BYTES_MAX || !matches!(request, Ok(Request::Write { .. }));
@@ -190,17 +193,15 @@ impl Data {
             self.wait_for_intent(conn, header, Request::Write { fua }, Some(buf));
             return Step::Done;
         }
-        match self.io_mode {
-            IoMode::Buffered => {
-                // Into the page cache from where it was received: through the ring it would go to a kernel thread.
-                let result = self.driver.write_inline(self.file, header.offset, payload);
-                self.driver.consume(conn, len);
-                self.changed(conn, header, result, fua);
-            }
-            IoMode::Direct => {
-                let Some(buf) = self.copy_out(conn, len) else { return Step::Blocked };
-                self.write_buf(conn, header, buf, fua);
-            }
+        if self.writes_inline() {
+            // Into the page cache from where it was received.
+            let result = self.driver.write_inline(self.file, header.offset, payload);
+            self.wrote_inline = true;
+            self.driver.consume(conn, len);
+            self.changed(conn, header, result, fua);
+        } else {
+            let Some(buf) = self.copy_out(conn, len) else { return Step::Blocked };
+            self.write_buf(conn, header, buf, fua);
         }
         Step::Done
     }
@@ -232,12 +233,12 @@ impl Data {
 
     /// A write whose payload is in a buffer of its own.
     pub(super) fn write_whole(&mut self, conn: ConnId, header: &Header, buf: Buf, fua: bool) {
-        match self.io_mode {
-            IoMode::Buffered => {
-                let result = self.driver.write_inline(self.file, header.offset, buf.as_slice());
-                self.changed(conn, header, result, fua);
-            }
-            IoMode::Direct => self.write_buf(conn, header, buf, fua),
+        if self.writes_inline() {
+            let result = self.driver.write_inline(self.file, header.offset, buf.as_slice());
+            self.wrote_inline = true;
+            self.changed(conn, header, result, fua);
+        } else {
+            self.write_buf(conn, header, buf, fua);
         }
     }
 
@@ -310,7 +311,7 @@ impl Data {
         }
         let len = to_usize(len);
         let Some(mut buf) = self.driver.pool().alloc(len) else { return Step::Blocked };
-        if self.io_mode == IoMode::Buffered {
+        if self.reads_cached() {
             let out = buf.get_mut().expect("a new buffer is unshared");
             // Otherwise it takes the disk, or there is an error that the ring will see as well.
             if self.driver.read_cached(self.file, offset, out) == Ok(true) {

@@ -540,6 +540,7 @@ fn open(config: &ReplicaConfig, boot: BootId) -> Result<Open, Error> {
         track: Track { dirty },
         size_bytes: meta.size_bytes,
         io_mode: config.io_mode,
+        spin: config.spin,
         dirty: meta.unflushed,
         failed: !meta.failed.is_empty(),
     };

@@ -110,6 +110,7 @@ pub(super) fn replica_config(registry: &Registry, id: u32, data_dir: &Path) -> p
         io_mode: "buffered".to_owned(),
         incarnation: record.status.incarnation.to_string(),
         advertise: String::new(),
+        spin: String::new(),
     }
 }
 

@@ -8,7 +8,7 @@ use io_uring::opcode;
 use super::super::conn::State;
 use super::super::file::Next;
 use super::super::ring::{Tag, Wait};
-use super::super::{Completion, ConnId, Errno, Error, ErrorKind};
+use super::super::{Awaited, Completion, ConnId, Errno, Error, ErrorKind, Spinner};
 use super::Driver;
 
 /// How often in a row the kernel may be too short of memory to take entries before the driver gives up, and how long it
@@ -52,6 +52,62 @@ impl Driver {
                 return Ok(());
             }
         }
+    }
+
+    /// Like [`Driver::turn`], but where `spinner` says so it looks for completions for a while before it sleeps.
+    /// `depth`: how many operations are in flight; `epoch`: what the spinner's times count from.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn turn_looking(
+        &mut self,
+        spinner: &mut Spinner,
+        (awaited, depth): (Awaited, usize),
+        epoch: Instant,
+        wait_until: Option<Instant>,
+        out: &mut Vec<Completion>,
+    ) -> Result<(), Error> {
+        if spinner.is_off() {
+            return self.turn(wait_until, out);
+        }
+        let began = Instant::now();
+        let look = spinner.look(awaited, depth, began - epoch);
+        if look > Duration::ZERO {
+            let until = wait_until.map_or(began + look, |at| at.min(began + look));
+            self.turn(Some(began), out)?;
+            self.look(spinner, epoch, until, out)?;
+        }
+        if out.is_empty() {
+            self.turn(wait_until, out)?;
+        }
+        // That the kernel took what we sent is no answer.
+        if out.iter().any(|completion| !matches!(completion, Completion::Sent { .. })) {
+            spinner.came(awaited, began.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Looks until there is something to report, or somebody else needs the processor.
+    fn look(
+        &mut self,
+        spinner: &mut Spinner,
+        epoch: Instant,
+        until: Instant,
+        out: &mut Vec<Completion>,
+    ) -> Result<(), Error> {
+        let mut now = Instant::now();
+        while out.is_empty() && now < until {
+            if self.ring.has_news() {
+                self.turn(Some(now), out)?;
+                continue;
+            }
+            std::thread::yield_now();
+            let before = mem::replace(&mut now, Instant::now());
+            if spinner.gave_way(now - before, now - epoch) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Fills the submission queue; true when it is full with more to come.

@@ -1,0 +1,220 @@
+//! When to look for completions for a while before sleeping: busy-polling that adapts itself.
+//!
+//! A thread that sleeps is woken in 2 µs where its processor is busy with something else, and in 20 to 60 µs where it
+//! has gone idle, which on a virtual machine is an exit to the hypervisor. One that looks again and again instead keeps
+//! the processor awake, for itself and for whoever else is woken there. It gives the processor away between two looks,
+//! so that it costs others no more than the switch; where they keep it for long, processors are short, and it sleeps
+//! like everybody else for a while.
+//!
+//! This file decides and knows no clock; [`super::Driver::turn_looking`] does as it says.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// How long to look for what is expected, in automatic mode. Twice what a round trip takes that nobody sleeps in.
+const LOOK: Duration = Duration::from_micros(100);
+/// What came within this time would, without the sleep, have come while looking.
+const SOON: Duration = Duration::from_micros(200);
+/// With more in flight than this there is always something to do: who looks then takes the processor from those it waits
+/// for, and gets little at a time.
+const SHALLOW: usize = 2;
+/// Another thread that has had the processor for so long is no short turn of the same I/O.
+const CROWDED_AFTER: Duration = Duration::from_micros(500);
+/// For how long there is no looking after that, first and at most: it doubles while that happens again.
+const REST_MIN: Duration = Duration::from_millis(10);
+const REST_MAX: Duration = Duration::from_secs(1);
+
+/// How a data thread waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SpinMode {
+    /// Looks where that has paid lately.
+    #[default]
+    Auto,
+    /// Sleeps at once.
+    Off,
+    /// Always looks for so long, whatever it costs.
+    For(Duration),
+}
+
+/// The longest time to look for that can be asked for: beyond it, it is a busy loop.
+const FIXED_MAX_US: u64 = 10_000;
+
+impl FromStr for SpinMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("auto", _) => Ok(Self::Auto),
+            ("off", _) => Ok(Self::Off),
+            (_, Ok(us)) if (1..=FIXED_MAX_US).contains(&us) => Ok(Self::For(Duration::from_micros(us))),
+            _ => Err(format!("expected auto, off, or 1 to {FIXED_MAX_US} microseconds, found {text:?}")),
+        }
+    }
+}
+
+impl fmt::Display for SpinMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::For(time) => write!(f, "{}", time.as_micros()),
+        }
+    }
+}
+
+/// What a thread waits for: how soon it comes differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaited {
+    /// The next request.
+    Request,
+    /// The end of something that is in flight.
+    Answer,
+}
+
+/// Remembers what looking has brought.
+#[derive(Debug)]
+pub struct Spinner {
+    mode: SpinMode,
+    /// Whether the last wait was short, for each of [`Awaited`].
+    soon: [bool; 2],
+    /// The most that was in flight lately; it fades by one each time.
+    depth: usize,
+    /// No looking before this time.
+    rest_until: Duration,
+    rest: Duration,
+}
+
+impl Spinner {
+    /// Has not looked yet.
+    #[must_use]
+    pub fn new(mode: SpinMode) -> Self {
+        Self { mode, soon: [false; 2], depth: 0, rest_until: Duration::ZERO, rest: REST_MIN }
+    }
+
+    /// Whether it never looks, so that nobody need tell it anything.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        self.mode == SpinMode::Off
+    }
+
+    /// How long to look before sleeping, with `depth` operations in flight. `now`, here and below: of any clock that only
+    /// goes forward.
+    #[must_use]
+    pub fn look(&mut self, awaited: Awaited, depth: usize, now: Duration) -> Duration {
+        self.depth = depth.max(self.depth.saturating_sub(1));
+        match self.mode {
+            SpinMode::Off => Duration::ZERO,
+            SpinMode::For(time) => time,
+            SpinMode::Auto if self.depth > SHALLOW => Duration::ZERO,
+            SpinMode::Auto if self.soon[place(awaited)] && now >= self.rest_until => LOOK,
+            SpinMode::Auto => Duration::ZERO,
+        }
+    }
+
+    /// It came after `waited`, looking and sleeping.
+    pub fn came(&mut self, awaited: Awaited, waited: Duration) {
+        self.soon[place(awaited)] = waited <= SOON;
+    }
+
+    /// Between two looks somebody else had the processor for `gone`. True: sleep now.
+    pub fn gave_way(&mut self, gone: Duration, now: Duration) -> bool {
+        if self.mode != SpinMode::Auto || gone < CROWDED_AFTER {
+            return false;
+        }
+        // Soon after a rest: it was too short.
+        let again = now.saturating_sub(self.rest_until) < 2 * self.rest;
+        self.rest = if again { (2 * self.rest).min(REST_MAX) } else { REST_MIN };
+        self.rest_until = now + self.rest;
+        true
+    }
+}
+
+fn place(awaited: Awaited) -> usize {
+    match awaited {
+        Awaited::Request => 0,
+        Awaited::Answer => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn us(n: u64) -> Duration {
+        Duration::from_micros(n)
+    }
+
+    #[test]
+    fn looks_only_for_what_came_soon_the_last_time() {
+        let mut spinner = Spinner::new(SpinMode::Auto);
+        assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), us(0), "nothing is known yet");
+        spinner.came(Awaited::Answer, us(150));
+        assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), LOOK);
+        assert_eq!(spinner.look(Awaited::Request, 1, us(0)), us(0), "each by itself");
+        spinner.came(Awaited::Answer, us(201));
+        assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), us(0));
+    }
+
+    #[test]
+    fn deep_queues_are_not_looked_for_until_they_have_faded() {
+        let mut spinner = Spinner::new(SpinMode::Auto);
+        spinner.came(Awaited::Request, us(20));
+        assert_eq!(spinner.look(Awaited::Request, SHALLOW, us(0)), LOOK);
+        assert_eq!(spinner.look(Awaited::Request, SHALLOW + 3, us(0)), us(0));
+        let looks: Vec<bool> =
+            (0..4).map(|_| spinner.look(Awaited::Request, 0, us(0)) > Duration::ZERO).collect();
+        assert_eq!(looks, [false, false, true, true]);
+    }
+
+    #[test]
+    fn an_idle_thread_never_looks() {
+        let mut spinner = Spinner::new(SpinMode::Auto);
+        spinner.came(Awaited::Request, us(20));
+        for second in 1..10 {
+            spinner.came(Awaited::Request, us(1_000_000));
+            assert_eq!(spinner.look(Awaited::Request, 1, us(second * 1_000_000)), us(0));
+        }
+    }
+
+    #[test]
+    fn rests_longer_and_longer_while_processors_are_short() {
+        let mut spinner = Spinner::new(SpinMode::Auto);
+        spinner.came(Awaited::Request, us(20));
+        let mut now = us(0);
+        assert!(!spinner.gave_way(us(499), now));
+        let mut rests = Vec::new();
+        for _ in 0..9 {
+            assert!(spinner.gave_way(us(3000), now));
+            assert_eq!(spinner.look(Awaited::Request, 1, now), us(0));
+            rests.push((spinner.rest_until - now).as_millis());
+            now = spinner.rest_until;
+            assert_eq!(spinner.look(Awaited::Request, 1, now), LOOK, "tried again");
+        }
+        assert_eq!(rests, [20, 40, 80, 160, 320, 640, 1000, 1000, 1000]);
+        now += 3 * REST_MAX;
+        assert!(spinner.gave_way(us(3000), now));
+        assert_eq!(spinner.rest_until - now, REST_MIN, "that was long ago");
+    }
+
+    #[test]
+    fn modes_are_read_as_they_are_written() {
+        for text in ["auto", "off", "1", "50", "10000"] {
+            assert_eq!(text.parse::<SpinMode>().unwrap().to_string(), text);
+        }
+        for text in ["", "on", "0", "10001", "-1", "50us"] {
+            assert!(text.parse::<SpinMode>().unwrap_err().contains("auto, off, or 1 to 10000"), "{text}");
+        }
+    }
+
+    #[test]
+    fn fixed_times_are_kept_and_off_is_off() {
+        let mut always = Spinner::new(SpinMode::For(us(30)));
+        always.came(Awaited::Request, us(5000));
+        assert!(!always.gave_way(us(3000), us(0)));
+        assert_eq!(always.look(Awaited::Request, 1, us(0)), us(30));
+        let mut off = Spinner::new(SpinMode::Off);
+        off.came(Awaited::Request, us(5));
+        assert!(off.is_off() && off.look(Awaited::Request, 1, us(0)) == us(0));
+    }
+}
