@@ -40,18 +40,29 @@ pub struct Outcome {
 /// # Errors
 /// When fio cannot be started, or an operation failed.
 pub fn run(target: &Target, job: &str, size_mib: u64, seconds: u64, dir: &Path) -> Result<Value> {
-    let file = dir.join("job.fio");
-    std::fs::write(&file, format!("{}{job}", target.text)).context("failed to write the job file")?;
     let (variable, value) = &target.variable;
-    let mut command = Command::new("fio");
+    let mut command = command(&format!("{}{job}", target.text), dir)?;
     command
-        .args(["--output-format=json", "--eta=never"])
-        .arg(&file)
-        .current_dir(dir)
         .env(variable, value)
         .env("HF_SIZE", format!("{size_mib}m"))
         .env("HF_SECONDS", seconds.to_string());
     parse(&process::output(&mut command)?)
+}
+
+/// Runs a job file that names all it needs itself, and gives fio's JSON, whole.
+///
+/// # Errors
+/// As in [`run`].
+pub fn run_text(text: &str, dir: &Path) -> Result<Value> {
+    parse(&process::output(&mut command(text, dir)?)?)
+}
+
+fn command(text: &str, dir: &Path) -> Result<Command> {
+    let file = dir.join("job.fio");
+    std::fs::write(&file, text).context("failed to write the job file")?;
+    let mut command = Command::new("fio");
+    command.args(["--output-format=json", "--eta=never"]).arg(&file).current_dir(dir);
+    Ok(command)
 }
 
 /// fio may say a word of its own before the JSON.

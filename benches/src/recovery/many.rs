@@ -67,7 +67,7 @@ fn one(node: &mut Node, volumes: u64, figures: &mut Figures) -> Result<()> {
 }
 
 /// The processes of all instances, once so many run.
-fn running(node: &Node, count: u64) -> Result<Vec<i32>> {
+pub(super) fn running(node: &Node, count: u64) -> Result<Vec<i32>> {
     let deadline = Instant::now() + super::node::WITHIN;
     loop {
         let said: Value = serde_json::from_str(&node.cli(&["instance", "ls", "-o", "json"])?)?;
@@ -82,12 +82,12 @@ fn running(node: &Node, count: u64) -> Result<Vec<i32>> {
     }
 }
 
-fn sum(pids: &[i32], of: impl Fn(i32) -> Result<f64>) -> Result<f64> {
+pub(super) fn sum(pids: &[i32], of: impl Fn(i32) -> Result<f64>) -> Result<f64> {
     pids.iter().map(|pid| of(*pid)).sum()
 }
 
 /// Resident memory, pages of files included.
-fn resident_mib(pid: i32) -> Result<f64> {
+pub(super) fn resident_mib(pid: i32) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let text = std::fs::read_to_string(&path).with_context(|| format!("failed to read {path}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));

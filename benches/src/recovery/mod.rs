@@ -1,5 +1,6 @@
 //! What happens when something dies, and what it costs to be ready for that: returns, rebuilds, pauses, restarts, and
-//! the price of the maps on the path of I/O; how long an attach takes, and what many instances need.
+//! the price of the maps on the path of I/O; how long an attach takes; and what many instances, many volumes under
+//! load, very large volumes, long links and data threads that look before they sleep need or bring.
 //!
 //! `node` is an agent whose parts are killed, `load` a client that times every answer, `watch` the volume's
 //! states as they come; one module a case; `figures` keeps what was found.
@@ -7,7 +8,10 @@
 mod attach;
 mod catch_up;
 mod cost;
+mod fair;
 mod figures;
+mod large;
+mod link;
 mod load;
 mod many;
 mod nbd;
@@ -15,6 +19,7 @@ mod node;
 mod pauses;
 mod rebuild;
 mod restart;
+mod spin;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -48,11 +53,30 @@ pub enum Case {
     Attach,
     /// A node with many instances
     Many,
+    /// 200 volumes under load at once
+    Fair,
+    /// A volume of 16 TiB beside one of 1 GiB
+    Large,
+    /// Replicas behind links with a delay
+    Link,
+    /// Data threads that look before they sleep, and such that do not
+    Spin,
 }
 
 /// In the order in which they run.
-pub const CASES: [Case; 7] =
-    [Case::CatchUp, Case::Rebuild, Case::Pauses, Case::Restart, Case::Cost, Case::Attach, Case::Many];
+pub const CASES: [Case; 11] = [
+    Case::CatchUp,
+    Case::Rebuild,
+    Case::Pauses,
+    Case::Restart,
+    Case::Cost,
+    Case::Attach,
+    Case::Many,
+    Case::Fair,
+    Case::Large,
+    Case::Link,
+    Case::Spin,
+];
 
 /// What is to be measured, and with what.
 #[derive(Debug)]
@@ -82,7 +106,11 @@ impl Plan {
         self.node_of(name, &self.holdfast)
     }
     fn node_of(&self, name: &str, binary: &Path) -> Result<Node> {
-        Node::start(binary, &self.data_dir.join(name), &self.socket_dir.join(name))
+        Node::start(binary, &self.data_dir.join(name), &self.socket_dir.join(name), Vec::new())
+    }
+    /// One whose agent has more flags.
+    fn node_with(&self, name: &str, arguments: Vec<String>) -> Result<Node> {
+        Node::start(&self.holdfast, &self.data_dir.join(name), &self.socket_dir.join(name), arguments)
     }
 }
 
@@ -109,6 +137,10 @@ pub fn run(plan: &Plan) -> Result<Results> {
             Case::Cost => cost::run,
             Case::Attach => attach::run,
             Case::Many => many::run,
+            Case::Fair => fair::run,
+            Case::Large => large::run,
+            Case::Link => link::run,
+            Case::Spin => spin::run,
         };
         run(plan, &mut figures).with_context(|| format!("{case:?}"))?;
     }

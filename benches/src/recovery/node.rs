@@ -90,16 +90,17 @@ pub(super) struct Node {
     binary: PathBuf,
     data: PathBuf,
     sockets: PathBuf,
+    arguments: Vec<String>,
     agent: Option<Server>,
     starts: u32,
 }
 
 impl Node {
-    /// Starts an agent with `binary` on the new directories `data` and `sockets`.
+    /// Starts an agent with `binary` on the new directories `data` and `sockets`, and these flags more.
     ///
     /// # Errors
     /// When it does not come up.
-    pub(super) fn start(binary: &Path, data: &Path, sockets: &Path) -> Result<Self> {
+    pub(super) fn start(binary: &Path, data: &Path, sockets: &Path, arguments: Vec<String>) -> Result<Self> {
         for dir in [data, sockets] {
             std::fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
         }
@@ -107,6 +108,7 @@ impl Node {
             binary: binary.to_owned(),
             data: data.to_owned(),
             sockets: sockets.to_owned(),
+            arguments,
             agent: None,
             starts: 0,
         };
@@ -162,7 +164,7 @@ impl Node {
         let mut command = Command::new(&self.binary);
         command.arg("agent").arg("--data-dir").arg(&self.data).arg("--runtime-dir").arg(&self.sockets);
         command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
-        command.args(["--node", "bench", "--stop-instances"]);
+        command.args(["--node", "bench", "--stop-instances"]).args(&self.arguments);
         let mut agent = Server::start(&format!("agent-{}", self.starts), &self.sockets, &mut command)?;
         let socket = self.socket();
         agent.wait_for("its socket", || std::os::unix::net::UnixStream::connect(&socket).ok())?;
