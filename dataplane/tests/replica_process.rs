@@ -195,7 +195,7 @@ fn killed_it_keeps_its_cache_and_terminated_it_ends_clean() {
     first.signal(Signal::SIGKILL);
     first.ended();
     drop(engine);
-    let (meta, _) = read_label(&node.data_dir()).unwrap();
+    let meta = read_label(&node.data_dir()).unwrap();
     assert!(meta.unflushed, "nobody knows what the last session left");
 
     let mut second = node.spawn();
@@ -204,7 +204,7 @@ fn killed_it_keeps_its_cache_and_terminated_it_ends_clean() {
     second.signal(Signal::SIGHUP);
     second.signal(Signal::SIGTERM);
     assert_eq!(second.ended().code(), Some(0));
-    let (meta, _) = read_label(&node.data_dir()).unwrap();
+    let meta = read_label(&node.data_dir()).unwrap();
     assert!(!meta.unflushed && !meta.cache_lost, "drained, flushed, marked");
     assert_eq!(meta.promised, Generation(2));
     assert_eq!(&std::fs::read(node.data_dir().join("head.img")).unwrap()[..4096], &[2; 4096]);

@@ -1,4 +1,4 @@
-//! The agent's gRPC face: a snapshot with a revision, then each change, in order, once.
+//! The agent's gRPC face: a snapshot with a revision, then each change, in order, once, and all of it again every minute.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -35,6 +35,12 @@ fn snapshot_and_changes_add_up_to_what_list_says() {
     let mut pids_of_r1 = Vec::new();
     while revision < until.revision {
         let event = watch.next_event().expect("a subscriber that keeps up is not dropped");
+        if let Some(Event::Snapshot(again)) = &event.event {
+            let told: BTreeMap<_, _> =
+                again.instances.iter().map(|i| (i.name.clone(), i.clone())).collect();
+            assert_eq!((event.revision, &told), (revision, &seen), "it repeats what the changes came to");
+            continue;
+        }
         assert_eq!(event.revision, revision + 1, "nothing lost, nothing repeated");
         revision = event.revision;
         match event.event.expect("an event says what happened") {
@@ -48,9 +54,8 @@ fn snapshot_and_changes_add_up_to_what_list_says() {
                 assert!(seen.remove(&name).is_some(), "{name} was removed before it was there");
             }
             Event::VolumeChanged(_) | Event::VolumeRemoved(_) => {}
-            other @ (Event::Snapshot(_) | Event::Resync(_)) => {
-                panic!("only once, only when behind: {other:?}")
-            }
+            Event::Snapshot(_) => unreachable!("taken in above"),
+            Event::Resync(resync) => panic!("only when behind: {resync:?}"),
         }
     }
     let listed: BTreeMap<String, InstanceInfo> =
@@ -86,6 +91,10 @@ fn a_subscriber_that_falls_behind_is_told_to_begin_again() {
             return;
         }
         let Some(event) = watch.next_event() else { panic!("the stream ended without a resync") };
+        if let Some(Event::Snapshot(_)) = event.event {
+            assert_eq!(event.revision, revision, "a minute is over");
+            continue;
+        }
         if let Some(Event::Resync(resync)) = event.event {
             assert!(!resync.reason.is_empty());
             assert!(watch.next_event().is_none(), "a resync is the last event");

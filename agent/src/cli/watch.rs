@@ -1,4 +1,5 @@
-//! `holdfast watch`: everything, then each change. Falling behind is said, and everything is printed again.
+//! `holdfast watch`: everything, then each change. Falling behind is said, and everything is printed again; what the
+//! agent repeats every minute is printed for programs alone.
 
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::pb::agent::watch_event::Event;
@@ -13,6 +14,7 @@ use crate::complaint::Complaint;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   holdfast watch   one line for each thing that is there, then for each change
+  holdfast watch -o json   the same as events; every minute one \"snapshot\" with everything again
   holdfast watch -o json | jq -c 'select(.event == \"volume_changed\") | .volume.state'";
 
 pub(super) async fn run(global: &Global, out: &Out) -> Result<(), Complaint> {
@@ -20,9 +22,13 @@ pub(super) async fn run(global: &Global, out: &Out) -> Result<(), Complaint> {
     let what = "watch the agent";
     loop {
         let mut events = ask(what, client.instances().watch(pb::WatchRequest {})).await?;
-        let mut resync = false;
+        let (mut resync, mut first) = (false, true);
         while let Some(event) = events.message().await.map_err(|status| told(what, &status))? {
             resync = matches!(event.event, Some(Event::Resync(_)));
+            let repeated = matches!(event.event, Some(Event::Snapshot(_))) && !std::mem::take(&mut first);
+            if repeated && !out.is_json() {
+                continue;
+            }
             if let Some(line) = json::Event::of(&event) {
                 out.event(&line, || describe(&event))?;
             }

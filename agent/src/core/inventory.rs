@@ -96,6 +96,10 @@ impl Inventory {
 
 /// Whether two accounts of an instance differ in nothing but the time that passes.
 fn alike(old: &pb::InstanceInfo, new: &pb::InstanceInfo) -> bool {
+    // The common case, which needs no copy.
+    if old == new {
+        return true;
+    }
     let mut old = old.clone();
     if let (Some(old), Some(new)) = (&mut old.orphan, &new.orphan) {
         old.remaining_s = new.remaining_s;

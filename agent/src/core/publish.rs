@@ -6,8 +6,8 @@
 //!
 //! A delta holds every entry that changed after its base, as it is now. So it may be applied to any state from its base
 //! on, a repeat changes nothing, and one whose outcome is not known is simply written again, with what changed
-//! meanwhile, under the same key. Nothing is written while nothing changes: what stands in the registry is the full
-//! list then, and the node's lease says that it is current.
+//! meanwhile, under the same key. A full list is written at least every [`FULL_EVERY`], whether or not anything changed:
+//! whatever a reader was not told of, or a late write undid, is put right by the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub const COALESCE: Duration = Duration::from_millis(200);
 /// Between two writes of a node. Ten thousand nodes that change all the time then make 20,000 writes a second, half of
 /// what etcd's own benchmark reaches, and a change is still out within the second.
 pub const WRITE_EVERY_MIN: Duration = Duration::from_millis(500);
-/// A full list follows the first change after the last one at the latest after this.
+/// A full list follows the last one at the latest after this.
 pub const FULL_EVERY: Duration = Duration::from_secs(60);
 /// Nodes that began together do not all write their full lists together: each is early by up to this, by its name.
 const FULL_SPREAD: Duration = Duration::from_secs(10);
@@ -81,12 +81,9 @@ pub struct Publisher {
     first_change_at: Option<Moment>,
     /// No write before this.
     ready_at: Moment,
-    /// None: no change since the last full list.
-    full_at: Option<Moment>,
+    full_at: Moment,
     full_after: Duration,
     failures: u32,
-    /// A write of unknown outcome may still be done, after later ones: one more full list settles that.
-    unsure: bool,
 }
 
 /// The deltas since the last full list.
@@ -137,10 +134,9 @@ impl Publisher {
             under_way: None,
             first_change_at: None,
             ready_at: now,
-            full_at: Some(now),
+            full_at: now,
             full_after: FULL_EVERY - spread(node),
             failures: 0,
-            unsure: false,
         };
         publisher.entries = keyed(entries);
         publisher
@@ -197,14 +193,14 @@ impl Publisher {
         self.first_change_at.get_or_insert(now);
     }
 
-    /// When to poll next; none while a write is under way or nothing is to be written.
+    /// When to poll next; none while a write is under way.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Moment> {
         if self.under_way.is_some() {
             return None;
         }
         let delta_at = self.first_change_at.map(|at| at + COALESCE);
-        let next = [delta_at, self.full_at].into_iter().flatten().min()?;
+        let next = delta_at.map_or(self.full_at, |at| at.min(self.full_at));
         Some(next.max(self.ready_at))
     }
 
@@ -213,7 +209,7 @@ impl Publisher {
         if self.poll_timeout().is_none_or(|at| at > now) {
             return None;
         }
-        let full_is_due = self.full_at.is_some_and(|at| at <= now) || self.deltas.grown();
+        let full_is_due = self.full_at <= now || self.deltas.grown();
         let delta = if full_is_due { None } else { self.delta() };
         let full = delta.is_none();
         let ops = delta.unwrap_or_else(|| self.full());
@@ -245,11 +241,10 @@ impl Publisher {
         self.stored = done.stored;
         if done.full {
             self.deltas = Deltas { full_bytes: done.bytes, ..Deltas::default() };
-            self.full_at = std::mem::take(&mut self.unsure).then(|| now + self.full_after);
+            self.full_at = now + self.full_after;
         } else {
             self.deltas.count += 1;
             self.deltas.bytes += done.bytes;
-            self.full_at.get_or_insert(now + self.full_after);
         }
     }
 
@@ -260,7 +255,6 @@ impl Publisher {
         if !self.changed.is_empty() {
             self.first_change_at.get_or_insert(now);
         }
-        self.unsure = true;
         let wait = RETRY_AFTER.saturating_mul(1 << self.failures.min(5)).min(RETRY_AFTER_MAX);
         self.failures = self.failures.saturating_add(1);
         self.ready_at = now + wait;

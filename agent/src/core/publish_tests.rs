@@ -44,10 +44,47 @@ fn begun(instances: usize) -> Publisher {
     publisher
 }
 
+/// After how long the next full list of [`named`] follows one.
+fn full_after() -> Duration {
+    FULL_EVERY - spread(&named())
+}
+
 #[test]
-fn an_idle_node_writes_nothing_at_all() {
-    let publisher = begun(1000);
-    assert_eq!(publisher.poll_timeout(), None, "no full list of what has not changed");
+fn an_idle_node_writes_its_full_list_once_a_minute_and_nothing_else() {
+    let mut publisher = begun(10);
+    let mut last = ms(0);
+    for _ in 0..60 {
+        let at = publisher.poll_timeout().unwrap();
+        assert!(at - last <= FULL_EVERY && at - last >= FULL_EVERY - FULL_SPREAD, "{last:?} {at:?}");
+        let ops = write_at(&mut publisher, at);
+        assert_eq!(keys(&ops), ["+full/0"]);
+        let Op::Put { bytes, .. } = &ops[0] else { panic!("{ops:?}") };
+        let document = inventory::decode(bytes).unwrap();
+        assert_eq!((document.session, document.revision), (publisher.session(), 1), "the same again");
+        publisher.written(at);
+        last = at;
+    }
+}
+
+#[test]
+fn a_full_list_follows_the_last_one_within_a_minute_however_much_changes_between_them() {
+    let mut publisher = begun(40);
+    let (mut now, mut last, mut lists, mut deltas) = (ms(0), ms(0), 0, 0);
+    while now < FULL_EVERY * 10 {
+        now += ms(250);
+        if now.as_millis().is_multiple_of(3000) {
+            publisher.set(instance("v1.r1", u64::try_from(now.as_millis()).unwrap()), now);
+        }
+        let Some(ops) = publisher.poll_write(now) else { continue };
+        if keys(&ops)[0].starts_with("+full") {
+            assert!(now - last <= FULL_EVERY, "{last:?} {now:?}");
+            (last, lists) = (now, lists + 1);
+        } else {
+            deltas += 1;
+        }
+        publisher.written(now);
+    }
+    assert!(now - last <= FULL_EVERY && lists >= 10 && deltas > lists, "{lists} and {deltas}");
 }
 
 #[test]
@@ -57,7 +94,7 @@ fn the_same_again_is_no_change() {
     publisher.set(instance("v1.r1", 1), ms(10));
     publisher.replace(Kind::Instance, (0..3).map(|n| instance(&format!("v{n}.r1"), 1)).collect(), ms(10));
     publisher.remove(&Key { kind: Kind::Instance, name: "other.r1".to_owned() }, ms(10));
-    assert_eq!((publisher.revision(), publisher.poll_timeout()), (revision, None));
+    assert_eq!((publisher.revision(), publisher.poll_timeout()), (revision, Some(full_after())));
 }
 
 #[test]
@@ -91,17 +128,15 @@ fn a_burst_is_one_write_with_the_last_of_each() {
 }
 
 #[test]
-fn a_full_list_follows_the_first_change_within_a_minute_and_clears_the_deltas() {
+fn a_full_list_clears_the_deltas_before_it() {
     let mut publisher = begun(3);
     publisher.set(instance("v1.r1", 2), ms(5000));
     write_at(&mut publisher, ms(5000) + COALESCE);
     publisher.written(ms(5250));
-    let at = publisher.poll_timeout().unwrap();
-    assert!(at <= ms(5250) + FULL_EVERY && at >= ms(5250) + FULL_EVERY - FULL_SPREAD, "{at:?}");
-    let ops = write_at(&mut publisher, at);
+    let ops = write_at(&mut publisher, full_after());
     assert_eq!(keys(&ops), ["+full/0", "-delta/0000000000000001"]);
-    publisher.written(at);
-    assert_eq!(publisher.poll_timeout(), None);
+    publisher.written(full_after());
+    assert_eq!(keys(&write_at(&mut publisher, full_after() * 2)), ["+full/0"]);
 }
 
 #[test]
@@ -132,7 +167,7 @@ fn a_change_of_everything_is_a_full_list_and_not_two() {
     let ops = write_at(&mut publisher, ms(1000) + COALESCE);
     assert_eq!(keys(&ops), ["+full/0", "+full/1"]);
     publisher.written(ms(1300));
-    assert_eq!(publisher.poll_timeout(), None);
+    assert_eq!(publisher.poll_timeout(), Some(ms(1300) + full_after()));
 }
 
 #[test]
@@ -165,17 +200,13 @@ fn a_write_of_unknown_outcome_is_written_again_under_its_key_with_what_changed_s
 }
 
 #[test]
-fn after_a_write_of_unknown_outcome_one_full_list_more_settles_what_may_come_late() {
+fn after_a_write_of_unknown_outcome_the_next_full_list_settles_what_may_come_late() {
     let mut publisher = publisher(3);
     write_at(&mut publisher, ms(0));
     publisher.failed(ms(0));
     write_at(&mut publisher, RETRY_AFTER);
     publisher.written(ms(1000));
-    let at = publisher.poll_timeout().unwrap();
-    assert!(at > ms(40_000), "{at:?}");
-    assert_eq!(keys(&write_at(&mut publisher, at)), ["+full/0"]);
-    publisher.written(at);
-    assert_eq!(publisher.poll_timeout(), None, "once");
+    assert_eq!(keys(&write_at(&mut publisher, ms(1000) + full_after())), ["+full/0"]);
 }
 
 #[test]

@@ -144,6 +144,25 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether it ends, deletes or gives up anything. Such a thing rests on records that were read for it.
+    #[must_use]
+    pub fn ends_something(&self) -> bool {
+        match self {
+            Self::Stop { .. }
+            | Self::Retire { .. }
+            | Self::Trash { .. }
+            | Self::Release { .. }
+            | Self::DeleteRecord { .. } => true,
+            Self::Spawn { .. }
+            | Self::ConfigureEngine { .. }
+            | Self::ConfigureReplica { .. }
+            | Self::MakeDirectory { .. }
+            | Self::SayDetached { .. } => false,
+        }
+    }
+}
+
 /// What to do now.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {

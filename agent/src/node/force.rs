@@ -68,14 +68,13 @@ async fn look(shared: &Arc<Shared>, record: &VolumeRecord, id: ReplicaId) -> Res
     let looked = blocking(move || {
         let path = roles::data_dir(&shared, &record, id);
         let usable = replica_dirs::check(&path, id, record.id).and_then(|()| {
-            let (label, _) = read_label(&path).map_err(|e| e.to_string())?;
-            Ok(label)
+            read_label(&path).map_err(|e| e.to_string())
         });
         let labels = record.placed().filter_map(|spec| {
             let path = roles::data_dir(&shared, &record, spec.id);
-            read_label(&path).ok().filter(|(label, _)| label.volume == record.id)
+            read_label(&path).ok().filter(|label| label.volume == record.id)
         });
-        let views = labels.map(|(label, _)| label.view).chain([record.status.view]);
+        let views = labels.map(|label| label.view).chain([record.status.view]);
         let newest = views.max_by_key(View::order).unwrap_or(record.status.view);
         Ok(usable.map(|label| (label, newest)))
     });
@@ -121,7 +120,7 @@ mod tests {
         let record = record("demo", "node-a", 3);
         let path = tmp.path().join("r1");
         replica_dirs::create(&path, &"node-a".parse().unwrap(), ReplicaId(1), &record).unwrap();
-        let (label, _) = read_label(&path).unwrap();
+        let label = read_label(&path).unwrap();
         let members = [2, 3].into_iter().map(ReplicaId).collect();
         let newest = View { generation: Generation(4), epoch: Epoch(9), members, needs_registry: false };
         let said = explain(&record, ReplicaId(1), &label, &newest);

@@ -19,15 +19,19 @@ use crate::core::claims::{self, Claim};
 use crate::core::instance::InstanceName;
 use crate::core::records::{Lookup, Records};
 use crate::error::Error;
-use crate::store::replica_dirs::{self, FoundDir};
+use crate::store::replica_dirs::FoundDir;
 
 /// Every replica directory, claimed or not.
 ///
 /// # Errors
 /// When they cannot be listed completely.
 pub(super) async fn replica_dirs(shared: &Arc<Shared>) -> Result<Vec<pb::ReplicaDirInfo>, Error> {
-    let replicas = shared.data.replicas();
-    let found = blocking(move || replica_dirs::scan(&replicas)).await?;
+    let (replicas, labels) = (shared.data.replicas(), Arc::clone(&shared.labels));
+    let found = blocking(move || {
+        let found = labels.scan(&replicas)?.into_iter();
+        Ok(found.map(|dir| (dir.allocated_bytes(), dir)).collect::<Vec<_>>())
+    })
+    .await?;
     let records = Arc::clone(&shared.records.lock());
     let instances = shared.snapshot().instances;
     // The instance of that name serves this directory only if it is of the same volume.
@@ -38,7 +42,7 @@ pub(super) async fn replica_dirs(shared: &Arc<Shared>) -> Result<Vec<pb::Replica
         (*of == volume.to_string()).then(|| state.clone())
     };
     let mut directories: Vec<_> =
-        found.into_iter().map(|dir| describe(shared, &records, dir, state)).collect();
+        found.into_iter().map(|(bytes, dir)| describe(shared, &records, dir, bytes, state)).collect();
     note_health(&mut shared.last_healthy.lock(), &mut directories, unix_now_s());
     Ok(directories)
 }
@@ -102,6 +106,7 @@ fn describe(
     shared: &Shared,
     records: &Records,
     dir: FoundDir,
+    allocated_bytes: u64,
     state_of: impl Fn(&InstanceName, VolumeId) -> Option<String>,
 ) -> pb::ReplicaDirInfo {
     let data_dir = dir.path.to_string_lossy().into_owned();
@@ -135,7 +140,7 @@ fn describe(
         node: label.node.to_string(),
         data_dir,
         size_bytes: label.size_bytes,
-        allocated_bytes: dir.allocated_bytes,
+        allocated_bytes,
         generation: label.view.generation.0,
         epoch: label.view.epoch.0,
         claim: claim.as_str().to_owned(),

@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::registry::Registry;
 use crate::store::DataDir;
 use crate::store::instances::InstanceStore;
+use crate::store::replica_dirs::Labels;
 use crate::store::trash::Trash;
 
 /// A subscriber this far behind is told to start again: thousands of volumes changing at once, and seconds of them.
@@ -65,6 +66,8 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) warnings: Vec<String>,
     pub(super) progress: watch::Sender<ShutdownProgress>,
+    /// Of the replica directories here.
+    pub(super) labels: Arc<Labels>,
     /// What the registry said last.
     pub(super) records: Mutex<Arc<Records>>,
     /// When directories that are not healthy were seen to be that last, by path, in seconds since 1970.
@@ -133,6 +136,7 @@ impl Shared {
             metrics: homes.metrics,
             warnings: homes.warnings,
             progress: watch::Sender::new(ShutdownProgress::Running),
+            labels: Arc::default(),
             records: Mutex::new(Arc::new(Records::Unavailable("not read yet".to_owned()))),
             last_healthy: Mutex::default(),
             foreign: Mutex::new(Arc::new(Foreign::Unavailable("not read yet".to_owned()))),

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::metrics::{self, Metrics};
 use super::shared::{Homes, Shared, blocking};
-use super::supervisor::{Found, Orphans, Supervisor};
+use super::supervisor::{Found, Orphans, Reads, Supervisor};
 use super::{NodeConfig, Snapshot};
 use super::{follow, publish, upkeep, wishes};
 use crate::config::RegistryHome;
@@ -84,7 +84,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let living = found.iter().filter(|found| !found.instance.is_down());
     let adopted: Vec<String> = living.map(|found| found.name.to_string()).collect();
     supervisor.take_over(&shared, found);
-    supervisor.reconcile(&shared).await;
+    supervisor.reconcile(&shared, Reads::All).await;
     tokio::spawn(supervisor.run(commands, reports));
     // What runs answers within milliseconds; what does not is reported later.
     let asking = |snapshot: &Snapshot| adopted.iter().any(|name| is_pending(snapshot, name));

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use holdfast_proto::ids::{InstanceUuid, ReplicaId, VolumeId, VolumeName};
+use holdfast_proto::ids::{InstanceUuid, VolumeId, VolumeName};
 use holdfast_proto::pb::agent as pb;
-use holdfast_proto::record::VolumeRecord;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -18,7 +17,6 @@ use super::startup::sockets;
 use crate::core::Moment;
 use crate::core::blocked::Blocked;
 use crate::core::claims::{self, Claim};
-use crate::core::creation;
 use crate::core::elsewhere::Elsewhere;
 use crate::core::foreign::Foreign;
 use crate::core::instance::{Event, Instance, InstanceName, Kind, State};
@@ -30,12 +28,13 @@ use crate::core::turns::{self, Turns, Want};
 use crate::core::view::{self, Viewer};
 use crate::error::Error;
 use crate::process::driver::{Begin, Context, DRAIN_WITHIN, Driver, Report, StopWish};
-use crate::process::{logs, proc, spawn};
-use crate::registry::{Entry, Read, Swap, VolumeKey};
-use crate::store::instances::{SPAWN_SCHEMA, SpawnRecord};
+use crate::process::{logs, proc};
+use crate::registry::{Entry, Read, VolumeKey};
+use crate::store::instances::SpawnRecord;
 use crate::store::lock::AgentLock;
 use crate::store::replica_dirs;
 
+mod act;
 mod housekeeping;
 mod orphans;
 mod shutdown;
@@ -45,6 +44,15 @@ pub(super) use orphans::Orphans;
 
 /// How often everything is compared again, whatever was or was not noticed.
 const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+
+/// How records are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// Those that may have changed: enough to notice what there is to do.
+    Changed,
+    /// Each of them.
+    All,
+}
 
 /// An instance that an earlier agent left.
 #[derive(Debug)]
@@ -184,7 +192,7 @@ impl Supervisor {
             }
             let Some(shared) = self.shared.upgrade() else { return };
             if due {
-                self.reconcile(&shared).await;
+                self.reconcile(&shared, Reads::Changed).await;
             } else {
                 self.publish(&shared);
             }
@@ -202,18 +210,18 @@ impl Supervisor {
     async fn obey(&mut self, shared: &Shared, command: Command) {
         match command {
             Command::Reconcile { reply } => {
-                self.reconcile(shared).await;
+                self.reconcile(shared, Reads::Changed).await;
                 let _ = reply.send(());
             }
             Command::Stop { name, uuid, reply } => {
                 // Ownership is read again, whatever was known.
-                self.reconcile(shared).await;
+                self.reconcile(shared, Reads::All).await;
                 let _ = reply.send(self.stop_unclaimed(shared, &name, &uuid).await);
                 self.publish(shared);
             }
             Command::Orphan { wish, name, uuid, reply } => {
                 self.orphans.look_at_data = true;
-                self.reconcile(shared).await;
+                self.reconcile(shared, Reads::All).await;
                 let _ = reply.send(self.obey_about_orphan(shared, wish, &name, &uuid).await);
                 self.publish(shared);
             }
@@ -245,9 +253,13 @@ impl Supervisor {
     }
 
     /// Asks the registry for all records, and for what others claim here.
-    async fn read_records(&mut self, shared: &Shared) {
+    async fn read_records(&mut self, shared: &Shared, reads: Reads) {
         let registry = &shared.registry;
-        let (records, claims) = tokio::join!(registry.list(), registry.claims(&shared.config.node));
+        let records = match reads {
+            Reads::Changed => registry.look(),
+            Reads::All => registry.list(),
+        };
+        let (records, claims) = tokio::join!(records, registry.claims(&shared.config.node));
         self.records = Arc::new(match records {
             Ok(entries) => Records::Known(entries.into_iter().map(state_of).collect()),
             Err(error) => {
@@ -272,18 +284,18 @@ impl Supervisor {
     }
 
     /// Compares records with observations and acts.
-    pub(super) async fn reconcile(&mut self, shared: &Shared) {
+    pub(super) async fn reconcile(&mut self, shared: &Shared, reads: Reads) {
         let asked_at = shared.now();
-        self.read_records(shared).await;
+        self.read_records(shared, reads).await;
         self.elsewhere = Arc::clone(&shared.elsewhere.borrow());
         self.look_for_directories(shared).await;
         self.give_turns(shared);
-        if self.plan_and_act(shared).await {
+        if self.plan_and_act(shared, reads).await {
             // What is to run in the directories that were made.
             self.look_for_directories(shared).await;
-            self.plan_and_act(shared).await;
+            self.plan_and_act(shared, reads).await;
         }
-        self.look_for_orphans(shared, asked_at).await;
+        self.look_for_orphans(shared, asked_at, reads).await;
         self.forget_ended(shared).await;
         self.note_blocked(shared);
         let took = shared.now().saturating_sub(asked_at);
@@ -293,8 +305,12 @@ impl Supervisor {
     }
 
     /// Returns whether directories were to be made.
-    async fn plan_and_act(&mut self, shared: &Shared) -> bool {
+    async fn plan_and_act(&mut self, shared: &Shared, reads: Reads) -> bool {
         let mut plan = reconcile::plan(self.world(shared, shared.now()));
+        if reads == Reads::Changed && plan.actions.iter().any(|(_, action)| action.ends_something()) {
+            self.read_records(shared, Reads::All).await;
+            plan = reconcile::plan(self.world(shared, shared.now()));
+        }
         let makes = plan.actions.iter().any(|(_, action)| matches!(action, Action::MakeDirectory { .. }));
         self.carry_out(shared, &mut plan).await;
         self.plan = plan;
@@ -377,10 +393,11 @@ impl Supervisor {
                 wanted.push((name, roles::data_dir(shared, record, spec.id), spec.id, record.id));
             }
         }
+        let labels = Arc::clone(&shared.labels);
         let looked = blocking(move || {
             let (mut absent, mut missing) = (BTreeMap::new(), BTreeSet::new());
             for (name, path, replica, volume) in wanted {
-                if let Err(reason) = replica_dirs::check(&path, replica, volume) {
+                if let Err(reason) = labels.check(&path, replica, volume) {
                     if replica_dirs::is_missing(&path) {
                         missing.insert(name.clone());
                     }
@@ -390,188 +407,6 @@ impl Supervisor {
             Ok((absent, missing))
         });
         (self.absent, self.missing) = looked.await.unwrap_or_default();
-    }
-
-    async fn act(&mut self, shared: &Shared, action: Action) -> Result<(), Error> {
-        match action {
-            Action::Spawn { name, volume_id, uuid } => self.spawn(shared, name, volume_id, uuid).await,
-            Action::ConfigureReplica { name } => self.configure(shared, &name, None).await,
-            Action::ConfigureEngine { name, replicas } => self.configure(shared, &name, Some(replicas)).await,
-            Action::Stop { name, uuid, drain } => {
-                self.stop(shared, &name, uuid, StopWish { drain });
-                Ok(())
-            }
-            Action::Retire { name } => self.retire(shared, name).await,
-            Action::Trash { volume_id, generation } => {
-                let (trash, now) = (shared.trash.clone(), unix_now_s());
-                let list = blocking(move || trash.purge(volume_id, generation, now)).await?;
-                for step in &list.moves {
-                    tracing::info!(from = %step.from.display(), to = %step.to.display(), "to the trash");
-                }
-                Ok(())
-            }
-            Action::MakeDirectory { name, id, fill } => self.make_directory(shared, &name, id, fill).await,
-            Action::SayDetached { name, id, engine } => say_detached(shared, &name, id, engine).await,
-            Action::Release { name, id, version } => release(shared, &name, id, version).await,
-            Action::DeleteRecord { name, id, version, purge } => {
-                if purge {
-                    shared.registry.delete_key(id).await?;
-                }
-                self.keys.remove(&id);
-                self.ended.forget(id);
-                match shared.registry.delete(&name, id, version).await? {
-                    Swap::Stored(_) => tracing::info!(volume = %name, %id, "deleted"),
-                    // Changed meanwhile: the next plan is made from what it says now.
-                    Swap::Conflict(_) | Swap::Missing => {}
-                }
-                Ok(())
-            }
-        }
-    }
-
-    async fn make_directory(
-        &self,
-        shared: &Shared,
-        name: &InstanceName,
-        id: ReplicaId,
-        fill: bool,
-    ) -> Result<(), Error> {
-        let Lookup::Found(record) = self.records.lookup(name.volume().as_str()) else { return Ok(()) };
-        let path = roles::data_dir(shared, record, id);
-        let (node, of) = (shared.config.node.clone(), record.clone());
-        blocking(move || match fill {
-            _ if !replica_dirs::is_missing(&path) => Ok(()),
-            true => replica_dirs::create_to_be_filled(&path, &node, id, &of),
-            false => replica_dirs::create(&path, &node, id, &of),
-        })
-        .await?;
-        let Read::Found(mut now) = shared.registry.get(&record.name).await? else { return Ok(()) };
-        let version = now.version;
-        let same = now.id == record.id;
-        match now.spec.replicas.iter_mut().find(|spec| spec.id == id && spec.to_make).filter(|_| same) {
-            Some(spec) => spec.to_make = false,
-            None => return Ok(()),
-        }
-        // Where somebody else was first, the next plan finds the directory and says so again.
-        if let Swap::Stored(_) = shared.registry.compare_and_swap(version, now).await? {
-            tracing::info!(replica = %name, fill, "its directory is made");
-        }
-        Ok(())
-    }
-
-    async fn spawn(
-        &mut self,
-        shared: &Shared,
-        name: InstanceName,
-        volume_id: VolumeId,
-        uuid: Option<InstanceUuid>,
-    ) -> Result<(), Error> {
-        let text = name.to_string();
-        let store = shared.store.clone();
-        let (old, text) = blocking(move || Ok((store.read(&text), text))).await?;
-        let old = match old {
-            Read::Found(record) if record.volume_id == volume_id => Some(record),
-            Read::Unreadable(reason) => {
-                tracing::warn!(instance = text, reason, "nothing runs there; its record is made anew");
-                None
-            }
-            Read::Found(_) | Read::Absent => None,
-        };
-        let uuid = creation::to_start(uuid, old.as_ref().map(|record| record.uuid), InstanceUuid::random);
-        if let Some(before) = old.as_ref().filter(|record| record.uuid != uuid && name.kind() == Kind::Engine)
-        {
-            // The process that is started takes the lock that this one had.
-            self.ended.note(volume_id, before.uuid);
-        }
-        let old = old.filter(|record| record.uuid == uuid);
-        let taken = |path: &std::path::Path| self.sockets.iter().any(|(n, p)| *n != name && p == path);
-        let control_socket = spawn::control_socket(&shared.config.runtime_dir, uuid, taken)?;
-        let now = shared.now();
-        let instance = creation::known_as(self.instances.remove(&name), uuid, volume_id, now);
-        let instance = self.instances.entry(name.clone()).or_insert(instance);
-        happened(shared, &name, instance, Event::Spawning);
-        let record = SpawnRecord {
-            schema: SPAWN_SCHEMA,
-            name: name.clone(),
-            uuid,
-            volume_id,
-            boot_id: shared.boot_id,
-            binary_digest: self.context.binary.digest.clone(),
-            control_socket: control_socket.clone(),
-            process: None,
-            preferred_port: old.and_then(|record| record.preferred_port),
-            restarts: instance.restarts(),
-        };
-        self.sockets.insert(name.clone(), control_socket);
-        self.digests.insert(name.clone(), record.binary_digest.clone());
-        self.drive(&name, record, Begin::Spawn);
-        Ok(())
-    }
-
-    async fn configure(
-        &mut self,
-        shared: &Shared,
-        name: &InstanceName,
-        replicas: Option<Vec<holdfast_proto::pb::instance::ReplicaEndpoint>>,
-    ) -> Result<(), Error> {
-        let records = Arc::clone(&self.records);
-        let Lookup::Found(record) = records.lookup(name.volume().as_str()) else { return Ok(()) };
-        let key = self.key(shared, record).await?;
-        let role = match (name.kind(), replicas) {
-            (Kind::Replica(id), _) => roles::replica(shared, record, &key, id),
-            (Kind::Engine, replicas) => {
-                let gone = self.instances.get(name).is_some_and(|instance| {
-                    self.ended.gone_before(record.id, &record.status, instance.uuid())
-                });
-                let pace = self.turns.of(record.id).cloned();
-                roles::engine(shared, record, &key, replicas.unwrap_or_default(), gone, pace)?
-            }
-        };
-        if let Some(driver) = self.drivers.get(name) {
-            driver.configure(role);
-        }
-        Ok(())
-    }
-
-    async fn key(&mut self, shared: &Shared, record: &VolumeRecord) -> Result<VolumeKey, Error> {
-        if let Some(key) = self.keys.get(&record.id) {
-            return Ok(key.clone());
-        }
-        let told = |reason: String| Error::failed(format!("use the key of volume {}: {reason}", record.name));
-        match shared.registry.key(record.id).await? {
-            Read::Found(key) => {
-                self.keys.insert(record.id, key.clone());
-                Ok(key)
-            }
-            Read::Absent => Err(told("it is missing; restore it from a backup".to_owned())),
-            Read::Unreadable(reason) => Err(told(reason)),
-        }
-    }
-
-    fn stop(&mut self, shared: &Shared, name: &InstanceName, uuid: InstanceUuid, wish: StopWish) {
-        let (Some(instance), Some(driver)) = (self.instances.get_mut(name), self.drivers.get(name)) else {
-            return;
-        };
-        // Whatever has the name by now, only the creation that was meant ends.
-        if instance.uuid() == uuid {
-            tracing::info!(instance = %name, drain = wish.drain, "stopping");
-            happened(shared, name, instance, Event::StopAsked);
-            driver.stop(wish);
-        }
-    }
-
-    async fn retire(&mut self, shared: &Shared, name: InstanceName) -> Result<(), Error> {
-        if self.instances.get(&name).is_some_and(|instance| !instance.is_down()) {
-            return Ok(());
-        }
-        let (store, text) = (shared.store.clone(), name.to_string());
-        blocking(move || store.remove(&text)).await?;
-        if let Some(instance) = self.instances.remove(&name).filter(|_| name.kind() == Kind::Engine) {
-            self.ended.note(instance.volume_id(), instance.uuid());
-        }
-        self.sockets.remove(&name);
-        self.digests.remove(&name);
-        Ok(())
     }
 
     async fn stop_unclaimed(
@@ -685,37 +520,6 @@ impl Supervisor {
         seen.blocked = self.plan.blocked.len();
         seen.note_suspended(volumes, now);
     }
-}
-
-/// Says that the engine that was here has ended.
-async fn say_detached(
-    shared: &Shared,
-    name: &VolumeName,
-    id: VolumeId,
-    engine: Option<InstanceUuid>,
-) -> Result<(), Error> {
-    let Read::Found(record) = shared.registry.get(name).await? else { return Ok(()) };
-    if record.id != id || !reconcile::says_detached(&record, &shared.config.node, engine) {
-        return Ok(());
-    }
-    let (version, mut said) = (record.version, record);
-    said.spec.detaching = None;
-    // Somebody else who was first: the next plan is made from what it says now.
-    shared.registry.compare_and_swap(version, said).await.map(drop)
-}
-
-/// Takes this node's replicas out of the record of a volume that is being deleted.
-async fn release(shared: &Shared, name: &VolumeName, id: VolumeId, version: u64) -> Result<(), Error> {
-    let Read::Found(record) = shared.registry.get(name).await? else { return Ok(()) };
-    // Anything else than what was planned from: the next plan is made from what it says now.
-    if record.id != id || record.version != version {
-        return Ok(());
-    }
-    let record = reconcile::without_replicas_of(&record, &shared.config.node);
-    if let Swap::Stored(_) = shared.registry.compare_and_swap(version, record).await? {
-        tracing::info!(volume = %name, %id, "given up here; other nodes are to do the same");
-    }
-    Ok(())
 }
 
 /// Takes in what happened to an instance, and counts the state that it came into.

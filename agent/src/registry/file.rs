@@ -25,6 +25,7 @@ use crate::core::instance::InstanceName;
 use crate::core::nodes::Heard;
 use crate::error::Error;
 use crate::store::atomic;
+use crate::store::remembered::Remembered;
 
 const HOME_SCHEMA: u32 = 1;
 
@@ -53,7 +54,8 @@ struct Inner {
     // Held from the read that compares to the write that replaces; only ever inside blocking work.
     writing: Mutex<()>,
     changed: watch::Sender<u64>,
-    // This node is the only one, and known only while its agent runs.
+    /// Records as they were read last.
+    seen: Remembered<Arc<VolumeRecord>>,
 }
 
 /// Whether records are kept in the files below `root`; where that cannot be told, they are.
@@ -100,7 +102,17 @@ impl FileRegistry {
         let claims = root.join("claims");
         let root = root.to_owned();
         let inner =
-            Inner { root, volumes, keys, nodes, claims, incarnation, writing: Mutex::new(()), changed };
+            Inner {
+                root,
+                volumes,
+                keys,
+                nodes,
+                claims,
+                incarnation,
+                writing: Mutex::new(()),
+                changed,
+                seen: Remembered::default(),
+            };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -158,15 +170,37 @@ impl Inner {
     }
 
     fn list(&self) -> Result<Vec<Entry>, Error> {
+        self.list_by(|name| self.read(name)).map(|(entries, _)| entries)
+    }
+
+    /// Parses only the records that may have changed.
+    fn look(&self) -> Result<Vec<Entry>, Error> {
+        let (entries, there) = self.list_by(|name| {
+            let read = self.seen.read(&self.path(name), || match self.read(name) {
+                Read::Found(record) => Ok(Arc::new(record)),
+                other => Err(other),
+            });
+            read.map_or_else(|other| other, |record| Read::Found(Arc::unwrap_or_clone(record)))
+        })?;
+        self.seen.retain(there.iter().map(|path| path.as_os_str()));
+        Ok(entries)
+    }
+
+    /// All records by name, and their files.
+    fn list_by(
+        &self,
+        read: impl Fn(&str) -> Read<VolumeRecord>,
+    ) -> Result<(Vec<Entry>, Vec<PathBuf>), Error> {
         self.require_home()?;
-        let mut entries = Vec::new();
+        let (mut entries, mut there) = (Vec::new(), Vec::new());
         for file in std::fs::read_dir(&self.volumes).map_err(Error::io("read", &self.volumes))? {
             let file = file.map_err(Error::io("read", &self.volumes))?.file_name();
             let file = file.to_string_lossy();
             let Some(name) = file.strip_suffix(".json").filter(|name| !name.starts_with('.')) else {
                 continue;
             };
-            match self.read(name) {
+            there.push(self.path(name));
+            match read(name) {
                 Read::Found(record) => entries.push(Entry::Readable(Box::new(record))),
                 Read::Unreadable(reason) => {
                     entries.push(Entry::Unreadable { name: name.to_owned(), reason });
@@ -176,7 +210,7 @@ impl Inner {
             }
         }
         entries.sort_by(|a, b| a.name().cmp(b.name()));
-        Ok(entries)
+        Ok((entries, there))
     }
 
     fn create(&self, mut record: VolumeRecord) -> Result<VolumeRecord, Error> {
@@ -355,6 +389,9 @@ impl Registry for FileRegistry {
     }
     async fn list(&self) -> Result<Vec<Entry>, Error> {
         self.blocking(Inner::list).await
+    }
+    async fn look(&self) -> Result<Vec<Entry>, Error> {
+        self.blocking(Inner::look).await
     }
     async fn get(&self, name: &VolumeName) -> Result<Read<VolumeRecord>, Error> {
         let name = name.clone();

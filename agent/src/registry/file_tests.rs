@@ -79,6 +79,36 @@ async fn one_damaged_record_is_unreadable_and_the_others_are_listed() {
 }
 
 #[tokio::test]
+async fn a_look_parses_what_has_changed_and_a_list_everything() {
+    let (tmp, registry) = open();
+    let volumes = tmp.path().join("registry/volumes");
+    for name in ["a", "b", "c"] {
+        registry.create(record(name, "node-a", 1)).await.unwrap();
+    }
+    let seen = &registry.inner.seen;
+    seen.let_settle();
+    for _ in 0..3 {
+        assert_eq!(registry.look().await.unwrap(), registry.list().await.unwrap());
+    }
+    assert_eq!(seen.reads(), 3, "each once, and a list is none of its business");
+    let Read::Found(mut b) = registry.get(&name("b")).await.unwrap() else { panic!("it is there") };
+    b.spec.io_mode = "direct".to_owned();
+    registry.compare_and_swap(b.version, b).await.unwrap();
+    let Read::Found(c) = registry.get(&name("c")).await.unwrap() else { panic!("it is there") };
+    registry.delete(&c.name, c.id, c.version).await.unwrap();
+    std::fs::write(volumes.join("d.json"), "{").unwrap();
+    for reads in [5, 6] {
+        let looked = registry.look().await.unwrap();
+        assert_eq!(looked, registry.list().await.unwrap());
+        let names: Vec<_> = looked.iter().map(Entry::name).collect();
+        assert_eq!(names, ["a", "b", "d"]);
+        assert_eq!(seen.reads(), reads, "b as it is now; what cannot be read is tried each time");
+    }
+    std::fs::rename(&volumes, tmp.path().join("away")).unwrap();
+    assert!(registry.look().await.is_err(), "what is remembered is no answer where nothing can be read");
+}
+
+#[tokio::test]
 async fn a_home_that_vanished_is_an_error_and_not_an_empty_list() {
     let (tmp, registry) = open();
     registry.create(record("demo", "node-a", 1)).await.unwrap();

@@ -80,6 +80,9 @@ impl Registry for Measured {
     async fn list(&self) -> Result<Vec<Entry>, Error> {
         self.watch.read("list", self.inner.list()).await
     }
+    async fn look(&self) -> Result<Vec<Entry>, Error> {
+        self.watch.read("look", self.inner.look()).await
+    }
     async fn get(&self, name: &VolumeName) -> Result<Read<VolumeRecord>, Error> {
         self.watch.read("get", self.inner.get(name)).await
     }

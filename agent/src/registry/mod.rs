@@ -94,8 +94,13 @@ impl fmt::Debug for VolumeKey {
 pub trait Registry: fmt::Debug + Send + Sync {
     /// This life of the registry; another one after a restore from a backup.
     fn incarnation(&self) -> Incarnation;
-    /// Every record: complete, or an error.
+    /// Every record, read now: complete, or an error.
     async fn list(&self) -> Result<Vec<Entry>, Error>;
+    /// As [`Self::list`], for looking whether anything has changed: a home need not read again what is certainly as it
+    /// was. Whatever ends or deletes something rests on a list.
+    async fn look(&self) -> Result<Vec<Entry>, Error> {
+        self.list().await
+    }
     /// One record, from the source of truth.
     async fn get(&self, name: &VolumeName) -> Result<Read<VolumeRecord>, Error>;
     /// Adds a record as version 1. `Conflict` where the name is taken, readable or not.

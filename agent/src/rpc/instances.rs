@@ -39,7 +39,9 @@ impl Instances for Service {
         _request: Request<pb::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (snapshot, changes) = self.node.subscribe();
-        Ok(Response::new(watch::stream(snapshot, changes, self.stopped.clone())))
+        let node = self.node.clone();
+        let look = move || node.snapshot();
+        Ok(Response::new(watch::stream(snapshot, changes, look, self.stopped.clone())))
     }
 
     async fn logs(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {

@@ -6,6 +6,7 @@
 pub mod atomic;
 pub mod instances;
 pub mod lock;
+pub mod remembered;
 pub mod replica_dirs;
 pub mod trash;
 pub mod uninstall;

@@ -4,12 +4,14 @@
 //! again: one that is missing later is absent, and another replica, with an id of its own, takes its place.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use holdfast_dataplane::layout::{Meta, create_replica_dir, read_label};
+use holdfast_dataplane::layout::{Meta, allocated_bytes, create_replica_dir, label_file, read_label};
 use holdfast_proto::ids::{BootId, Generation, InstanceUuid, NodeName, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::record::VolumeRecord;
 
 use super::atomic;
+use super::remembered::Remembered;
 use crate::error::Error;
 
 /// A file of this name in a replica directory beats every intent to delete it.
@@ -22,8 +24,6 @@ pub struct FoundDir {
     pub path: PathBuf,
     /// What its `meta` says; an error is "unknown", never "nobody's".
     pub label: Result<Meta, String>,
-    /// What its image occupies.
-    pub allocated_bytes: u64,
     /// Whether a person has put the mark [`KEEP`] into it: then it is never deleted, whatever a record says.
     pub marked: bool,
 }
@@ -36,30 +36,70 @@ pub fn replica_path(replicas: &Path, volume: &VolumeName, replica: ReplicaId, id
     replicas.join(format!("{volume}.{replica}.{}", id.get(..8).unwrap_or(&id)))
 }
 
-/// Every replica directory below `replicas`.
+impl FoundDir {
+    /// What its image occupies. Blocking.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> u64 {
+        self.label.as_ref().map_or(0, |_| allocated_bytes(&self.path))
+    }
+}
+
+/// Every replica directory below `replicas`, each label read now.
 ///
 /// # Errors
 /// When it cannot be listed completely.
 pub fn scan(replicas: &Path) -> Result<Vec<FoundDir>, Error> {
+    list(replicas, label)
+}
+
+fn list(replicas: &Path, label: impl Fn(&Path) -> Result<Meta, String>) -> Result<Vec<FoundDir>, Error> {
+    // Only what is certainly not there is no mark.
+    let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let mut found = Vec::new();
     for entry in std::fs::read_dir(replicas).map_err(Error::io("read", replicas))? {
-        let path = entry.map_err(Error::io("read", replicas))?.path();
+        let entry = entry.map_err(Error::io("read", replicas))?;
+        let (path, kind) = (entry.path(), entry.file_type().map_err(Error::io("read", replicas))?);
+        let is_dir = kind.is_dir() || kind.is_symlink() && path.is_dir();
         // A directory still being made was never a replica, and its maker may be at work.
-        if path.is_dir() && path.extension().is_none_or(|e| e != "making") {
-            found.push(look(path));
+        if is_dir && path.extension().is_none_or(|e| e != "making") {
+            let marked = !path.join(KEEP).symlink_metadata().is_err_and(gone);
+            found.push(FoundDir { label: label(&path), path, marked });
         }
     }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.sort_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));
     Ok(found)
 }
 
-fn look(path: PathBuf) -> FoundDir {
-    // Only what is certainly not there is no mark.
-    let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-    let marked = !path.join(KEEP).symlink_metadata().is_err_and(gone);
-    match read_label(&path) {
-        Ok((meta, allocated_bytes)) => FoundDir { path, label: Ok(meta), allocated_bytes, marked },
-        Err(error) => FoundDir { path, label: Err(error.to_string()), allocated_bytes: 0, marked },
+fn label(path: &Path) -> Result<Meta, String> {
+    read_label(path).map_err(|error| error.to_string())
+}
+
+/// Labels as they were read last, for looking whether anything has changed. What deletes reads them: [`scan`].
+#[derive(Debug, Default)]
+pub struct Labels(Remembered<Arc<Meta>>);
+
+impl Labels {
+    /// As [`scan`], but only labels that may have changed are read. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be listed completely.
+    pub fn scan(&self, replicas: &Path) -> Result<Vec<FoundDir>, Error> {
+        let found = list(replicas, |path| self.label(path).map(Arc::unwrap_or_clone))?;
+        let files: Vec<_> = found.iter().map(|dir| label_file(&dir.path)).collect();
+        self.0.retain(files.iter().map(|file| file.as_os_str()));
+        Ok(found)
+    }
+
+    /// As [`check`], but only a label that may have changed is read. Blocking.
+    ///
+    /// # Errors
+    /// The reason why the directory counts as absent.
+    pub fn check(&self, path: &Path, replica: ReplicaId, id: VolumeId) -> Result<(), String> {
+        self.label(path).map_or_else(|_| check(path, replica, id), |meta| is_of(path, &meta, replica, id))
+    }
+
+    fn label(&self, path: &Path) -> Result<Arc<Meta>, String> {
+        self.0.read(&label_file(path), || label(path).map(Arc::new))
     }
 }
 
@@ -137,7 +177,10 @@ pub fn check(path: &Path, replica: ReplicaId, id: VolumeId) -> Result<(), String
     if !path.is_dir() {
         return Err(format!("the replica directory {} is missing: is the disk mounted?", path.display()));
     }
-    let meta = read_label(path).map_err(|e| e.to_string())?.0;
+    is_of(path, &label(path)?, replica, id)
+}
+
+fn is_of(path: &Path, meta: &Meta, replica: ReplicaId, id: VolumeId) -> Result<(), String> {
     if meta.volume == id && meta.replica == replica {
         Ok(())
     } else {
@@ -159,6 +202,8 @@ pub fn is_missing(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_dataplane::layout::ReplicaDir;
+
     use super::*;
     use crate::core::testing::record;
 
@@ -189,5 +234,44 @@ mod tests {
         assert_eq!(found[0].label.as_ref().unwrap().volume, record.id);
         assert!(found[1].label.is_err());
         assert!(scan(&tmp.path().join("gone")).is_err(), "a place that cannot be read is not an empty one");
+    }
+
+    #[test]
+    fn an_unchanged_label_is_not_read_again_and_a_changed_one_is() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (node, record) = ("node-a".parse().unwrap(), record("demo", "node-a", 2));
+        let path = |id| replica_path(tmp.path(), &record.name, ReplicaId(id), record.id);
+        for id in [1, 2] {
+            create(&path(id), &node, ReplicaId(id), &record).unwrap();
+        }
+        let labels = Labels::default();
+        labels.0.let_settle();
+        let scanned = || {
+            let found = labels.scan(tmp.path()).unwrap().into_iter();
+            found.map(|dir| dir.label.ok().map(|meta| meta.promised.0)).collect::<Vec<_>>()
+        };
+        let checked = |id| labels.check(&path(id), ReplicaId(id), record.id);
+        for _ in 0..3 {
+            assert_eq!(scanned(), [Some(0), Some(0)]);
+            assert_eq!((checked(1), checked(2)), (Ok(()), Ok(())));
+        }
+        assert_eq!(labels.0.reads(), 2, "each once");
+
+        // As a replica does it: the spare is written, and the names are exchanged.
+        let mut open = ReplicaDir::open(&path(1)).unwrap();
+        open.store(Meta { promised: Generation(7), ..open.meta().clone() }).unwrap();
+        for _ in 0..2 {
+            assert_eq!(scanned(), [Some(7), Some(0)]);
+        }
+        assert_eq!(labels.0.reads(), 3, "the one that changed");
+
+        std::fs::remove_file(path(2).join("meta")).unwrap();
+        assert_eq!(scanned(), [Some(7), None]);
+        assert!(checked(2).unwrap_err().contains("missing"));
+        std::fs::remove_dir_all(path(1)).unwrap();
+        assert!(checked(1).unwrap_err().contains("is the disk mounted?"));
+        std::fs::write(path(2).join("meta"), "not a label").unwrap();
+        assert!(checked(2).is_err());
+        assert_eq!(scanned(), [None]);
     }
 }

@@ -7,4 +7,6 @@ pub mod meta;
 pub mod replica_dir;
 
 pub use meta::{Meta, MetaError};
-pub use replica_dir::{ReplicaDir, ReplicaDirError, create_replica_dir, read_label};
+pub use replica_dir::{
+    ReplicaDir, ReplicaDirError, allocated_bytes, create_replica_dir, label_file, read_label,
+};

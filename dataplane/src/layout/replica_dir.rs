@@ -119,20 +119,30 @@ pub(super) fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
+/// Where the label of a replica directory is.
+#[must_use]
+pub fn label_file(dir: &Path) -> PathBuf {
+    dir.join("meta")
+}
+
 fn read_meta(dir: &Path) -> Result<Meta, ReplicaDirError> {
-    let path = dir.join("meta");
+    let path = label_file(dir);
     let bytes = std::fs::read(&path).map_err(failed("read", &path))?;
     Meta::decode(&bytes).map_err(|source| ReplicaDirError::Meta { path, source })
 }
 
-/// The label of a replica directory, read without opening it for anything else, and the bytes its image occupies.
+/// The label of a replica directory, read without opening it for anything else.
 ///
 /// # Errors
 /// When there is no readable `meta`.
-pub fn read_label(dir: &Path) -> Result<(Meta, u64), ReplicaDirError> {
-    let meta = read_meta(dir)?;
-    let allocated = std::fs::metadata(dir.join("head.img")).map_or(0, |m| m.blocks() * 512);
-    Ok((meta, allocated))
+pub fn read_label(dir: &Path) -> Result<Meta, ReplicaDirError> {
+    read_meta(dir)
+}
+
+/// The bytes that the image in a replica directory occupies; 0 where there is none.
+#[must_use]
+pub fn allocated_bytes(dir: &Path) -> u64 {
+    std::fs::metadata(dir.join("head.img")).map_or(0, |m| m.blocks() * 512)
 }
 
 /// An open replica directory: exclusively this process's.
@@ -265,7 +275,7 @@ mod tests {
         open.store(Meta { promised: Generation(10), ..small() }).unwrap();
         drop(open);
         assert_eq!(ReplicaDir::open(&dir).unwrap().meta().promised, Generation(10));
-        assert_eq!(read_label(&dir).unwrap().0.promised, Generation(10));
+        assert_eq!(read_label(&dir).unwrap().promised, Generation(10));
     }
 
     #[test]

@@ -216,7 +216,7 @@ fn from_creation_to_a_clean_end() {
         assert_eq!((welcome.size_bytes, welcome.syncing, welcome.cache_lost), (1 << 20, false, false));
         assert_eq!(welcome.view.members, ReplicaSet::checked([1, 2, 3]).unwrap());
         // The promise is on the disk, and so is the mark that writes may follow.
-        let (meta, _) = read_label(&data_dir).unwrap();
+        let meta = read_label(&data_dir).unwrap();
         assert_eq!((meta.promised, meta.promised_to, meta.unflushed), (Generation(1), first, true));
 
         let view = update(&replica, 1, 1, &[1, 2], false);
@@ -231,7 +231,7 @@ fn from_creation_to_a_clean_end() {
             assert_eq!(engine.write(4096, &[7; 4096], 0), Status::Ok);
         })
         .await;
-        let (meta, _) = read_label(&data_dir).unwrap();
+        let meta = read_label(&data_dir).unwrap();
         assert_eq!((meta.view.order(), meta.revision), ((Generation(1), Epoch(1)), 5));
         replica.until(|s| s.replica.as_ref().is_some_and(|r| r.epoch == 1)).await;
 
@@ -266,10 +266,10 @@ fn from_creation_to_a_clean_end() {
             assert_eq!((drained.clean, drained.reason.as_str()), (true, ""));
         }
         with(engine, |engine| assert!(engine.until_closed().is_empty())).await;
-        assert!(!read_label(&data_dir).unwrap().0.unflushed);
+        assert!(!read_label(&data_dir).unwrap().unflushed);
         let hello = replica.hello(3, second);
         assert_eq!(replica.refused(hello).await.kind, RefusalKind::Absent);
-        assert_eq!(read_label(&data_dir).unwrap().0.promised, Generation(2), "and promised nothing");
+        assert_eq!(read_label(&data_dir).unwrap().promised, Generation(2), "and promised nothing");
         replica.stop().await.unwrap();
         let image = std::fs::read(data_dir.join("head.img")).unwrap();
         assert_eq!((&image[..4096], &image[4096..8192]), (&[8; 4096][..], &[7; 4096][..]));
@@ -299,14 +299,14 @@ fn a_clean_detach_clears_the_mark_and_a_dirty_one_does_not() {
                 continue;
             }
             let cleared = async {
-                while read_label(&data_dir).unwrap().0.unflushed {
+                while read_label(&data_dir).unwrap().unflushed {
                     tokio::task::yield_now().await;
                 }
             };
             tokio::time::timeout(PATIENCE, cleared).await.unwrap();
         }
         replica.stop().await.unwrap();
-        assert!(!read_label(&data_dir).unwrap().0.unflushed);
+        assert!(!read_label(&data_dir).unwrap().unflushed);
     });
 }
 
@@ -457,7 +457,7 @@ fn hostile_bytes_at_the_data_port_are_told_and_dropped() {
         }
 
         // Nothing of it reached the promises, and an engine is still served.
-        let (meta, _) = read_label(Path::new(&replica.config.data_dir)).unwrap();
+        let meta = read_label(Path::new(&replica.config.data_dir)).unwrap();
         assert_eq!(meta.promised, Generation(0));
         let hello = replica.hello(1, uuid);
         replica.connect(hello).await.unwrap();
@@ -488,7 +488,7 @@ fn neither_side_goes_on_without_the_key() {
         let proof = Proof::of(&wrong.secret, &hello, &challenge);
         stream.write_all(&frame(MessageKind::Proof, &proof.encode())).await.unwrap();
         assert_eq!(read_refusal(&mut stream).await.unwrap().kind, RefusalKind::Identity);
-        let (meta, _) = read_label(Path::new(&replica.config.data_dir)).unwrap();
+        let meta = read_label(Path::new(&replica.config.data_dir)).unwrap();
         assert_eq!(meta.promised, Generation(0));
         replica.stop().await.unwrap();
     });

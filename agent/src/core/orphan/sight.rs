@@ -80,16 +80,21 @@ fn of_copy(world: World<'_>, copies: &[Copy], copy: &Copy) -> Sighting {
             (claim, reason(world, claim, &instance, copy.volume))
         }
     };
-    let standing = match (user(world, copy), world.records.by_id(copy.volume)) {
+    // Nobody asks it of what has an owner, which is nearly all of a node.
+    let standing = if claim == Claim::Claimed { Standing::Idle } else { standing(world, copies, copy) };
+    let subject = Subject { class: Class::ReplicaData, name: copy.directory.clone(), uuid: copy.volume.0 };
+    Sighting { subject, claim, reason, standing }
+}
+
+fn standing(world: World<'_>, copies: &[Copy], copy: &Copy) -> Standing {
+    match (user(world, copy), world.records.by_id(copy.volume)) {
         (Some(user), _) => Standing::Busy(format!("{user} uses it")),
         (None, _) if copy.marked => Standing::Kept("it is marked to be kept".to_owned()),
         (None, None) => Standing::Kept("its volume has no record, so it may be the last copy".to_owned()),
         (None, Some(record)) => others_are_healthy(world, record, copies, copy)
             .err()
             .map_or(Standing::Idle, |why| Standing::Kept(format!("it may be the last copy: {why}"))),
-    };
-    let subject = Subject { class: Class::ReplicaData, name: copy.directory.clone(), uuid: copy.volume.0 };
-    Sighting { subject, claim, reason, standing }
+    }
 }
 
 /// A process that has the directory open, or may have.

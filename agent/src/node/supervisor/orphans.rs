@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::pb::agent as pb;
 
 use super::{
-    Error, InstanceName, InstanceUuid, Kind, Shared, StopWish, Supervisor, VolumeId, blocking, proc,
+    Error, InstanceName, InstanceUuid, Kind, Reads, Shared, StopWish, Supervisor, VolumeId, blocking, proc,
     replica_dirs, unix_now_s,
 };
 use crate::core::Moment;
@@ -53,13 +54,13 @@ impl Orphans {
 
 impl Supervisor {
     /// Takes in what is there and who claims it, and cleans what is due.
-    pub(super) async fn look_for_orphans(&mut self, shared: &Shared, asked_at: Moment) {
+    pub(super) async fn look_for_orphans(&mut self, shared: &Shared, asked_at: Moment, reads: Reads) {
         let settings = shared.orphan_settings.lock().clone();
-        self.read_class(shared, Class::Instance, asked_at, &settings).await;
+        self.read_class(shared, Class::Instance, asked_at, reads, &settings).await;
         let aged = self.orphans.data_at.is_none_or(|at| asked_at.saturating_sub(at) >= DATA_EVERY);
         if aged || std::mem::take(&mut self.orphans.look_at_data) {
             self.orphans.data_at = Some(asked_at);
-            self.read_class(shared, Class::ReplicaData, asked_at, &settings).await;
+            self.read_class(shared, Class::ReplicaData, asked_at, reads, &settings).await;
         }
         if self.remember(shared).await {
             self.clean_what_is_due(shared, &settings).await;
@@ -74,9 +75,10 @@ impl Supervisor {
         shared: &Shared,
         class: Class,
         asked_at: Moment,
+        reads: Reads,
         settings: &orphan::Settings,
     ) {
-        let notices = match self.sightings(shared, class).await {
+        let notices = match self.sightings(shared, class, reads).await {
             Ok(sightings) => {
                 let reading = Reading { class, asked_at, sightings };
                 let notices = self.orphans.tracker.observe(&reading, settings, shared.now());
@@ -94,12 +96,21 @@ impl Supervisor {
     }
 
     /// Everything of a class that exists, and what the records that were read last say of it.
-    async fn sightings(&self, shared: &Shared, class: Class) -> Result<Vec<Sighting>, Error> {
+    async fn sightings(
+        &self,
+        shared: &Shared,
+        class: Class,
+        reads: Reads,
+    ) -> Result<Vec<Sighting>, Error> {
         match class {
             Class::Instance => Ok(orphan::instances(self.world(shared, shared.now()))),
             Class::ReplicaData => {
-                let replicas = shared.data.replicas();
-                let found = blocking(move || replica_dirs::scan(&replicas)).await?;
+                let (replicas, labels) = (shared.data.replicas(), Arc::clone(&shared.labels));
+                let found = blocking(move || match reads {
+                    Reads::Changed => labels.scan(&replicas),
+                    Reads::All => replica_dirs::scan(&replicas),
+                })
+                .await?;
                 let copies: Vec<_> = found.iter().filter_map(|found| copy(shared, found)).collect();
                 let world: World<'_> = self.world(shared, shared.now());
                 Ok(orphan::data(world, &copies))
@@ -128,9 +139,9 @@ impl Supervisor {
             return;
         }
         let asked_at = shared.now();
-        self.read_records(shared).await;
+        self.read_records(shared, Reads::All).await;
         for class in Class::ALL {
-            let Ok(sightings) = self.sightings(shared, class).await else { continue };
+            let Ok(sightings) = self.sightings(shared, class, Reads::All).await else { continue };
             for sighting in sightings.iter().filter(|sighting| due.contains(&sighting.subject)) {
                 if self.orphans.tracker.confirm(sighting, asked_at, settings, shared.now()) {
                     let Sighting { subject, reason, .. } = sighting;
