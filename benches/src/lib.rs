@@ -9,6 +9,7 @@
 
 pub mod binary;
 pub mod case;
+pub mod counts;
 pub mod cpu;
 pub mod fio;
 pub mod leg;
