@@ -1,6 +1,7 @@
 //! The per-node agent: supervises engines and replicas, keeps volume records, and answers operators.
 #![forbid(unsafe_code)]
 
+mod blocking;
 pub mod cli;
 pub mod complaint;
 pub mod config;

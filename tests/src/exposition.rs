@@ -1,6 +1,10 @@
 //! A reader of Prometheus' text format 0.0.4, strict where a scraper is lenient: what it takes, all of them take.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use crate::wait::SECOND;
 
 /// One series: its name and labels.
 pub type Series = (String, BTreeMap<String, String>);
@@ -13,7 +17,33 @@ pub struct Page {
     values: BTreeMap<Series, f64>,
 }
 
+/// What a server on loopback answers to the first line of a request.
+///
+/// # Panics
+/// When it does not answer.
+#[must_use]
+pub fn ask(port: u16, request: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the page is served on loopback");
+    stream.set_read_timeout(Some(20 * SECOND)).expect("a socket takes a timeout");
+    write!(stream, "{request} HTTP/1.1\r\nHost: x\r\n\r\n").expect("it takes a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("one page, then the end");
+    answer
+}
+
 impl Page {
+    /// The page that an agent serves on loopback.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[must_use]
+    pub fn scrape(port: u16) -> Self {
+        let answer = ask(port, "GET /metrics");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("text/plain; version=0.0.4"), "{head}");
+        Self::parse(body).unwrap_or_else(|why| panic!("{why}\n{body}"))
+    }
+
     /// Reads a page.
     ///
     /// # Errors

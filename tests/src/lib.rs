@@ -19,6 +19,7 @@ pub mod hostile;
 pub mod image;
 pub mod logs;
 pub mod mounts;
+pub mod orphans;
 pub mod ports;
 pub mod process;
 pub mod questions;

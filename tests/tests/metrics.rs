@@ -1,10 +1,9 @@
 //! The page that Prometheus scrapes: off unless asked for, on loopback, and true.
 #![forbid(unsafe_code)]
 
-use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use holdfast_tests::exposition::Page;
+use holdfast_tests::exposition::{Page, ask};
 use holdfast_tests::process::{Signal, kill, signal};
 use holdfast_tests::wait::check;
 use holdfast_tests::{AgentOptions, BlockClient, Cluster, SECOND, eventually};
@@ -20,20 +19,8 @@ fn scraped() -> (Cluster, u16) {
     (cluster, port)
 }
 
-fn ask(port: u16, request: &str) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the page is served on loopback");
-    stream.set_read_timeout(Some(20 * SECOND)).unwrap();
-    write!(stream, "{request} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("one page, then the end");
-    answer
-}
-
 fn page(port: u16) -> Page {
-    let answer = ask(port, "GET /metrics");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("text/plain; version=0.0.4"), "{head}");
-    Page::parse(body).unwrap_or_else(|why| panic!("{why}\n{body}"))
+    Page::scrape(port)
 }
 
 fn io(page: &Page, name: &str, kind: &str) -> Option<f64> {

@@ -1,49 +1,15 @@
 //! What no record claims: reported, held, cleaned only where that is switched on, and never on a doubt.
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
-
 use holdfast_tests::cluster::{AgentOptions, SOON};
+use holdfast_tests::orphans::{confirmed_s, orphan, orphans, remove_record, restore_record, wait_orphan};
 use holdfast_tests::process::{Process, Signal, signal};
 use holdfast_tests::records;
 use holdfast_tests::wait::{check, eventually};
 use holdfast_tests::{Cluster, Volume};
-use serde_json::Value;
 
 /// An engine counts as in use for half a minute after its last client, and after it the replicas after their engine.
 const CLEANED_WITHIN: std::time::Duration = std::time::Duration::from_secs(240);
-
-fn orphans(cluster: &Cluster) -> Vec<Value> {
-    cluster.json(&["orphan", "ls"])["orphans"].as_array().expect("a list of orphans").clone()
-}
-
-fn orphan(cluster: &Cluster, name: &str) -> Option<Value> {
-    orphans(cluster).into_iter().find(|orphan| orphan["name"] == name)
-}
-
-fn confirmed_s(orphan: &Value) -> u64 {
-    orphan["confirmed_s"].as_u64().expect("a number of seconds")
-}
-
-/// Waits until the orphan is there and as `wanted` says.
-fn wait_orphan(cluster: &Cluster, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    eventually(3 * SOON, &format!("{name}: {what}"), || {
-        let found = orphan(cluster, name).ok_or_else(|| format!("{:?}", orphans(cluster)))?;
-        check(wanted(&found), || found.to_string())?;
-        Ok(found)
-    })
-}
-
-/// Takes the volume's record away; what it claimed is nobody's then.
-fn remove_record(cluster: &Cluster, volume: &str) -> PathBuf {
-    let aside = cluster.root().join(format!("{volume}.json"));
-    std::fs::rename(records::record_path(&cluster.data_dir(), volume), &aside).unwrap();
-    aside
-}
-
-fn restore_record(cluster: &Cluster, volume: &str, aside: &Path) {
-    std::fs::rename(aside, records::record_path(&cluster.data_dir(), volume)).unwrap();
-}
 
 fn images(volume: &Volume) -> Vec<Vec<u8>> {
     volume.images().iter().map(|path| std::fs::read(path).unwrap()).collect()

@@ -36,8 +36,7 @@ fn snapshot_and_changes_add_up_to_what_list_says() {
     while revision < until.revision {
         let event = watch.next_event().expect("a subscriber that keeps up is not dropped");
         if let Some(Event::Snapshot(again)) = &event.event {
-            let told: BTreeMap<_, _> =
-                again.instances.iter().map(|i| (i.name.clone(), i.clone())).collect();
+            let told: BTreeMap<_, _> = again.instances.iter().map(|i| (i.name.clone(), i.clone())).collect();
             assert_eq!((event.revision, &told), (revision, &seen), "it repeats what the changes came to");
             continue;
         }

@@ -69,6 +69,12 @@ impl Blocked {
         self.waiting.get(name).filter(|w| is_late(w.since, now)).map(|w| w.by.as_str())
     }
 
+    /// All that are blocked, and for how long each has been to run.
+    pub fn waits(&self, now: Moment) -> impl Iterator<Item = (&InstanceName, Duration)> {
+        let late = self.waiting.iter().filter(move |(_, w)| is_late(w.since, now));
+        late.map(move |(name, w)| (name, now.saturating_sub(w.since)))
+    }
+
     /// All that are blocked, with the reason.
     pub fn all(&self, now: Moment) -> impl Iterator<Item = (&InstanceName, &str)> {
         let late = self.waiting.iter().filter(move |(_, w)| is_late(w.since, now));
@@ -182,6 +188,8 @@ mod tests {
         assert_eq!(scene.at(secs(71)), ["demo.r1: the directory is missing"]);
         assert_eq!(scene.at(secs(76)), [""; 0], "an event is told once");
         assert_eq!(scene.blocked.by(&r1, secs(76)), Some("the directory is missing"));
+        let waits: Vec<_> = scene.blocked.waits(secs(76)).collect();
+        assert_eq!(waits, [(&r1, secs(66))], "since it was to run");
         scene.absent.clear();
         scene.runs("demo.r1");
         scene.at(secs(80));

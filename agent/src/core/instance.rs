@@ -55,6 +55,11 @@ impl InstanceName {
     pub fn engine(volume: &VolumeName) -> Self {
         Self { volume: volume.clone(), kind: Kind::Engine }
     }
+    /// From the first to the last name that an instance of a volume can have.
+    #[must_use]
+    pub fn all_of(volume: &VolumeName) -> std::ops::RangeInclusive<Self> {
+        Self::replica(volume, ReplicaId(0))..=Self::engine(volume)
+    }
     /// A replica of a volume.
     #[must_use]
     pub fn replica(volume: &VolumeName, id: ReplicaId) -> Self {
@@ -423,6 +428,18 @@ mod tests {
 
     fn says(phase: &str) -> Event {
         Event::Status(Box::new(pb::InstanceStatus { phase: phase.into(), ..Default::default() }))
+    }
+
+    #[test]
+    fn the_names_of_a_volume_are_neighbours() {
+        let named = |text: &str| text.parse::<InstanceName>().unwrap();
+        let all = InstanceName::all_of(&"b".parse().unwrap());
+        for ours in ["b.r1", "b.r2", "b.r4294967295", "b.engine"] {
+            assert!(all.contains(&named(ours)), "{ours}");
+        }
+        for others in ["a.engine", "a.r1", "b-1.r1", "b0.engine", "c.r1"] {
+            assert!(!all.contains(&named(others)), "{others}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod follow;
 pub mod foreign;
 pub mod instance;
 pub mod inventory;
+pub mod moves;
 pub mod nodes;
 pub mod orphan;
 pub mod placement;

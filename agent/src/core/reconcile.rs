@@ -305,6 +305,14 @@ enum Slot<'a> {
     Taken(&'a Instance),
 }
 
+/// The instances that have a name of this volume, whichever volume they are of.
+fn named_after<'a>(
+    world: World<'a>,
+    volume: &VolumeName,
+) -> impl Iterator<Item = (&'a InstanceName, &'a Instance)> {
+    world.instances.range(InstanceName::all_of(volume))
+}
+
 struct Planner<'a> {
     world: World<'a>,
     plan: Plan,
@@ -332,9 +340,11 @@ impl<'a> Planner<'a> {
     /// What an earlier agent told to end, and did not live to see end, is told again: an engine that has drained waits for
     /// that word.
     fn finish_ending(&mut self, record: &VolumeRecord) {
-        for (name, instance) in self.world.instances {
-            let ours = name.volume() == &record.name && instance.volume_id() == record.id;
-            if ours && *instance.state() == State::Stopping && !instance.stop_asked() {
+        for (name, instance) in named_after(self.world, &record.name) {
+            if instance.volume_id() == record.id
+                && *instance.state() == State::Stopping
+                && !instance.stop_asked()
+            {
                 self.stop(record, name, instance.uuid(), name.kind() == Kind::Engine);
             }
         }
@@ -563,10 +573,9 @@ impl<'a> Planner<'a> {
 
     /// Ends the processes of replicas that the record says were removed. Their data stays.
     fn end_removed(&mut self, record: &'a VolumeRecord) {
-        for (name, instance) in self.world.instances {
+        for (name, instance) in named_after(self.world, &record.name) {
             let Kind::Replica(id) = name.kind() else { continue };
-            let ours = name.volume() == &record.name && instance.volume_id() == record.id;
-            if !ours || !record.was_removed(id) {
+            if instance.volume_id() != record.id || !record.was_removed(id) {
                 continue;
             }
             if self.world.foreign.of(name, instance.uuid(), record.id) != Claim::Unclaimed {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::core::inventory::Change;
+use crate::core::moves::Step;
 use crate::core::orphan::{Class, Notice, TRANSITIONS};
 
 /// Upper bounds in seconds: a registry of files answers within the first, an etcd that fails within the last.
@@ -54,6 +55,10 @@ pub struct Counts {
     pub orphan_transitions: BTreeMap<(&'static str, &'static str), u64>,
     /// What persons asked for about orphans, and got.
     pub orphan_requests: BTreeMap<&'static str, u64>,
+    /// Volumes that came to this node from another, by what became of it.
+    pub volume_moves: BTreeMap<&'static str, u64>,
+    /// Replicas of the fleet for which this agent wished another place, by whether it could.
+    pub replica_moves: BTreeMap<&'static str, u64>,
     /// Events of the inventory.
     pub changes: BTreeMap<&'static str, u64>,
 }
@@ -70,6 +75,8 @@ impl Default for Counts {
             instance_transitions: BTreeMap::new(),
             orphan_transitions: turns.collect(),
             orphan_requests: zeros(&["hold", "release", "delete"]),
+            volume_moves: zeros(&Step::ALL.map(Step::as_str)),
+            replica_moves: zeros(&["begun", "failed"]),
             changes: zeros(&["instance_changed", "instance_removed", "volume_changed", "volume_removed"]),
         }
     }
@@ -105,6 +112,16 @@ impl Counts {
     /// A person asked for something about an orphan, and got it.
     pub fn orphan_request(&mut self, what: &'static str) {
         *self.orphan_requests.entry(what).or_default() += 1;
+    }
+
+    /// A volume moves to this node, or has, or does not any more.
+    pub fn volume_moves(&mut self, step: Step) {
+        *self.volume_moves.entry(step.as_str()).or_default() += 1;
+    }
+
+    /// A replica was given another place, or could not be.
+    pub fn replica_moves(&mut self, outcome: &'static str) {
+        *self.replica_moves.entry(outcome).or_default() += 1;
     }
 
     /// The inventory changed.

@@ -11,7 +11,7 @@ mod server;
 
 pub use counts::{Counts, Histogram};
 pub(crate) use render::SUSPENDED;
-pub use render::{InTrash, Observed, ProcessUse, Space, Suspended, render};
+pub use render::{InTrash, Observed, ProcessUse, Since, Space, render};
 pub use server::{MetricsListener, MetricsServer};
 
 #[cfg(test)]

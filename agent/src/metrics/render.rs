@@ -32,15 +32,23 @@ pub struct Observed {
     /// What engines counted, by volume.
     pub io: BTreeMap<String, Vec<ipb::IoCounters>>,
     /// Volumes whose I/O is held now, and for how long.
-    pub suspended: Vec<Suspended>,
+    pub suspended: Vec<Since>,
+    /// Volumes that something keeps from what their records say, and for how long.
+    pub blocked: Vec<Since>,
+    /// Volumes that move to this node, and for how long.
+    pub moving: Vec<Since>,
+    /// How many of those something keeps from going on.
+    pub moves_blocked: u64,
+    /// Instances that are to run and do not, by name and kind.
+    pub instances_blocked: Vec<(Since, String, &'static str)>,
+    /// Replicas of the fleet that ought to be elsewhere and cannot go there, as the one agent knows that moves them.
+    pub replica_moves_blocked: u64,
     /// What nobody claims.
     pub orphans: Stats,
     /// Instances that wait before they are started again, by kind.
     pub waiting_to_restart: BTreeMap<&'static str, u64>,
     /// Volumes whose steps failed and are tried again.
     pub retrying: u64,
-    /// Volumes that something keeps from what their records say.
-    pub blocked: u64,
     /// Whether the records could be read last.
     pub registry_up: bool,
     /// How often hearing of changes had to begin again.
@@ -49,9 +57,9 @@ pub struct Observed {
     pub space: Option<Space>,
 }
 
-/// A volume whose I/O is held.
+/// For how long something of a volume has been so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Suspended {
+pub struct Since {
     /// Its name.
     pub volume: String,
     /// As far as this agent has seen.
@@ -163,7 +171,14 @@ impl Observed {
         let help = "Instances that ended by themselves and wait before they are started again";
         to.gauge("holdfast_instances_waiting_to_restart", help, waiting)?;
         let transitions = pairs(&self.counts.instance_transitions, ["kind", "to"]);
-        to.counter("holdfast_instance_transitions", "Instances that came into a state", transitions)
+        to.counter("holdfast_instance_transitions", "Instances that came into a state", transitions)?;
+        let blocked = self.instances_blocked.iter().map(|(since, name, kind)| {
+            let labels =
+                [("name", name.clone()), ("kind", (*kind).to_owned()), ("volume", since.volume.clone())];
+            (labels, since.since.as_secs())
+        });
+        let help = "For how long an instance has been to run and has not, beyond a minute";
+        to.gauge("holdfast_instance_blocked_seconds", help, blocked)
     }
 
     fn orphans(&self, to: &mut Writer<'_, '_>) -> Written {
@@ -204,7 +219,10 @@ impl Observed {
         let help = "Volumes whose steps failed and are tried again";
         to.gauge("holdfast_volumes_retrying", help, [([], self.retrying)])?;
         let help = "Volumes that something keeps from what their records say";
-        to.gauge("holdfast_volumes_blocked", help, [([], self.blocked)])?;
+        let blocked = u64::try_from(self.blocked.len()).unwrap_or(u64::MAX);
+        to.gauge("holdfast_volumes_blocked", help, [([], blocked)])?;
+        let help = "For how long something has kept a volume from what its record says";
+        to.gauge("holdfast_volume_blocked_seconds", help, since(&self.blocked))?;
         let asked = counts.registry.iter().map(|((operation, outcome), histogram)| {
             let labels = [("operation", (*operation).to_owned()), ("outcome", (*outcome).to_owned())];
             (labels, shape(histogram))
@@ -214,8 +232,24 @@ impl Observed {
         to.gauge("holdfast_registry_up", "Whether the records could be read last", up)?;
         let help = "How often hearing of changes in the registry had to begin again";
         to.counter("holdfast_registry_watch_restarts", help, [([], self.watch_restarts)])?;
+        self.moves(to)?;
         let changes = words(&counts.changes, "change");
         to.counter("holdfast_inventory_changes", "Events of the inventory", changes)
+    }
+
+    fn moves(&self, to: &mut Writer<'_, '_>) -> Written {
+        let moves = words(&self.counts.volume_moves, "step");
+        let help = "Volumes that were attached here after they were attached on another node";
+        to.counter("holdfast_volume_moves", help, moves)?;
+        let help = "For how long a volume that moves here has been without its engine here";
+        to.gauge("holdfast_volume_moving_seconds", help, since(&self.moving))?;
+        let help = "Volumes that move here and that something keeps from it";
+        to.gauge("holdfast_volume_moves_blocked", help, [([], self.moves_blocked)])?;
+        let moves = words(&self.counts.replica_moves, "outcome");
+        let help = "Replicas of drained, forgotten or silent nodes for which this agent wished a successor elsewhere";
+        to.counter("holdfast_replica_moves", help, moves)?;
+        let help = "Such replicas for which there is no place or no source now; 0 but on one agent of all";
+        to.gauge("holdfast_replica_moves_blocked", help, [([], self.replica_moves_blocked)])
     }
 
     fn volumes(&self, to: &mut Writer<'_, '_>) -> Written {
@@ -333,6 +367,10 @@ fn latency(io: &ipb::IoCounters) -> Shape {
     let bounded = bounds.enumerate().map(|(at, bound)| if at < last { bound } else { f64::INFINITY });
     let sum = Duration::from_nanos(io.latency_sum_ns).as_secs_f64();
     (sum, bounded.zip(io.latency_buckets.iter().copied()).collect())
+}
+
+fn since(of: &[Since]) -> impl Iterator<Item = (Labels<1>, u64)> + use<'_> {
+    of.iter().map(|Since { volume, since }| ([("volume", volume.clone())], since.as_secs()))
 }
 
 fn class_label(class: Class) -> Labels<1> {

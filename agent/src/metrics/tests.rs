@@ -10,6 +10,7 @@ use holdfast_tests::exposition::Page;
 
 use super::*;
 use crate::core::inventory::{Change, Snapshot};
+use crate::core::moves::Step;
 use crate::core::orphan::{Class, Notice, Stats, Subject, Totals};
 
 fn io(kind: &str, requests: u64) -> ipb::IoCounters {
@@ -40,6 +41,10 @@ fn replica(id: &str, mode: &str, progress: Option<pb::Progress>) -> pb::VolumeRe
     }
 }
 
+fn since(volume: &str, seconds: u64) -> Since {
+    Since { volume: volume.into(), since: Duration::from_secs(seconds) }
+}
+
 fn observed() -> Observed {
     let mut counts = Counts::default();
     counts.reconciled(Duration::from_millis(2), true);
@@ -48,6 +53,8 @@ fn observed() -> Observed {
     counts.asked_registry("list", "error", Duration::from_secs(3));
     counts.instance_is("replica", "running");
     counts.stepped("failed");
+    counts.volume_moves(Step::Begun);
+    counts.replica_moves("begun");
     counts.orphan_request("hold");
     counts.changed(&Change::VolumeRemoved("old".into()));
     counts.orphan_is(&Notice {
@@ -96,11 +103,15 @@ fn observed() -> Observed {
             volumes: vec![volume],
         },
         io: BTreeMap::from([("db".to_owned(), vec![io("read", 0), io("write", 2)])]),
-        suspended: vec![Suspended { volume: "db".into(), since: Duration::from_secs(12) }],
+        suspended: vec![since("db", 12)],
+        blocked: vec![since("db", 95), since("old", 3)],
+        moving: vec![since("db", 90)],
+        moves_blocked: 1,
+        instances_blocked: vec![(since("db", 80), "db.r2".into(), "replica")],
+        replica_moves_blocked: 3,
         orphans: stats,
         waiting_to_restart: BTreeMap::from([("replica", 1)]),
         retrying: 1,
-        blocked: 2,
         registry_up: true,
         watch_restarts: 5,
         space: Some(Space {

@@ -67,9 +67,8 @@ async fn look(shared: &Arc<Shared>, record: &VolumeRecord, id: ReplicaId) -> Res
     let (shared, record) = (Arc::clone(shared), record.clone());
     let looked = blocking(move || {
         let path = roles::data_dir(&shared, &record, id);
-        let usable = replica_dirs::check(&path, id, record.id).and_then(|()| {
-            read_label(&path).map_err(|e| e.to_string())
-        });
+        let usable = replica_dirs::check(&path, id, record.id)
+            .and_then(|()| read_label(&path).map_err(|e| e.to_string()));
         let labels = record.placed().filter_map(|spec| {
             let path = roles::data_dir(&shared, &record, spec.id);
             read_label(&path).ok().filter(|label| label.volume == record.id)

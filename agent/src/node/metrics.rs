@@ -12,8 +12,9 @@ use super::host;
 use super::shared::{Shared, blocking};
 use super::supervisor::unix_now_s;
 use crate::core::Moment;
+use crate::core::moves::Moving;
 use crate::core::records::Records;
-use crate::metrics::{Counts, InTrash, Observed, SUSPENDED, Space, Suspended};
+use crate::metrics::{Counts, InTrash, Observed, SUSPENDED, Since, Space};
 use crate::process::proc;
 
 /// A trash of many directories takes a while to look through.
@@ -35,9 +36,12 @@ pub(super) struct Seen {
     pub(super) io: BTreeMap<String, Vec<ipb::IoCounters>>,
     pub(super) waiting_to_restart: BTreeMap<&'static str, u64>,
     pub(super) retrying: usize,
-    pub(super) blocked: usize,
     pub(super) space: Option<Space>,
+    pub(super) replica_moves_blocked: usize,
+    pub(super) instances_blocked: Vec<(Since, String, &'static str)>,
+    pub(super) moving: Vec<Moving>,
     suspended: BTreeMap<String, Moment>,
+    blocked: BTreeMap<String, Moment>,
 }
 
 impl Seen {
@@ -51,10 +55,20 @@ impl Seen {
 
     /// Notes since when volumes hold their I/O.
     pub(super) fn note_suspended(&mut self, volumes: &[pb::VolumeInfo], now: Moment) {
-        let before = std::mem::take(&mut self.suspended);
         let held = volumes.iter().filter(|volume| volume.state == SUSPENDED).map(|volume| &volume.name);
-        self.suspended = held.map(|name| (name.clone(), before.get(name).copied().unwrap_or(now))).collect();
+        note(&mut self.suspended, held, now);
     }
+
+    /// Notes since when something keeps volumes from what their records say.
+    pub(super) fn note_blocked<'a>(&mut self, volumes: impl Iterator<Item = &'a String>, now: Moment) {
+        note(&mut self.blocked, volumes, now);
+    }
+}
+
+/// What is still so has been since it was first.
+fn note<'a>(known: &mut BTreeMap<String, Moment>, now_so: impl Iterator<Item = &'a String>, now: Moment) {
+    let before = std::mem::take(known);
+    *known = now_so.map(|name| (name.clone(), before.get(name).copied().unwrap_or(now))).collect();
 }
 
 impl Metrics {
@@ -93,8 +107,9 @@ pub(super) fn observe(shared: &Shared) -> Observed {
     let orphans = shared.orphans.lock().stats.clone();
     let records = Arc::clone(&shared.records.lock());
     let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-    let suspended =
-        seen.suspended.into_iter().map(|(volume, at)| Suspended { volume, since: now.saturating_sub(at) });
+    let since = |(volume, at)| Since { volume, since: now.saturating_sub(at) };
+    let moves_blocked = seen.moving.iter().filter(|moving| moving.blocked).count();
+    let moving = seen.moving.into_iter().map(|moving| (moving.volume.to_string(), moving.since));
     Observed {
         node: shared.config.node.to_string(),
         started_unix_s: *started_unix_s,
@@ -102,11 +117,15 @@ pub(super) fn observe(shared: &Shared) -> Observed {
         counts,
         inventory: shared.snapshot(),
         io: seen.io,
-        suspended: suspended.collect(),
+        suspended: seen.suspended.into_iter().map(since).collect(),
+        blocked: seen.blocked.into_iter().map(since).collect(),
+        moving: moving.map(since).collect(),
+        moves_blocked: number(moves_blocked),
+        instances_blocked: seen.instances_blocked,
+        replica_moves_blocked: number(seen.replica_moves_blocked),
         orphans,
         waiting_to_restart: seen.waiting_to_restart,
         retrying: number(seen.retrying),
-        blocked: number(seen.blocked),
         registry_up: matches!(*records, Records::Known(_)),
         watch_restarts: shared.registry.watch_restarts(),
         space: seen.space,

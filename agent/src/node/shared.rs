@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::metrics::Metrics;
 use super::{Change, NodeConfig, ShutdownProgress, Snapshot};
+pub(super) use crate::blocking::blocking;
 use crate::core::Moment;
 use crate::core::elsewhere::Elsewhere;
 use crate::core::foreign::{Foreign, Leases};
@@ -325,11 +326,4 @@ impl Drop for Turn<'_> {
             }
         }
     }
-}
-
-/// Runs blocking work where it may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::failed(format!("run: {e}")))?
 }

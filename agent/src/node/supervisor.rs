@@ -20,6 +20,7 @@ use crate::core::claims::{self, Claim};
 use crate::core::elsewhere::Elsewhere;
 use crate::core::foreign::Foreign;
 use crate::core::instance::{Event, Instance, InstanceName, Kind, State};
+use crate::core::moves::Moves;
 use crate::core::predecessor::EndedEngines;
 use crate::core::reconcile::{self, Action, Plan, World};
 use crate::core::records::{Lookup, RecordState, Records};
@@ -27,6 +28,7 @@ use crate::core::retry::Retries;
 use crate::core::turns::{self, Turns, Want};
 use crate::core::view::{self, Viewer};
 use crate::error::Error;
+use crate::metrics::Since;
 use crate::process::driver::{Begin, Context, DRAIN_WITHIN, Driver, Report, StopWish};
 use crate::process::{logs, proc};
 use crate::registry::{Entry, Read, VolumeKey};
@@ -85,6 +87,7 @@ pub(super) struct Supervisor {
     elsewhere: Arc<Elsewhere>,
     plan: Plan,
     blocked: Blocked,
+    moves: Moves,
     retries: Retries,
     turns: Turns,
     runs: u64,
@@ -118,6 +121,7 @@ impl Supervisor {
             elsewhere: Arc::default(),
             plan: Plan::default(),
             blocked: Blocked::default(),
+            moves: Moves::default(),
             retries: Retries::new(now),
             turns: Turns::default(),
             runs: 0,
@@ -298,6 +302,7 @@ impl Supervisor {
         self.look_for_orphans(shared, asked_at, reads).await;
         self.forget_ended(shared).await;
         self.note_blocked(shared);
+        self.note_moves(shared);
         let took = shared.now().saturating_sub(asked_at);
         let known = matches!(*self.records, Records::Known(_));
         shared.metrics.counts.lock().reconciled(took, known);
@@ -460,6 +465,15 @@ impl Supervisor {
         }
     }
 
+    fn note_moves(&mut self, shared: &Shared) {
+        let mut moves = std::mem::take(&mut self.moves);
+        for (volume, step, took) in moves.update(self.world(shared, shared.now()), &self.plan) {
+            tracing::info!(%volume, step = step.as_str(), ?took, "a move to this node");
+            shared.metrics.counts.lock().volume_moves(step);
+        }
+        self.moves = moves;
+    }
+
     fn note_blocked(&mut self, shared: &Shared) {
         let mut blocked = std::mem::take(&mut self.blocked);
         for (name, by) in blocked.update(self.world(shared, shared.now()), &self.plan) {
@@ -517,8 +531,13 @@ impl Supervisor {
         let mut seen = shared.metrics.seen.lock();
         seen.waiting_to_restart = waiting;
         seen.retrying = self.retries.failing();
-        seen.blocked = self.plan.blocked.len();
+        seen.note_blocked(self.plan.blocked.keys(), now);
         seen.note_suspended(volumes, now);
+        let blocked = self.blocked.waits(now).map(|(name, since)| {
+            (Since { volume: name.volume().to_string(), since }, name.to_string(), name.kind().as_str())
+        });
+        seen.instances_blocked = blocked.collect();
+        seen.moving = self.moves.under_way().cloned().collect();
     }
 }
 

@@ -52,6 +52,7 @@ impl Upkeep {
             come_back(shared).await;
         }
         if on_duty(&fleet) != Some(here) {
+            shared.metrics.seen.lock().replica_moves_blocked = 0;
             *self = Self::default();
             return;
         }
@@ -62,6 +63,7 @@ impl Upkeep {
         for wanted in &found.moves {
             self.carry_out(shared, &fleet, wait, wanted).await;
         }
+        shared.metrics.seen.lock().replica_moves_blocked = found.stuck.len();
         let stuck = found.stuck.iter().next().map_or(String::new(), |((volume, replica), why)| {
             format!("{} of them, the first is {replica} of volume {volume}: {why}", found.stuck.len())
         });
@@ -81,6 +83,7 @@ impl Upkeep {
         match replicas::want_there(shared, MOVE, volume, Some(*replica), to, due).await {
             Ok(Some(successor)) => {
                 self.failed.remove(volume);
+                shared.metrics.counts.lock().replica_moves("begun");
                 tracing::info!(%volume, %replica, %from, %to, %successor, why = %cause, "a replica is to move");
             }
             // Somebody else was first, or it is not so any more.
@@ -88,6 +91,7 @@ impl Upkeep {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => {
                 let said = error.to_string();
+                shared.metrics.counts.lock().replica_moves("failed");
                 if self.failed.get(volume) != Some(&said) {
                     tracing::warn!(%volume, %replica, %from, %to, error = said, "a replica cannot be moved; tried again");
                     self.failed.insert(volume.clone(), said);

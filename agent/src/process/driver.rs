@@ -23,6 +23,7 @@ use super::link::{self, Expected};
 use super::proc::{self, Life};
 use super::watch::Watched;
 use super::{logs, spawn};
+use crate::blocking::blocking;
 use crate::core::instance::{Event, InstanceName};
 use crate::error::Error;
 use crate::registry::Registry;
@@ -313,12 +314,6 @@ impl Task {
             tracing::warn!(instance = %self.record.name, %error, "its record is not up to date");
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::failed(e.to_string()))?
 }
 
 /// From asking a process to end to making it.

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::inventory::{InventoryFiles, InventoryHome};
 use super::stored_key::{KEY_SCHEMA, StoredKey};
 use super::{Entry, Read, Registry, Swap, VolumeKey, check_claim, check_record, claimed};
+use crate::blocking::blocking;
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
 use crate::core::nodes::Heard;
@@ -101,18 +102,17 @@ impl FileRegistry {
         let changed = watch::Sender::new(0);
         let claims = root.join("claims");
         let root = root.to_owned();
-        let inner =
-            Inner {
-                root,
-                volumes,
-                keys,
-                nodes,
-                claims,
-                incarnation,
-                writing: Mutex::new(()),
-                changed,
-                seen: Remembered::default(),
-            };
+        let inner = Inner {
+            root,
+            volumes,
+            keys,
+            nodes,
+            claims,
+            incarnation,
+            writing: Mutex::new(()),
+            changed,
+            seen: Remembered::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -121,10 +121,7 @@ impl FileRegistry {
         work: impl FnOnce(&Inner) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let inner = Arc::clone(&self.inner);
-        // Runs to its end even if the caller goes away: a write is never half a write.
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .map_err(|e| Error::failed(format!("use the registry: {e}")))?
+        blocking(move || work(&inner)).await
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use holdfast_proto::ids::NodeName;
 
+use crate::blocking::blocking;
 use crate::core::publish::Op;
 use crate::error::Error;
 use crate::store::atomic;
@@ -99,12 +100,6 @@ impl InventoryHome for InventoryFiles {
         let files = self.clone();
         blocking(move || files.do_all(&ops)).await
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::failed(format!("run: {e}")))?
 }
 
 #[cfg(test)]

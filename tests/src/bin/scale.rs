@@ -131,7 +131,7 @@ fn one_node() {
         "\nOne node, {INSTANCES} instances: a full list {bytes} B, written and read in {:?}",
         began.elapsed()
     );
-    println!("idle: next write due {:?}", publisher.poll_timeout());
+    println!("idle: the next full list is due at {:?}", publisher.poll_timeout());
     bytes = 0;
     let began = Instant::now();
     for change in 0..CHANGES {

@@ -6,8 +6,9 @@ use holdfast_proto::ids::ReplicaId;
 use holdfast_proto::record::VolumeRecord;
 
 use super::{
-    Action, Begin, Error, Event, InstanceName, InstanceUuid, Kind, Lookup, Read, Shared, SpawnRecord, StopWish,
-    Supervisor, VolumeId, VolumeKey, VolumeName, blocking, happened, reconcile, replica_dirs, roles, unix_now_s,
+    Action, Begin, Error, Event, InstanceName, InstanceUuid, Kind, Lookup, Read, Shared, SpawnRecord,
+    StopWish, Supervisor, VolumeId, VolumeKey, VolumeName, blocking, happened, reconcile, replica_dirs,
+    roles, unix_now_s,
 };
 use crate::core::creation;
 use crate::process::spawn;

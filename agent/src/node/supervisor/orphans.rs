@@ -96,12 +96,7 @@ impl Supervisor {
     }
 
     /// Everything of a class that exists, and what the records that were read last say of it.
-    async fn sightings(
-        &self,
-        shared: &Shared,
-        class: Class,
-        reads: Reads,
-    ) -> Result<Vec<Sighting>, Error> {
+    async fn sightings(&self, shared: &Shared, class: Class, reads: Reads) -> Result<Vec<Sighting>, Error> {
         match class {
             Class::Instance => Ok(orphan::instances(self.world(shared, shared.now()))),
             Class::ReplicaData => {

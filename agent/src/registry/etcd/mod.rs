@@ -34,6 +34,7 @@ use tokio::task::AbortHandle;
 
 use self::client::Client;
 use self::memory::{Memory, Stored};
+use crate::blocking::blocking;
 use crate::config::EtcdHome;
 use crate::error::Error;
 
@@ -228,12 +229,6 @@ impl Inner {
     fn tick(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::failed(format!("use the registry: {e}")))?
 }
 
 /// What the range that was asked at `index` found.
