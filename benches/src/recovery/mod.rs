@@ -161,7 +161,7 @@ fn let_pass(time: Duration) {
 }
 
 fn nbd(volume: &Volume) -> Result<Target> {
-    Ok(Target { text: TARGET_NBD, variable: ("HF_URI", volume.uri()?.to_owned()) })
+    Ok(Target { text: TARGET_NBD, variable: ("HF_URI", volume.uri()?.to_owned()), read_only: false })
 }
 
 /// Writes the first `size_mib` of a volume, and waits until all of it is on the disk: what is measured next does not pay
