@@ -18,6 +18,8 @@ pub enum Direction {
     Write,
     /// Writes that wait for flushes: rates are the writes', latencies the flushes'.
     WriteFlush,
+    /// Reads and writes as they come: rates are sums, each latency that of the slower kind.
+    Mixed,
 }
 
 /// One fio job.
@@ -31,6 +33,43 @@ pub struct Case {
     pub unit: Unit,
     /// What to count.
     pub direction: Direction,
+}
+
+impl Case {
+    /// A person's own job. It says what is done; where to is the runner's to say.
+    ///
+    /// # Errors
+    /// When it is not one job, or says itself where to.
+    pub fn own(name: &str, job: &str) -> Result<Self, String> {
+        for (key, _) in settings(job) {
+            if ["filename", "directory", "ioengine", "uri", "hostname", "opendir"].contains(&key) {
+                return Err(format!(
+                    "the job file sets {key}, but where to and how is said by --target, --bare and --legs: take the \
+                     line out"
+                ));
+            }
+        }
+        let sections = job.lines().map(str::trim).filter(|line| line.starts_with('['));
+        if sections.filter(|line| !line.eq_ignore_ascii_case("[global]")).count() != 1 {
+            return Err("the job file must hold one job: one section beside [global]".to_owned());
+        }
+        // For the life of the program, as the built-in cases are.
+        let (name, job) = (name.to_owned().leak(), format!("{job}\n").leak());
+        Ok(Self { name, job, unit: Unit::Iops, direction: Direction::Mixed })
+    }
+
+    /// Whether it changes what it runs on.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        let kinds = settings(self.job).filter(|(key, _)| ["rw", "readwrite"].contains(key));
+        kinds.map(|(_, kind)| kind.split(':').next().unwrap_or_default()).any(|kind| !kind.ends_with("read"))
+    }
+}
+
+/// The `key=value` lines of a job file.
+fn settings(job: &str) -> impl Iterator<Item = (&str, &str)> {
+    let lines = job.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';', '[']));
+    lines.map(|line| line.split_once('=').map_or((line, ""), |(key, value)| (key.trim(), value.trim())))
 }
 
 macro_rules! case {
@@ -100,6 +139,20 @@ mod tests {
             ["randread-4k-qd32", "writeflush-4k-qd1"]
         );
         assert!(select(&["randomwrite".to_owned()]).unwrap_err().contains("randomwrite"));
+    }
+
+    #[test]
+    fn own_jobs_are_one_job_and_do_not_say_where_to() {
+        let own = |job: &str| Case::own("mine", job);
+        assert!(!own("[global]\nbs=4k\n[a]\nrw=randread").unwrap().writes());
+        for kind in ["write", "randrw", "rw", "readwrite", "trim", "randwrite:8"] {
+            assert!(own(&format!("[a]\nrw={kind}")).unwrap().writes(), "{kind}");
+        }
+        assert!(own("[a]\nrw=read\n[b]\nrw=write").unwrap_err().contains("one job"));
+        assert!(own("[global]\nrw=read").unwrap_err().contains("one job"));
+        assert!(own("[a]\nrw=read\nfilename=/dev/sda").unwrap_err().contains("filename"));
+        let writing = CASES.iter().filter(|case| case.writes()).count();
+        assert_eq!(writing, CASES.iter().filter(|case| case.direction != Direction::Read).count());
     }
 
     /// The name says what the job does; a job file edited on its own would make the tables lie.

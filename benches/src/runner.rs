@@ -1,6 +1,7 @@
 //! Starts the legs, runs the rounds interleaved, and accounts for each.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -8,10 +9,18 @@ use serde_json::{Value, json};
 
 use crate::case::{Case, PREFILL};
 use crate::cpu;
-use crate::fio;
+use crate::fio::{self, Run};
 use crate::leg::{self, Leg, Running, Setup};
 use crate::machine::Machine;
-use crate::report::{self, ProcessCpu, Sample};
+use crate::plot;
+use crate::report::{self, ProcessCpu, Sample, Syscalls};
+use crate::syscalls::{self, Source};
+use crate::targets;
+
+/// System calls per operation hardly vary: longer than this is not needed to count them.
+const COUNTING_SECONDS_MAX: u64 = 2;
+/// Of one panel of the plot.
+const PANEL: (f64, f64) = (560.0, 340.0);
 
 /// What is to be measured.
 #[derive(Debug)]
@@ -34,6 +43,9 @@ pub struct Results {
     machine: Machine,
     commands: BTreeMap<&'static str, Vec<String>>,
     samples: Vec<Sample>,
+    /// Who counted system calls, or why nobody did.
+    counter: Result<Source, String>,
+    syscalls: Vec<Syscalls>,
 }
 
 /// Runs `plan`; what is going on goes to standard error.
@@ -44,13 +56,26 @@ pub fn run(plan: &Plan) -> Result<Results> {
     let machine = Machine::observe(&plan.setup.data_dir, &plan.setup.holdfast);
     let mut running = Vec::new();
     for leg in &plan.legs {
-        eprintln!("starting and filling {}", leg.name());
         let up = leg::start(*leg, &plan.setup)?;
-        fio::run(&up.target, PREFILL, plan.setup.size_mib, plan.seconds, &plan.setup.socket_dir)
-            .with_context(|| format!("failed to fill {}", leg.name()))?;
+        if up.target.read_only {
+            eprintln!(
+                "{} is not written to: what it never held is read as a hole, which is faster",
+                leg.name()
+            );
+        } else {
+            eprintln!("filling {}", leg.name());
+            fio::run(&up.target, PREFILL, plan.setup.size_mib, plan.seconds, &plan.setup.socket_dir)
+                .with_context(|| format!("failed to fill {}", leg.name()))?;
+        }
         running.push(up);
     }
-    let mut samples = Vec::new();
+    let mut results = Results {
+        machine,
+        commands: BTreeMap::new(),
+        samples: Vec::new(),
+        counter: syscalls::source(),
+        syscalls: Vec::new(),
+    };
     for case in &plan.cases {
         for round in 0..plan.rounds {
             for up in &running {
@@ -64,12 +89,15 @@ pub fn run(plan: &Plan) -> Result<Results> {
                     sample.iops,
                     sample.p50_us
                 );
-                samples.push(sample);
+                results.samples.push(sample);
             }
         }
+        for up in &running {
+            results.count_syscalls(plan, case, up);
+        }
     }
-    let commands = running.iter().map(|up| (up.leg.name(), up.commands.clone())).collect();
-    Ok(Results { machine, commands, samples })
+    results.commands = running.iter().map(|up| (up.leg.name(), up.commands.clone())).collect();
+    Ok(results)
 }
 
 fn measure(plan: &Plan, case: &Case, round: usize, up: &Running) -> Result<Sample> {
@@ -95,25 +123,40 @@ fn measure(plan: &Plan, case: &Case, round: usize, up: &Running) -> Result<Sampl
 }
 
 impl Results {
+    /// In a run of its own. What cannot be counted is no reason to lose what was measured: it is said once, and left out.
+    fn count_syscalls(&mut self, plan: &Plan, case: &Case, up: &Running) {
+        let Ok(source) = self.counter else { return };
+        if up.accounted.is_empty() {
+            return;
+        }
+        let run = Run {
+            target: &up.target,
+            job: case.job,
+            size_mib: plan.setup.size_mib,
+            seconds: plan.seconds.min(COUNTING_SECONDS_MAX),
+            dir: &plan.setup.socket_dir,
+        };
+        let counted = syscalls::counted(source, &up.accounted, &run)
+            .and_then(|(said, calls)| Ok((fio::outcome(&said, case.direction)?.ios, calls)));
+        match counted {
+            Ok((ios, calls)) => {
+                let roles = up.accounted.iter().map(|process| process.role.clone());
+                let per_io = roles.zip(calls.into_iter().map(|count| count / ios)).collect();
+                self.syscalls.push(Syscalls { case: case.name, leg: up.leg, per_io });
+            }
+            Err(error) => self.counter = Err(format!("{}: {error:#}", source.name())),
+        }
+    }
+
     /// The tables, in Markdown.
     #[must_use]
     pub fn tables(&self, plan: &Plan) -> String {
-        let machine = &self.machine;
         let mut text = format!(
-            "Machine: {} x{}, {}, Linux {}, data on {}\nVersions: {}; {}; {}; sources {}\nLoad before: {}\n\
-             {} rounds of {} s, {} MiB, interleaved. Median over the rounds; ratios are medians of ratios round by \
-             round.\nfile-direct writes to the device; everything else is volatile until a flush. Write-and-flush \
-             latencies are those of the flush.\n\n",
-            machine.processor,
-            machine.processors,
-            machine.memory,
-            machine.kernel,
-            machine.file_system,
-            machine.holdfast,
-            machine.fio,
-            machine.qemu,
-            machine.commit,
-            machine.load_before,
+            "{}\nqemu: {}\n{} rounds of {} s, {} MiB, interleaved. Median over the rounds; ratios are medians of \
+             ratios round by round.\nfile-direct, bare-direct and holdfast-*-direct write to the device; everything \
+             else is volatile until a flush.\nLatencies of write and flush are those of the flush.\n\n",
+            self.machine.describe(),
+            self.machine.qemu,
             plan.rounds,
             plan.seconds,
             plan.setup.size_mib,
@@ -121,15 +164,58 @@ impl Results {
         for case in &plan.cases {
             text.push_str(&format!("{}\n\n", report::case_table(&self.samples, case, &plan.legs)));
         }
-        if plan.legs.len() > 1 {
-            text.push_str(&format!("{}\n", report::ratio_table(&self.samples, &plan.cases, &plan.legs)));
+        text.push_str(&format!("{}\n\n", report::cpu_table(&self.samples, &plan.cases, &plan.legs)));
+        text.push_str(&self.syscalls_text());
+        let judged = targets::of_samples(&self.samples);
+        // A volume of a person's own has none.
+        if judged.iter().any(|goal| goal.verdict != targets::Verdict::NotMeasured) {
+            text.push_str(&format!(
+                "Targets, by the medians above: those of three replicas on one machine with two cores.\nThe commands \
+                 stand behind `cargo run --release -p holdfast-benches`.\n\n{}\n",
+                targets::table(&judged)
+            ));
         }
         text
     }
 
+    fn syscalls_text(&self) -> String {
+        let mut text = String::new();
+        if !self.syscalls.is_empty() {
+            text.push_str(&format!("{}\n", report::syscalls_table(&self.syscalls)));
+        }
+        // Writing to a string does not fail.
+        let _ = match &self.counter {
+            Ok(source) => writeln!(
+                text,
+                "Counted by {}, in runs of their own of at most {COUNTING_SECONDS_MAX} s; the kernel's workers make \
+                 none.\n",
+                source.name()
+            ),
+            Err(reason) => writeln!(text, "System calls per I/O: – ({reason})\n"),
+        };
+        text
+    }
+
+    /// Percentiles of latency, one panel a case.
+    #[must_use]
+    pub fn plot(&self, plan: &Plan) -> String {
+        let panels = report::latency_panels(&self.samples, &plan.cases, &plan.legs);
+        let subtitle = format!(
+            "{} x{}, Linux {}; {}; {} rounds of {} s, {} MiB; median over the rounds",
+            self.machine.processor,
+            self.machine.processors,
+            self.machine.kernel,
+            self.machine.holdfast,
+            plan.rounds,
+            plan.seconds,
+            plan.setup.size_mib
+        );
+        plot::svg("Latency", &subtitle, &panels, 2, PANEL)
+    }
+
     fn json(&self, plan: &Plan) -> Value {
         json!({
-            "schema": 1,
+            "schema": 2,
             "machine": self.machine,
             "plan": {
                 "rounds": plan.rounds,
@@ -141,20 +227,27 @@ impl Results {
                 "legs": plan.legs,
                 "commands": self.commands,
             },
+            "syscalls": {
+                "source": self.counter.as_ref().ok(),
+                "missing_because": self.counter.as_ref().err(),
+                "per_io": self.syscalls,
+            },
+            "targets": targets::of_samples(&self.samples),
             "summary": report::summaries(&self.samples, &plan.cases, &plan.legs),
             "samples": self.samples,
         })
     }
 
-    /// Writes everything, fio's own JSON included, to `path`.
+    /// Writes everything, fio's own JSON included, to `path`, and the plot to `plot`.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub fn keep(&self, plan: &Plan, path: &Path) -> Result<()> {
-        if let Some(dir) = path.parent() {
+    /// When a file cannot be written.
+    pub fn keep(&self, plan: &Plan, path: &Path, plot: &Path) -> Result<()> {
+        for dir in [path, plot].into_iter().filter_map(Path::parent) {
             std::fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
         }
         let text = serde_json::to_vec_pretty(&self.json(plan)).context("failed to format the results")?;
-        std::fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
+        std::fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))?;
+        std::fs::write(plot, self.plot(plan)).with_context(|| format!("failed to write {}", plot.display()))
     }
 }

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use holdfast_benches::binary::{built_holdfast, profile_dir};
+use holdfast_benches::binary::{built_holdfast, require, results_dir};
 use holdfast_benches::recovery::{self, CASES, Case, Plan};
 
 /// Returns, rebuilds, pauses, restarts, the price of the maps on the path of I/O, attaching, and many instances.
@@ -25,7 +25,7 @@ struct Arguments {
     /// One small round: does it all work, not how fast it is
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
-    /// Where all values are kept [default: target/bench-results/recovery-SECONDS.json]
+    /// Where all values are kept, pictures beside it [default: target/bench-results/recovery-SECONDS.json]
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
     /// Where data goes: a real disk with 40 GiB free [default: beside the results]
@@ -46,6 +46,7 @@ const EXAMPLES: &str = "Examples:
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    require(&[("fio", "fio")])?;
     let asked = |case: &Case| {
         // Without anything to compare with there is no cost.
         let possible = arguments.before.is_some() || *case != Case::Cost;
@@ -55,8 +56,7 @@ fn main() -> Result<()> {
         Some(path) => std::path::absolute(path)?,
         None => built_holdfast()?,
     };
-    let results_dir =
-        profile_dir()?.parent().context("failed to find the target directory")?.join("bench-results");
+    let results_dir = results_dir()?;
     let data_base = arguments.dir.clone().unwrap_or_else(|| results_dir.clone());
     std::fs::create_dir_all(&data_base)
         .with_context(|| format!("failed to create {}", data_base.display()))?;
@@ -76,7 +76,8 @@ fn main() -> Result<()> {
     println!("{}", results.tables());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
     let out = arguments.json.unwrap_or_else(|| results_dir.join(format!("recovery-{now}.json")));
-    results.keep(&plan, &out)?;
-    println!("Raw results: {}", out.display());
+    for path in results.keep(&plan, &out)? {
+        println!("Written: {}", path.display());
+    }
     Ok(())
 }

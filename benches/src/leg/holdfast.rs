@@ -30,8 +30,8 @@ struct Instance {
     pid: Option<i32>,
 }
 
-/// Starts a volume with `replicas` copies.
-pub(super) fn start(leg: Leg, replicas: usize, setup: &Setup) -> Result<Running> {
+/// Starts a volume with `replicas` copies, which do file I/O in `io_mode`.
+pub(super) fn start(leg: Leg, replicas: usize, io_mode: Option<&str>, setup: &Setup) -> Result<Running> {
     if !setup.holdfast.is_file() {
         bail!("{} is missing: run `cargo build --release -p holdfast`", setup.holdfast.display());
     }
@@ -40,7 +40,7 @@ pub(super) fn start(leg: Leg, replicas: usize, setup: &Setup) -> Result<Running>
     let mut command = Command::new(&setup.holdfast);
     command.arg("quickstart").arg("--data-dir").arg(&dir).arg("--ready-file").arg(&ready_file);
     command.args(["--replicas", &replicas.to_string(), "--size", &format!("{}MiB", setup.size_mib)]);
-    if let Some(mode) = &setup.io_mode {
+    if let Some(mode) = io_mode {
         command.args(["--io-mode", mode]);
     }
     let commands = vec![typed(&command)];
@@ -55,7 +55,7 @@ pub(super) fn start(leg: Leg, replicas: usize, setup: &Setup) -> Result<Running>
     accounted.push(Accounted { role: "agent".to_owned(), pid: server.pid() });
     Ok(Running {
         leg,
-        target: Target { text: TARGET_NBD, variable: ("HF_URI", ready.nbd_uri) },
+        target: Target { text: TARGET_NBD, variable: ("HF_URI", ready.nbd_uri), read_only: false },
         accounted,
         commands,
         _servers: vec![server],

@@ -1,6 +1,7 @@
 //! What the jobs run on. Every leg is started once, prefilled, and stays up idle while the others are measured.
 
 mod holdfast;
+mod nbdkit;
 mod quorum;
 
 use std::path::{Path, PathBuf};
@@ -10,36 +11,61 @@ use serde::Serialize;
 
 use crate::cpu::Accounted;
 use crate::fio::Target;
+use crate::own::{Own, Place};
 use crate::process::Server;
 
 /// One of the things that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Leg {
-    /// Holdfast with three replicas, over NBD on a unix socket.
+    /// Holdfast with three replicas, over NBD on a unix socket
     #[value(name = "holdfast-3")]
     #[serde(rename = "holdfast-3")]
     Holdfast3,
-    /// Holdfast with one replica, over NBD on a unix socket.
+    /// Holdfast with one replica, likewise
     #[value(name = "holdfast-1")]
     #[serde(rename = "holdfast-1")]
     Holdfast1,
-    /// The bare file through the page cache: what one copy costs without any server.
-    #[value(name = "file-buffered")]
-    #[serde(rename = "file-buffered")]
+    /// Three replicas that write to the device: --io-mode direct
+    #[value(name = "holdfast-3-direct")]
+    #[serde(rename = "holdfast-3-direct")]
+    Holdfast3Direct,
+    /// One replica, likewise
+    #[value(name = "holdfast-1-direct")]
+    #[serde(rename = "holdfast-1-direct")]
+    Holdfast1Direct,
+    /// The bare file through the page cache: what one copy costs without any server
     FileBuffered,
-    /// The bare file with O_DIRECT: another class of durability, the device's own speed.
-    #[value(name = "file-direct")]
-    #[serde(rename = "file-direct")]
+    /// The bare file with O_DIRECT: another class of durability, the device's own speed
     FileDirect,
-    /// qemu's own replication: qemu-storage-daemon with a quorum of three NBD children, over NBD on a unix socket.
+    /// nbdkit's file plugin over NBD on a unix socket: one copy, no replication
+    Nbdkit,
+    /// qemu's own replication: qemu-storage-daemon with a quorum of three NBD children
     #[value(name = "qemu-quorum-3")]
     #[serde(rename = "qemu-quorum-3")]
     QemuQuorum3,
+    /// What --target names
+    #[value(skip)]
+    Target,
+    /// What --bare names, through the page cache
+    #[value(skip)]
+    BareBuffered,
+    /// What --bare names, with O_DIRECT
+    #[value(skip)]
+    BareDirect,
 }
 
-/// All legs, in the order of a round.
-pub const LEGS: [Leg; 5] =
-    [Leg::Holdfast3, Leg::Holdfast1, Leg::FileBuffered, Leg::FileDirect, Leg::QemuQuorum3];
+/// The legs that need nothing of a person's own, in the order of a round.
+pub const LEGS: [Leg; 8] = [
+    Leg::Holdfast3,
+    Leg::Holdfast1,
+    Leg::Holdfast3Direct,
+    Leg::Holdfast1Direct,
+    Leg::FileBuffered,
+    Leg::FileDirect,
+    Leg::Nbdkit,
+    Leg::QemuQuorum3,
+];
 
 impl Leg {
     /// As on the command line and in the results.
@@ -48,9 +74,39 @@ impl Leg {
         match self {
             Self::Holdfast3 => "holdfast-3",
             Self::Holdfast1 => "holdfast-1",
+            Self::Holdfast3Direct => "holdfast-3-direct",
+            Self::Holdfast1Direct => "holdfast-1-direct",
             Self::FileBuffered => "file-buffered",
             Self::FileDirect => "file-direct",
+            Self::Nbdkit => "nbdkit",
             Self::QemuQuorum3 => "qemu-quorum-3",
+            Self::Target => "target",
+            Self::BareBuffered => "bare-buffered",
+            Self::BareDirect => "bare-direct",
+        }
+    }
+
+    /// Whether a `holdfast` has to be there for it.
+    #[must_use]
+    pub fn is_holdfast(self) -> bool {
+        matches!(self, Self::Holdfast3 | Self::Holdfast1 | Self::Holdfast3Direct | Self::Holdfast1Direct)
+    }
+
+    /// The programs that it needs, with Debian's package of each.
+    #[must_use]
+    pub fn programs(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Nbdkit => &[("nbdkit", "nbdkit")],
+            Self::QemuQuorum3 => &[("qemu-nbd", "qemu-utils"), ("qemu-storage-daemon", "qemu-utils")],
+            Self::Holdfast3
+            | Self::Holdfast1
+            | Self::Holdfast3Direct
+            | Self::Holdfast1Direct
+            | Self::FileBuffered
+            | Self::FileDirect
+            | Self::Target
+            | Self::BareBuffered
+            | Self::BareDirect => &[],
         }
     }
 }
@@ -89,8 +145,10 @@ pub struct Setup {
     pub size_mib: u64,
     /// The `holdfast` to measure.
     pub holdfast: PathBuf,
-    /// Passed on where given.
+    /// Of the legs holdfast-3 and holdfast-1, where given.
     pub io_mode: Option<String>,
+    /// A person's own things.
+    pub own: Own,
     /// See there.
     pub quorum_read: QuorumRead,
     /// See there.
@@ -129,12 +187,19 @@ pub struct Running {
 /// # Errors
 /// When a process of it does not come up.
 pub fn start(leg: Leg, setup: &Setup) -> Result<Running> {
+    let io_mode = setup.io_mode.as_deref();
     match leg {
-        Leg::Holdfast3 => holdfast::start(leg, 3, setup),
-        Leg::Holdfast1 => holdfast::start(leg, 1, setup),
-        Leg::FileBuffered => file(leg, include_str!("../../fio/target-file-buffered.fio"), setup),
-        Leg::FileDirect => file(leg, include_str!("../../fio/target-file-direct.fio"), setup),
+        Leg::Holdfast3 => holdfast::start(leg, 3, io_mode, setup),
+        Leg::Holdfast1 => holdfast::start(leg, 1, io_mode, setup),
+        Leg::Holdfast3Direct => holdfast::start(leg, 3, Some("direct"), setup),
+        Leg::Holdfast1Direct => holdfast::start(leg, 1, Some("direct"), setup),
+        Leg::FileBuffered => file(leg, FILE_BUFFERED, setup),
+        Leg::FileDirect => file(leg, FILE_DIRECT, setup),
+        Leg::Nbdkit => nbdkit::start(leg, setup),
         Leg::QemuQuorum3 => quorum::start(leg, setup),
+        Leg::Target => target(leg, setup),
+        Leg::BareBuffered => bare(leg, FILE_BUFFERED, setup),
+        Leg::BareDirect => bare(leg, FILE_DIRECT, setup),
     }
     .with_context(|| format!("failed to start {}", leg.name()))
 }
@@ -142,13 +207,40 @@ pub fn start(leg: Leg, setup: &Setup) -> Result<Running> {
 fn file(leg: Leg, text: &'static str, setup: &Setup) -> Result<Running> {
     let path = setup.leg_dir(leg)?.join("data.img");
     sparse_file(&path, setup.size_mib)?;
-    Ok(Running {
+    Ok(unserved(leg, text, &path, false))
+}
+
+fn unserved(leg: Leg, text: &'static str, path: &Path, read_only: bool) -> Running {
+    Running {
         leg,
-        target: Target { text, variable: ("HF_FILE", path.display().to_string()) },
+        target: Target { text, variable: ("HF_FILE", path.display().to_string()), read_only },
         accounted: Vec::new(),
         commands: Vec::new(),
         _servers: Vec::new(),
-    })
+    }
+}
+
+/// A person's volume: somebody else serves it.
+fn target(leg: Leg, setup: &Setup) -> Result<Running> {
+    let place = setup.own.target.as_ref().context("there is no --target")?;
+    let read_only = !setup.own.overwrite;
+    let running = match place {
+        Place::Path(path) => unserved(leg, FILE_DIRECT, path, read_only),
+        Place::Nbd(uri) => Running {
+            leg,
+            target: Target { text: TARGET_NBD, variable: ("HF_URI", uri.clone()), read_only },
+            accounted: Vec::new(),
+            commands: Vec::new(),
+            _servers: Vec::new(),
+        },
+    };
+    Ok(Running { accounted: setup.own.processes.clone(), ..running })
+}
+
+fn bare(leg: Leg, text: &'static str, setup: &Setup) -> Result<Running> {
+    let path = setup.own.bare.as_ref().context("there is no --bare")?;
+    let absolute = std::path::absolute(path)?;
+    Ok(unserved(leg, text, &absolute, !setup.own.overwrite && !setup.own.bare_is_ours))
 }
 
 fn sparse_file(path: &Path, size_mib: u64) -> Result<()> {
@@ -157,6 +249,8 @@ fn sparse_file(path: &Path, size_mib: u64) -> Result<()> {
         .with_context(|| format!("failed to create {}", path.display()))
 }
 
+const FILE_BUFFERED: &str = include_str!("../../fio/target-file-buffered.fio");
+const FILE_DIRECT: &str = include_str!("../../fio/target-file-direct.fio");
 pub(crate) const TARGET_NBD: &str = include_str!("../../fio/target-nbd.fio");
 
 /// `command` as a person would type it.

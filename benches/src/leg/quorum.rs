@@ -55,6 +55,7 @@ pub(super) fn start(leg: Leg, setup: &Setup) -> Result<Running> {
         target: Target {
             text: TARGET_NBD,
             variable: ("HF_URI", format!("nbd+unix:///disk?socket={}", socket.display())),
+            read_only: false,
         },
         accounted,
         commands,

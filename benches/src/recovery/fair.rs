@@ -37,6 +37,7 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
         note("start of an agent to all volumes healthy", Unit::Ms, ms(begin.elapsed()));
 
         let pids = running(&node, volumes * u64::from(REPLICAS + 1))?;
+        let pids: Vec<i32> = pids.into_iter().map(|(_, pid)| pid).collect();
         let_pass(IDLE_FOR);
         let (begin, used) = (Instant::now(), sum(&pids, used_us)?);
         let_pass(IDLE_FOR);
@@ -49,7 +50,7 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
             ("randwrite 4k qd4", "rw=randwrite\nbs=4k\niodepth=4"),
             ("randread 4k qd4", "rw=randread\nbs=4k\niodepth=4"),
         ] {
-            let said = fio::run_text(&jobs(&uris, job, seconds), node.scratch())?;
+            let said = fio::run_jobs(&jobs(&uris, job, seconds), node.scratch())?;
             let rates = rates(&said)?;
             ensure!(rates.len() == uris.len(), "fio tells of {} jobs of {}", rates.len(), uris.len());
             let all: f64 = rates.iter().sum();

@@ -19,6 +19,8 @@ pub enum Unit {
     MibPerSec,
     /// Operations a second.
     Iops,
+    /// Times a second.
+    PerSec,
     /// Of a hundred.
     Percent,
     /// One over another.
@@ -33,13 +35,14 @@ impl Unit {
             Self::Mib => "MiB",
             Self::MibPerSec => "MiB/s",
             Self::Iops => "IOPS",
+            Self::PerSec => "/s",
             Self::Percent => "%",
             Self::Ratio => "",
         }
     }
     fn text(self, value: f64) -> String {
         match self {
-            Self::Ratio | Self::Percent => format!("{value:.2}"),
+            Self::Ratio | Self::Percent | Self::PerSec => format!("{value:.2}"),
             Self::Ms | Self::Us | Self::Mib | Self::MibPerSec | Self::Iops if value < 10.0 => {
                 format!("{value:.1}")
             }
@@ -65,7 +68,10 @@ pub struct Figure {
 
 /// All figures, in the order in which they first came.
 #[derive(Debug, Default)]
-pub struct Figures(Vec<Figure>);
+pub struct Figures {
+    all: Vec<Figure>,
+    pictures: Vec<(&'static str, String)>,
+}
 
 impl Figures {
     /// Notes one value.
@@ -84,22 +90,33 @@ impl Figures {
     ) {
         let name = name.into();
         eprintln!("{case}: {name} {} {}", unit.text(value), unit.name());
-        match self.0.iter_mut().find(|figure| figure.case == case && figure.name == name) {
+        match self.all.iter_mut().find(|figure| figure.case == case && figure.name == name) {
             Some(figure) => figure.values.push(value),
-            None => self.0.push(Figure { case, name, unit, target, values: vec![value] }),
+            None => self.all.push(Figure { case, name, unit, target, values: vec![value] }),
         }
     }
 
     /// For programs.
     #[must_use]
     pub fn all(&self) -> &[Figure] {
-        &self.0
+        &self.all
+    }
+
+    /// Keeps a picture, as SVG.
+    pub fn picture(&mut self, name: &'static str, svg: String) {
+        self.pictures.push((name, svg));
+    }
+
+    /// The pictures by name.
+    #[must_use]
+    pub fn pictures(&self) -> &[(&'static str, String)] {
+        &self.pictures
     }
 
     /// For people: one table a case.
     #[must_use]
     pub fn tables(&self) -> String {
-        let mut cases: Vec<&str> = self.0.iter().map(|figure| figure.case).collect();
+        let mut cases: Vec<&str> = self.all.iter().map(|figure| figure.case).collect();
         cases.dedup();
         cases.into_iter().map(|case| format!("{}\n\n", self.table(case))).collect()
     }
@@ -109,7 +126,7 @@ impl Figures {
         table.load_style(presets::ASCII_MARKDOWN);
         table.set_header([case, "median", "min - max", "spread", "rounds", "target"]);
         let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
-        for figure in self.0.iter().filter(|figure| figure.case == case) {
+        for figure in self.all.iter().filter(|figure| figure.case == case) {
             let values = &figure.values;
             let (Some(middle), Some((low, high))) = (median(values), range(values)) else { continue };
             let unit = figure.unit;

@@ -1,5 +1,6 @@
 //! A load of 4 KiB at random places that remembers when each answer came and how long it took.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -44,6 +45,19 @@ pub(super) struct Answer {
 /// What one load saw.
 #[derive(Debug)]
 pub(super) struct Seen(Vec<Answer>);
+
+/// What one stretch of time saw; not finite where nothing was answered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bin {
+    /// Its beginning, since that of the first.
+    pub(super) at: Duration,
+    /// Median time.
+    pub(super) p50_us: f64,
+    /// 99th percentile.
+    pub(super) p99_us: f64,
+    /// The longest.
+    pub(super) max_us: f64,
+}
 
 impl Load {
     /// Connects to `uri` and begins.
@@ -143,6 +157,28 @@ impl Seen {
         pairs.filter(|(a, b)| *b > from && *a < to).map(|(a, b)| b - a).max().unwrap_or_default()
     }
 
+    /// The stretches of `width` in `from..to`, by when answers came.
+    #[must_use]
+    pub(super) fn bins(&self, from: Instant, to: Instant, width: Duration) -> Vec<Bin> {
+        let mut took: BTreeMap<u128, Vec<f64>> = BTreeMap::new();
+        let number = |at: Instant| (at - from).as_nanos() / width.as_nanos();
+        for answer in self.0.iter().filter(|answer| answer.at >= from && answer.at < to) {
+            took.entry(number(answer.at)).or_default().push(answer.took.as_secs_f64() * 1e6);
+        }
+        let mut at = Duration::ZERO;
+        let mut bins = Vec::new();
+        for number in 0..number(to) {
+            let mut within = took.remove(&number).unwrap_or_default();
+            within.sort_by(f64::total_cmp);
+            let share =
+                |percent: usize| within.get(within.len() * percent / 100).copied().unwrap_or(f64::NAN);
+            let max_us = within.last().copied().unwrap_or(f64::NAN);
+            bins.push(Bin { at, p50_us: share(50), p99_us: share(99), max_us });
+            at += width;
+        }
+        bins
+    }
+
     /// Median and 99th percentile of what was answered in `from..to`, in microseconds, and how many a second.
     #[must_use]
     pub(super) fn percentiles(&self, from: Instant, to: Instant) -> (f64, f64, f64) {
@@ -168,5 +204,9 @@ mod tests {
         assert_eq!(seen.longest_pause(at(66), at(70)), Duration::from_millis(335));
         let (p50, p99, rate) = seen.percentiles(at(10), at(110));
         assert_eq!((p50.round(), p99.round(), rate.round()), (20.0, 30.0, 30.0));
+        let bins = seen.bins(at(10), at(110), Duration::from_millis(50));
+        assert_eq!(bins.len(), 2);
+        assert_eq!((bins[0].p50_us.round(), bins[1].max_us.round()), (10.0, 30.0));
+        assert!(seen.bins(at(100), at(300), Duration::from_millis(100))[0].p99_us.is_nan());
     }
 }

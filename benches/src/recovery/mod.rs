@@ -2,8 +2,9 @@
 //! the price of the maps on the path of I/O; how long an attach takes; and what many instances, many volumes under
 //! load, very large volumes, long links and data threads that look before they sleep need or bring.
 //!
-//! `node` is an agent whose parts are killed, `load` a client that times every answer, `watch` the volume's
-//! states as they come; one module a case; `figures` keeps what was found.
+//! `timeline` draws what a client notices while a replica fails and is replaced. `node` is an agent whose parts are
+//! killed, `load` a client that times every answer, `watch` the volume's states as they come; one module a case;
+//! `figures` keeps what was found.
 
 mod attach;
 mod catch_up;
@@ -20,6 +21,7 @@ mod pauses;
 mod rebuild;
 mod restart;
 mod spin;
+mod timeline;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -34,6 +36,7 @@ use crate::case::PREFILL;
 use crate::fio::{self, Target};
 use crate::leg::TARGET_NBD;
 use crate::machine::Machine;
+use crate::targets;
 use node::{Node, Volume};
 
 /// What can be measured.
@@ -43,7 +46,7 @@ pub enum Case {
     CatchUp,
     /// A replica of which nothing is known gets everything
     Rebuild,
-    /// Replicas are killed and stopped under load
+    /// Replicas are killed, stopped and replaced under load
     Pauses,
     /// The engine is killed
     Restart,
@@ -151,26 +154,43 @@ impl Results {
     /// In Markdown.
     #[must_use]
     pub fn tables(&self) -> String {
-        format!("{}\n\n{}", self.machine.describe(), self.figures.tables())
+        let judged = targets::of_figures(self.figures.all());
+        let mut text = format!("{}\n\n{}", self.machine.describe(), self.figures.tables());
+        if judged.iter().any(|goal| goal.verdict != targets::Verdict::NotMeasured) {
+            text.push_str(&format!("{}\n", targets::table(&judged)));
+        }
+        text
     }
 
-    /// Writes all values to `path`.
+    /// Writes all values to `path`, and pictures beside it; which files these are.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub fn keep(&self, plan: &Plan, path: &Path) -> Result<()> {
+    /// When a file cannot be written.
+    pub fn keep(&self, plan: &Plan, path: &Path) -> Result<Vec<PathBuf>> {
         let all: Value = json!({
             "schema": 1,
             "machine": self.machine,
             "plan": { "rounds": plan.rounds, "quick": plan.quick },
             "load_after": std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
             "figures": self.figures.all(),
+            "targets": targets::of_figures(self.figures.all()),
         });
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).with_context(|| format!("failed to create {}", dir.display()))?;
         }
         let text = serde_json::to_vec_pretty(&all).context("failed to format the results")?;
-        std::fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
+        let mut written = Vec::new();
+        let mut write = |path: PathBuf, text: &[u8]| {
+            std::fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
+            written.push(path);
+            Ok::<(), anyhow::Error>(())
+        };
+        write(path.to_owned(), &text)?;
+        let stem = path.file_stem().map_or_else(String::new, |stem| stem.display().to_string());
+        for (name, svg) in self.figures.pictures() {
+            write(path.with_file_name(format!("{stem}-{name}.svg")), svg.as_bytes())?;
+        }
+        Ok(written)
     }
 }
 
@@ -193,7 +213,7 @@ fn let_pass(time: Duration) {
 }
 
 fn nbd(volume: &Volume) -> Result<Target> {
-    Ok(Target { text: TARGET_NBD, variable: ("HF_URI", volume.uri()?.to_owned()) })
+    Ok(Target { text: TARGET_NBD, variable: ("HF_URI", volume.uri()?.to_owned()), read_only: false })
 }
 
 /// Writes the first `size_mib` of a volume, and waits until all of it is on the disk: what is measured next does not pay

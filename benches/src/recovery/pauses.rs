@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::load::{Load, Shape};
 use super::node::{Node, send};
 use super::watch::Watch;
-use super::{Figures, Plan, Unit, let_pass, ms, prefill};
+use super::{Figures, Plan, Unit, let_pass, ms, prefill, timeline};
 
 const CASE: &str = "pauses";
 const NAME: &str = "v";
@@ -29,7 +29,7 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
             stopped(&node, figures, &victim, shape)?;
         }
     }
-    Ok(())
+    timeline::run(plan, &node, figures)
 }
 
 fn killed(plan: &Plan, node: &Node, figures: &mut Figures, victim: &str, shape: Shape) -> Result<()> {
