@@ -175,9 +175,9 @@ impl Inner {
         let (entries, there) = self.list_by(|name| {
             let read = self.seen.read(&self.path(name), || match self.read(name) {
                 Read::Found(record) => Ok(Arc::new(record)),
-                other => Err(other),
+                other => Err(Box::new(other)),
             });
-            read.map_or_else(|other| other, |record| Read::Found(Arc::unwrap_or_clone(record)))
+            read.map_or_else(|other| *other, |record| Read::Found(Arc::unwrap_or_clone(record)))
         })?;
         self.seen.retain(there.iter().map(|path| path.as_os_str()));
         Ok(entries)
