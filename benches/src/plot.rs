@@ -73,7 +73,7 @@ const BOTTOM: f64 = 50.0;
 /// A guess at the width of a character of the text size, wide enough for any usual font.
 const CHARACTER: f64 = 7.2;
 /// Names of marks stand on so many lines, so that neighbours do not overlap.
-const MARK_LINES: usize = 6;
+const MARK_LINES: usize = 8;
 const MARK_LINE: f64 = 15.0;
 
 impl Axis {

@@ -17,7 +17,7 @@ const CASE: &str = "pauses";
 const NAME: &str = "timeline";
 /// Of the picture: short enough to show a pause, long enough for a percentile.
 const BIN: Duration = Duration::from_millis(100);
-const PANEL: (f64, f64) = (1200.0, 460.0);
+const PANEL: (f64, f64) = (1200.0, 500.0);
 
 /// A stretch of time with a name.
 struct Phase {
