@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use super::super::let_pass;
 use crate::stats::median;
 
 /// Where it listens, on the ports of those behind it.
@@ -135,7 +136,7 @@ fn write(mut to: TcpStream, from: &Receiver<(Instant, Vec<u8>)>) {
     }
     for (due, bytes) in from {
         if let Some(left) = due.checked_duration_since(Instant::now()) {
-            std::thread::sleep(left);
+            let_pass(left);
         }
         if to.write_all(&bytes).is_err() {
             return;
