@@ -80,8 +80,8 @@ impl Driver {
         if out.is_empty() {
             self.turn(wait_until, out)?;
         }
-        // That the kernel took what we sent is no answer.
-        if out.iter().any(|completion| !matches!(completion, Completion::Sent { .. })) {
+        // That the kernel took what we sent is no answer; that the time has passed without one is a long wait.
+        if out.is_empty() || out.iter().any(|completion| !matches!(completion, Completion::Sent { .. })) {
             spinner.came(awaited, began.elapsed());
         }
         Ok(())
@@ -96,18 +96,21 @@ impl Driver {
         out: &mut Vec<Completion>,
     ) -> Result<(), Error> {
         let mut now = Instant::now();
-        while out.is_empty() && now < until {
+        loop {
+            // The kernel's word alone is no reason to go on: it may stand for work that has been done already, for as
+            // long as nothing else comes.
             if self.ring.has_news() {
                 self.turn(Some(now), out)?;
-                continue;
+            }
+            if !out.is_empty() || now >= until {
+                return Ok(());
             }
             std::thread::yield_now();
             let before = mem::replace(&mut now, Instant::now());
             if spinner.gave_way(now - before, now - epoch) {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Fills the submission queue; true when it is full with more to come.
