@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -29,6 +30,7 @@ pub(super) struct Proxy {
     delay: Duration,
     ended: Arc<AtomicBool>,
     ports: RangeInclusive<u16>,
+    listening: Vec<JoinHandle<()>>,
 }
 
 impl Proxy {
@@ -40,13 +42,14 @@ impl Proxy {
         // Otherwise every sleep is up to 50 µs longer.
         nix::sys::prctl::set_timerslack(1).context("failed to set the timer's slack")?;
         let ended = Arc::new(AtomicBool::new(false));
+        let mut listening = Vec::new();
         for port in ports.clone() {
             let listener = TcpListener::bind((ADDRESS, port))
                 .with_context(|| format!("failed to listen on {ADDRESS}:{port}"))?;
             let ended = Arc::clone(&ended);
-            std::thread::spawn(move || accept(&listener, port, delay, &ended));
+            listening.push(std::thread::spawn(move || accept(&listener, port, delay, &ended)));
         }
-        Ok(Self { delay, ended, ports })
+        Ok(Self { delay, ended, ports, listening })
     }
 
     /// What one byte there and back takes, median, with an echo behind it.
@@ -89,6 +92,10 @@ impl Drop for Proxy {
         for port in self.ports.clone() {
             // Wakes whoever accepts; it looks, and ends.
             let _ = TcpStream::connect((ADDRESS, port));
+        }
+        for thread in self.listening.drain(..) {
+            // The next proxy takes its port; a panic of it was told where it happened.
+            let _ = thread.join();
         }
     }
 }
