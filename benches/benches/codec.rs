@@ -4,17 +4,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use holdfast_dataplane::wire::{HEADER_BYTES, Header, Kind, Status};
-
-fn write_request() -> Header {
-    Header {
-        sequence: 77,
-        offset: 123 << 12,
-        length: 4096,
-        payload_crc: 0x1234_5678,
-        ..Header::request(Kind::Write, 42, 3)
-    }
-}
+use holdfast_benches::counts::counted::write_request;
+use holdfast_dataplane::wire::{HEADER_BYTES, Header, Status};
 
 fn codec(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("wire_header");

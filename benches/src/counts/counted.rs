@@ -46,7 +46,9 @@ pub const ALL: [Counted; 10] = [
     counted!("nbd/read_4k", nbd_read_4k, Link::warm(VOLUME_BYTES)),
 ];
 
-fn write_request() -> Header {
+/// What a replica is sent most often.
+#[must_use]
+pub fn write_request() -> Header {
     Header {
         sequence: 77,
         offset: 123 << 12,

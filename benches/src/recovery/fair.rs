@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::many::{resident_mib, running, sum};
+use super::many::{resident_mib, restarted, running, sum};
 use super::{Figures, Plan, Unit, let_pass, ms};
 use crate::cpu::used_us;
 use crate::fio;
@@ -25,16 +25,11 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
         for number in 0..volumes {
             uris.push(node.create(&format!("v{number}"), VOLUME_MIB, REPLICAS)?.uri()?.to_owned());
         }
-        let mut note =
-            |what: &str, unit, value| figures.note(CASE, format!("{volumes} volumes: {what}"), unit, value);
-
-        node.stop();
-        let begin = Instant::now();
-        node.start_agent()?;
-        for number in 0..volumes {
-            node.healthy(&format!("v{number}"))?;
-        }
-        note("start of an agent to all volumes healthy", Unit::Ms, ms(begin.elapsed()));
+        let mut note = |what: &str, unit, target, value| {
+            figures.note_against(CASE, format!("{volumes} volumes: {what}"), unit, target, value);
+        };
+        let started = restarted(&mut node, volumes)?;
+        note("start of an agent to all volumes healthy", Unit::Ms, None, ms(started));
 
         let pids = running(&node, volumes * u64::from(REPLICAS + 1))?;
         let pids: Vec<i32> = pids.into_iter().map(|(_, pid)| pid).collect();
@@ -42,8 +37,8 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
         let (begin, used) = (Instant::now(), sum(&pids, used_us)?);
         let_pass(IDLE_FOR);
         let percent = (sum(&pids, used_us)? - used) / begin.elapsed().as_secs_f64() / 1e4;
-        note("all idle instances, of a core", Unit::Percent, percent);
-        note("memory of all instances, idle", Unit::Mib, sum(&pids, resident_mib)?);
+        note("all idle instances, of a core", Unit::Percent, None, percent);
+        note("memory of all instances, idle", Unit::Mib, None, sum(&pids, resident_mib)?);
 
         let seconds = plan.sized(SECONDS, 2);
         for (what, job) in [
@@ -56,16 +51,13 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
             let all: f64 = rates.iter().sum();
             let share = all / rates.len() as f64;
             let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
-            note(&format!("{what}: all together"), Unit::Iops, all);
+            note(&format!("{what}: all together"), Unit::Iops, None, all);
             let middle = median(&rates).context("no rates")?;
-            note(&format!("{what}: the middle one of its fair share"), Unit::Ratio, middle / share);
-            note(
-                &format!("{what}: the slowest of its fair share (goal: at least 0.50)"),
-                Unit::Ratio,
-                least / share,
-            );
+            note(&format!("{what}: the middle one of its fair share"), Unit::Ratio, None, middle / share);
+            let goal = Some("at least 0.50");
+            note(&format!("{what}: the slowest of its fair share"), Unit::Ratio, goal, least / share);
         }
-        note("memory of all instances, after the load", Unit::Mib, sum(&pids, resident_mib)?);
+        note("memory of all instances, after the load", Unit::Mib, None, sum(&pids, resident_mib)?);
         node.kill_everything()?;
         node.remove_data()?;
     }

@@ -4,10 +4,10 @@ mod proxy;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Error, Result};
 
 use super::{Figures, Plan, Unit, nbd, prefill};
-use crate::case::CASES;
+use crate::case;
 use crate::fio;
 use proxy::Proxy;
 
@@ -61,8 +61,8 @@ fn one(
     let mut node = plan.node_with(&name, arguments)?;
     let volume = node.create("v", plan.sized(SIZE_MIB, 64), replicas)?;
     prefill(&node, &volume, plan.sized(SIZE_MIB, 64))?;
-    for job in JOBS {
-        let case = CASES.iter().find(|case| case.name == job).context("a case that is there")?;
+    for case in case::select(&JOBS.map(str::to_owned)).map_err(Error::msg)? {
+        let job = case.name;
         let seconds = plan.sized(SECONDS, 1);
         let said = fio::run(&nbd(&volume)?, case.job, plan.sized(SIZE_MIB, 64), seconds, node.scratch())?;
         let outcome = fio::outcome(&said, case.direction)?;

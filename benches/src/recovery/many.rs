@@ -73,14 +73,19 @@ fn one(node: &mut Node, volumes: u64, figures: &mut Figures) -> Result<()> {
     note("start of an agent to all taken over", Unit::Ms, ms(begin.elapsed()));
     ensure!(adopted == instances, "other processes run than before");
 
+    note("start of an agent to all volumes healthy", Unit::Ms, ms(restarted(node, volumes)?));
+    Ok(())
+}
+
+/// Stops everything in order, and starts it again: how long until all volumes are healthy.
+pub(super) fn restarted(node: &mut Node, volumes: u64) -> Result<Duration> {
     node.stop();
     let begin = Instant::now();
     node.start_agent()?;
     for number in 0..volumes {
         node.healthy(&format!("v{number}"))?;
     }
-    note("start of an agent to all volumes healthy", Unit::Ms, ms(begin.elapsed()));
-    Ok(())
+    Ok(begin.elapsed())
 }
 
 /// Kind and process of all instances, once so many run.

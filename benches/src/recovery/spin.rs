@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Error, Result};
 
 use super::many::sum;
 use super::node::Volume;
 use super::{Figures, Plan, Unit, let_pass, nbd, prefill};
-use crate::case::CASES;
+use crate::case;
 use crate::cpu::used_us;
 use crate::fio;
 
@@ -24,6 +24,7 @@ const JOBS: [&str; 4] = ["randwrite-4k-qd1", "randread-4k-qd1", "randwrite-4k-qd
 
 pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
     let size = plan.sized(SIZE_MIB, 64);
+    let cases = case::select(&JOBS.map(str::to_owned)).map_err(Error::msg)?;
     for round in 0..plan.rounds {
         for replicas in [1, 3] {
             let mut nodes = Vec::new();
@@ -37,8 +38,8 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
             for crowded in [false, true] {
                 let _hogs = crowded.then(Hogs::start);
                 let beside = if crowded { ", beside busy programs" } else { "" };
-                for job in JOBS {
-                    let case = CASES.iter().find(|case| case.name == job).context("a case that is there")?;
+                for case in &cases {
+                    let job = case.name;
                     let mut rates = Vec::new();
                     for (mode, node, volume) in &nodes {
                         nix::unistd::sync();

@@ -231,9 +231,11 @@ pub(super) struct Data {
     pub(super) driver: Driver,
     spinner: Spinner,
     started: Instant,
-    /// Requests begun in this turn, and when the last of them was more than a heartbeat.
+    /// Requests begun in this turn.
     pub(super) begun: usize,
+    /// When the last request came that was no heartbeat.
     pub(super) last_io: Duration,
+    /// Since then buffers have given their memory back.
     trimmed: bool,
     /// When the last turn had something to report.
     pub(super) now: Duration,
