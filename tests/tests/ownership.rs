@@ -1,13 +1,16 @@
 //! Orphans beside other owners: another agent of the node, another node, and many at once; and what is told of them.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
+use std::time::Instant;
+
 use holdfast_tests::Cluster;
 use holdfast_tests::cluster::{AgentOptions, SOON};
 use holdfast_tests::exposition::Page;
 use holdfast_tests::orphans::{confirmed_s, orphan, orphans, remove_record, restore_record, wait_orphan};
 use holdfast_tests::process::Process;
 use holdfast_tests::records;
-use holdfast_tests::wait::{check, eventually};
+use holdfast_tests::wait::{SECOND, check, eventually};
 use serde_json::{Value, json};
 
 /// A replica counts as in use for half a minute after it began.
@@ -52,6 +55,49 @@ fn told(cluster: &Cluster, name: &str) -> Vec<String> {
     let lines = said.lines().filter(|line| line.contains(&of));
     let to = lines.filter_map(|line| line.split(" to=\"").nth(1)?.split('"').next().map(str::to_owned));
     to.collect()
+}
+
+/// Waits until two looks at everything have brought no plan.
+fn wait_settled(metrics: u16) {
+    let plans = || Page::scrape(metrics).value("holdfast_reconcile_duration_seconds_count", &[]);
+    let mut last = (plans(), Instant::now());
+    eventually(3 * SOON, "an idle agent plans no more", || {
+        let now = plans();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        check(last.1.elapsed() > 11 * SECOND, || format!("{now:?} plans"))
+    });
+}
+
+#[test]
+fn an_idle_agent_plans_no_more_and_sees_what_is_changed_by_hand_within_seconds() {
+    let mut cluster = Cluster::agent_not_started(AgentOptions::default());
+    let port = cluster.ports().own(METRICS);
+    cluster.add_arguments(&["--metrics", &port.to_string()]);
+    cluster.start();
+    for volume in ["live", "demo"] {
+        cluster.ok(&["volume", "create", volume, "--size", "4MiB", "--replicas", "1"]);
+    }
+    cluster.ok(&["volume", "attach", "live"]);
+    let found = cluster.json(&["volume", "show", "demo"]);
+    let directory = PathBuf::from(found["replicas"][0]["data_dir"].as_str().unwrap());
+    wait_settled(port);
+    // Without a look it would be noticed with the plan of each minute: later than these deadlines.
+    let aside = cluster.root().join("aside");
+    std::fs::rename(&directory, &aside).unwrap();
+    cluster.wait_mode("demo", "r1", "absent");
+    std::fs::rename(&aside, &directory).unwrap();
+    eventually(SOON, "it is there again", || {
+        let found = cluster.json(&["volume", "show", "demo"]);
+        check(found["replicas"][0]["mode"] != "absent", || found.to_string())
+    });
+    wait_settled(port);
+    remove_record(&cluster, "demo");
+    let name = directory.file_name().unwrap().to_str().unwrap();
+    eventually(SOON, "its directory is nobody's", || {
+        orphan(&cluster, name).ok_or_else(|| "claimed".to_owned())
+    });
 }
 
 #[test]

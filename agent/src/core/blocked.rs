@@ -63,6 +63,12 @@ impl Blocked {
         .collect()
     }
 
+    /// Whether everything runs that is to run.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// What keeps this one from running, where it is to run and has not for [`BLOCKED_AFTER`].
     #[must_use]
     pub fn by(&self, name: &InstanceName, now: Moment) -> Option<&str> {

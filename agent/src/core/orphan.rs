@@ -188,6 +188,12 @@ impl Tracker {
         self.speak(reading.class, settings, now)
     }
 
+    /// Whether there is nothing to remember of anything: all that was seen last has an owner.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.lost.is_empty()
+    }
+
     /// What exists of a class could not be read: no time counts until it can.
     pub fn unread(&mut self, class: Class, reason: &str, settings: &Settings, now: Moment) -> Vec<Notice> {
         for (_, entry) in self.entries.iter_mut().filter(|(subject, _)| subject.class == class) {

@@ -98,6 +98,12 @@ impl Turns {
         &self.told
     }
 
+    /// Whether nobody wants anything.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.known.is_empty()
+    }
+
     /// What the engine of this volume is to be told; none: it wants nothing.
     #[must_use]
     pub fn of(&self, volume: VolumeId) -> Option<&pb::FillPace> {

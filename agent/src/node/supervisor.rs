@@ -39,13 +39,14 @@ use crate::store::replica_dirs;
 mod act;
 mod housekeeping;
 mod orphans;
+mod settled;
 mod shutdown;
 
 pub(super) use housekeeping::unix_now_s;
 pub(super) use orphans::Orphans;
 
-/// How often everything is compared again, whatever was or was not noticed.
-const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked for what others may have changed without a word.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// How records are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +87,8 @@ pub(super) struct Supervisor {
     missing: BTreeSet<InstanceName>,
     elsewhere: Arc<Elsewhere>,
     plan: Plan,
+    planned_at: Moment,
+    planned_from: (Arc<Records>, Arc<Foreign>),
     blocked: Blocked,
     moves: Moves,
     retries: Retries,
@@ -102,6 +105,8 @@ impl Supervisor {
         orphans: Orphans,
         now: Moment,
     ) -> Self {
+        let records = Arc::new(Records::Unavailable("not read yet".to_owned()));
+        let foreign = Arc::new(Foreign::Unavailable("not read yet".to_owned()));
         Self {
             shared,
             context,
@@ -114,12 +119,14 @@ impl Supervisor {
             ended: EndedEngines::default(),
             forgetting: BTreeSet::new(),
             orphans,
-            records: Arc::new(Records::Unavailable("not read yet".to_owned())),
-            foreign: Arc::new(Foreign::Unavailable("not read yet".to_owned())),
+            planned_from: (Arc::clone(&records), Arc::clone(&foreign)),
+            records,
+            foreign,
             absent: BTreeMap::new(),
             missing: BTreeSet::new(),
             elsewhere: Arc::default(),
             plan: Plan::default(),
+            planned_at: now,
             blocked: Blocked::default(),
             moves: Moves::default(),
             retries: Retries::new(now),
@@ -163,7 +170,7 @@ impl Supervisor {
         else {
             return;
         };
-        let mut tick = interval(RECONCILE_EVERY);
+        let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let next = self.next_at();
@@ -187,6 +194,9 @@ impl Supervisor {
                 _ = tick.tick() => {
                     let Some(shared) = self.shared.upgrade() else { return };
                     self.keep_house(&shared).await;
+                    if self.is_as_planned(&shared).await {
+                        continue;
+                    }
                     true
                 }
             };
@@ -204,7 +214,7 @@ impl Supervisor {
     }
 
     fn next_at(&self) -> Instant {
-        let far = Instant::now() + RECONCILE_EVERY * 2;
+        let far = Instant::now() + LOOK_EVERY * 2;
         let Some(shared) = self.shared.upgrade() else { return far };
         let orphan = self.orphans.tracker.next_at(&shared.orphan_settings.lock());
         let next = [self.plan.next_at, orphan].into_iter().flatten().min();
@@ -303,6 +313,7 @@ impl Supervisor {
         self.forget_ended(shared).await;
         self.note_blocked(shared);
         self.note_moves(shared);
+        self.planned_at = asked_at;
         let took = shared.now().saturating_sub(asked_at);
         let known = matches!(*self.records, Records::Known(_));
         shared.metrics.counts.lock().reconciled(took, known);
@@ -316,6 +327,7 @@ impl Supervisor {
             self.read_records(shared, Reads::All).await;
             plan = reconcile::plan(self.world(shared, shared.now()));
         }
+        self.planned_from = (Arc::clone(&self.records), Arc::clone(&self.foreign));
         let makes = plan.actions.iter().any(|(_, action)| matches!(action, Action::MakeDirectory { .. }));
         self.carry_out(shared, &mut plan).await;
         self.plan = plan;

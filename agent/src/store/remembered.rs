@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -56,6 +57,8 @@ impl Stamp {
 pub struct Remembered<T> {
     // By the bytes of the path: paths compare and hash by their components.
     files: Mutex<HashMap<OsString, (Stamp, T)>>,
+    /// How often one of them was added or taken away.
+    changes: AtomicU64,
     #[cfg(test)]
     watched: Mutex<Watched>,
 }
@@ -72,6 +75,7 @@ impl<T> Default for Remembered<T> {
     fn default() -> Self {
         Self {
             files: Mutex::default(),
+            changes: AtomicU64::new(0),
             #[cfg(test)]
             watched: Mutex::default(),
         }
@@ -95,15 +99,26 @@ impl<T: Clone> Remembered<T> {
         let now = self.now();
         let found = read();
         let mut files = self.files.lock();
-        match (&found, stamp.filter(|stamp| stamp.is_settled(now))) {
+        let changed = match (&found, stamp.filter(|stamp| stamp.is_settled(now))) {
             (Ok(found), Some(stamp)) => {
                 files.insert(path.as_os_str().to_owned(), (stamp, found.clone()));
+                true
             }
-            _ => {
-                files.remove(path.as_os_str());
-            }
-        }
+            _ => files.remove(path.as_os_str()).is_some(),
+        };
+        self.changes.fetch_add(u64::from(changed), Ordering::Relaxed);
         found
+    }
+
+    /// Whether these are the files that are remembered, all of them, and each is certainly what it was.
+    pub fn are<'a>(&self, there: impl Iterator<Item = &'a OsStr>) -> bool {
+        let files = self.files.lock();
+        let mut count = 0;
+        let same = |path: &'a OsStr| {
+            count += 1;
+            files.get(path).is_some_and(|(before, _)| Stamp::of(Path::new(path)) == Some(*before))
+        };
+        there.into_iter().all(same) && count == files.len()
     }
 
     #[cfg(not(test))]
@@ -114,7 +129,15 @@ impl<T: Clone> Remembered<T> {
     /// Forgets all files but these.
     pub fn retain<'a>(&self, there: impl Iterator<Item = &'a OsStr>) {
         let there: HashSet<&OsStr> = there.collect();
-        self.files.lock().retain(|path, _| there.contains(path.as_os_str()));
+        let mut files = self.files.lock();
+        let before = files.len();
+        files.retain(|path, _| there.contains(path.as_os_str()));
+        self.changes.fetch_add((before - files.len()) as u64, Ordering::Relaxed);
+    }
+
+    /// Grows with each file that is remembered anew or forgotten.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 }
 
@@ -235,6 +258,24 @@ mod tests {
         let damaged = scene.known.read(scene.dir.path(), || Err("a directory"));
         assert_eq!(damaged, Err("a directory"));
         assert!(scene.known.files.lock().is_empty());
+    }
+
+    #[test]
+    fn the_files_are_the_same_only_if_all_are_there_and_none_has_changed() {
+        let scene = Scene::new();
+        let (a, b) = (scene.path(), scene.dir.path().join("b"));
+        let are = |paths: &[&Path]| scene.known.are(paths.iter().map(|path| path.as_os_str()));
+        assert!(are(&[]) && !are(&[&a]), "nothing is remembered yet");
+        scene.read().unwrap();
+        assert!(are(&[&a]) && !are(&[]), "one that is not there any more is a change");
+        std::fs::write(&b, "two").unwrap();
+        assert!(!are(&[&a, &b]), "and so is one that is new");
+        write(&a, "other");
+        assert!(!are(&[&a]));
+        scene.read().unwrap();
+        assert!(are(&[&a]));
+        std::fs::remove_file(&a).unwrap();
+        assert!(!are(&[&a]));
     }
 
     #[test]

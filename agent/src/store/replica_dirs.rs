@@ -56,17 +56,25 @@ fn list(replicas: &Path, label: impl Fn(&Path) -> Result<Meta, String>) -> Resul
     // Only what is certainly not there is no mark.
     let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let mut found = Vec::new();
+    for path in directories(replicas)? {
+        let marked = !path.join(KEEP).symlink_metadata().is_err_and(gone);
+        found.push(FoundDir { label: label(&path), path, marked });
+    }
+    found.sort_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));
+    Ok(found)
+}
+
+fn directories(replicas: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(replicas).map_err(Error::io("read", replicas))? {
         let entry = entry.map_err(Error::io("read", replicas))?;
         let (path, kind) = (entry.path(), entry.file_type().map_err(Error::io("read", replicas))?);
         let is_dir = kind.is_dir() || kind.is_symlink() && path.is_dir();
         // A directory still being made was never a replica, and its maker may be at work.
         if is_dir && path.extension().is_none_or(|e| e != "making") {
-            let marked = !path.join(KEEP).symlink_metadata().is_err_and(gone);
-            found.push(FoundDir { label: label(&path), path, marked });
+            found.push(path);
         }
     }
-    found.sort_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));
     Ok(found)
 }
 
@@ -88,6 +96,21 @@ impl Labels {
         let files: Vec<_> = found.iter().map(|dir| label_file(&dir.path)).collect();
         self.0.retain(files.iter().map(|file| file.as_os_str()));
         Ok(found)
+    }
+
+    /// Grows whenever a label turns out to be new, another, or gone.
+    pub fn changes(&self) -> u64 {
+        self.0.changes()
+    }
+
+    /// Whether a scan would certainly find the directories and labels that were there when [`Self::changes`] was this;
+    /// not whether somebody has put the mark [`KEEP`] into one. Blocking.
+    ///
+    /// # Errors
+    /// When they cannot be listed completely.
+    pub fn are_as_of(&self, changes: u64, replicas: &Path) -> Result<bool, Error> {
+        let files: Vec<_> = directories(replicas)?.iter().map(|path| label_file(path)).collect();
+        Ok(self.0.are(files.iter().map(|file| file.as_os_str())) && self.0.changes() == changes)
     }
 
     /// As [`check`], but only a label that may have changed is read. Blocking.
@@ -256,16 +279,32 @@ mod tests {
             assert_eq!((checked(1), checked(2)), (Ok(()), Ok(())));
         }
         assert_eq!(labels.0.reads(), 2, "each once");
+        let then = std::cell::Cell::new(labels.changes());
+        let same = || {
+            let same = labels.are_as_of(then.get(), tmp.path()).unwrap();
+            then.set(labels.changes());
+            same
+        };
+        assert!(same());
 
         // As a replica does it: the spare is written, and the names are exchanged.
         let mut open = ReplicaDir::open(&path(1)).unwrap();
         open.store(Meta { promised: Generation(7), ..open.meta().clone() }).unwrap();
+        assert!(!same());
         for _ in 0..2 {
             assert_eq!(scanned(), [Some(7), Some(0)]);
         }
+        assert!(!same(), "somebody has read it meanwhile, and it is another than then");
+        assert!(same());
         assert_eq!(labels.0.reads(), 3, "the one that changed");
 
+        std::fs::create_dir(tmp.path().join("another")).unwrap();
+        assert!(!same());
+        std::fs::remove_dir(tmp.path().join("another")).unwrap();
+        assert!(same());
+
         std::fs::remove_file(path(2).join("meta")).unwrap();
+        assert!(!same());
         assert_eq!(scanned(), [Some(7), None]);
         assert!(checked(2).unwrap_err().contains("missing"));
         std::fs::remove_dir_all(path(1)).unwrap();

@@ -16,6 +16,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_micros(100);
 /// What came within this time would, without the sleep, have come while looking.
 const SOON: Duration = Duration::from_micros(200);
+/// So many short waits in a row are no accident: the answers to a heartbeat come together, too, and then nothing does.
+const STREAK: u8 = 8;
 /// With more in flight than this there is always something to do: who looks then takes the processor from those it waits
 /// for, and gets little at a time.
 const SHALLOW: usize = 2;
@@ -76,8 +78,10 @@ pub enum Awaited {
 #[derive(Debug)]
 pub struct Spinner {
     mode: SpinMode,
-    /// Whether the last wait was short, for each of [`Awaited`].
-    soon: [bool; 2],
+    /// How many of the last waits in a row were short, up to [`STREAK`], for each of [`Awaited`].
+    soon: [u8; 2],
+    /// Whether it has looked in this wait.
+    looked: bool,
     /// The most that was in flight lately; it fades by one each time.
     depth: usize,
     /// No looking before this time.
@@ -89,7 +93,7 @@ impl Spinner {
     /// Has not looked yet.
     #[must_use]
     pub fn new(mode: SpinMode) -> Self {
-        Self { mode, soon: [false; 2], depth: 0, rest_until: Duration::ZERO, rest: REST_MIN }
+        Self { mode, soon: [0; 2], looked: false, depth: 0, rest_until: Duration::ZERO, rest: REST_MIN }
     }
 
     /// Whether it never looks, so that nobody need tell it anything.
@@ -103,18 +107,23 @@ impl Spinner {
     #[must_use]
     pub fn look(&mut self, awaited: Awaited, depth: usize, now: Duration) -> Duration {
         self.depth = depth.max(self.depth.saturating_sub(1));
-        match self.mode {
+        let pays = self.depth <= SHALLOW && self.soon[place(awaited)] >= STREAK && now >= self.rest_until;
+        let look = match self.mode {
             SpinMode::Off => Duration::ZERO,
             SpinMode::For(time) => time,
-            SpinMode::Auto if self.depth > SHALLOW => Duration::ZERO,
-            SpinMode::Auto if self.soon[place(awaited)] && now >= self.rest_until => LOOK,
+            SpinMode::Auto if pays => LOOK,
             SpinMode::Auto => Duration::ZERO,
-        }
+        };
+        self.looked = look > Duration::ZERO;
+        look
     }
 
     /// It came after `waited`, looking and sleeping.
     pub fn came(&mut self, awaited: Awaited, waited: Duration) {
-        self.soon[place(awaited)] = waited <= SOON;
+        // Looking in vain has cost its time already; only who slept would have met it sooner by looking.
+        let short = waited <= if self.looked { LOOK } else { SOON };
+        let soon = &mut self.soon[place(awaited)];
+        *soon = if short { (*soon + 1).min(STREAK) } else { 0 };
     }
 
     /// Between two looks somebody else had the processor for `gone`. True: sleep now.
@@ -145,21 +154,40 @@ mod tests {
         Duration::from_micros(n)
     }
 
-    #[test]
-    fn looks_only_for_what_came_soon_the_last_time() {
+    /// Has seen what makes it look.
+    fn eager(awaited: Awaited) -> Spinner {
         let mut spinner = Spinner::new(SpinMode::Auto);
-        assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), us(0), "nothing is known yet");
-        spinner.came(Awaited::Answer, us(150));
+        for _ in 0..STREAK {
+            assert_eq!(spinner.look(awaited, 1, us(0)), us(0), "too little is known yet");
+            spinner.came(awaited, us(150));
+        }
+        spinner
+    }
+
+    #[test]
+    fn looks_only_for_what_came_soon_many_times_in_a_row() {
+        let mut spinner = eager(Awaited::Answer);
         assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), LOOK);
         assert_eq!(spinner.look(Awaited::Request, 1, us(0)), us(0), "each by itself");
         spinner.came(Awaited::Answer, us(201));
         assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), us(0));
+        spinner.came(Awaited::Answer, us(10));
+        assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), us(0), "one does not make up for it");
+    }
+
+    #[test]
+    fn what_was_looked_for_in_vain_did_not_come_soon() {
+        let mut spinner = eager(Awaited::Answer);
+        assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), LOOK);
+        spinner.came(Awaited::Answer, us(100));
+        assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), LOOK);
+        spinner.came(Awaited::Answer, us(150));
+        assert_eq!(spinner.look(Awaited::Answer, 1, us(0)), us(0), "that one would have come while asleep");
     }
 
     #[test]
     fn deep_queues_are_not_looked_for_until_they_have_faded() {
-        let mut spinner = Spinner::new(SpinMode::Auto);
-        spinner.came(Awaited::Request, us(20));
+        let mut spinner = eager(Awaited::Request);
         assert_eq!(spinner.look(Awaited::Request, SHALLOW, us(0)), LOOK);
         assert_eq!(spinner.look(Awaited::Request, SHALLOW + 3, us(0)), us(0));
         let looks: Vec<bool> =
@@ -170,17 +198,18 @@ mod tests {
     #[test]
     fn an_idle_thread_never_looks() {
         let mut spinner = Spinner::new(SpinMode::Auto);
-        spinner.came(Awaited::Request, us(20));
         for second in 1..10 {
-            spinner.came(Awaited::Request, us(1_000_000));
-            assert_eq!(spinner.look(Awaited::Request, 1, us(second * 1_000_000)), us(0));
+            // Each second three heartbeats are answered, one shortly after the other.
+            for waited in [1_000_000, 90, 20, 20] {
+                spinner.came(Awaited::Request, us(waited));
+                assert_eq!(spinner.look(Awaited::Request, 1, us(second * 1_000_000)), us(0));
+            }
         }
     }
 
     #[test]
     fn rests_longer_and_longer_while_processors_are_short() {
-        let mut spinner = Spinner::new(SpinMode::Auto);
-        spinner.came(Awaited::Request, us(20));
+        let mut spinner = eager(Awaited::Request);
         let mut now = us(0);
         assert!(!spinner.gave_way(us(499), now));
         let mut rests = Vec::new();

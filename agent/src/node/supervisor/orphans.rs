@@ -30,6 +30,10 @@ pub(in crate::node) struct Orphans {
     /// Look through the directories at the next chance, however short ago that was.
     pub(super) look_at_data: bool,
     data_at: Option<Moment>,
+    /// [`Labels::changes`] before that.
+    ///
+    /// [`Labels::changes`]: crate::store::replica_dirs::Labels::changes
+    pub(super) labels_then: u64,
     /// By class, what the last reading was made from.
     seen: BTreeMap<Class, Reading>,
 }
@@ -48,7 +52,14 @@ impl Orphans {
                 Tracker::with_lost_history()
             }
         };
-        Self { tracker, file, look_at_data: true, data_at: None, seen: BTreeMap::new() }
+        Self { tracker, file, look_at_data: true, data_at: None, labels_then: 0, seen: BTreeMap::new() }
+    }
+
+    /// Whether all that was there had an owner when it was last read, and nobody wants it read again.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.look_at_data
+            && self.tracker.is_idle()
+            && Class::ALL.iter().all(|class| self.seen.contains_key(class))
     }
 }
 
@@ -58,8 +69,9 @@ impl Supervisor {
         let settings = shared.orphan_settings.lock().clone();
         self.read_class(shared, Class::Instance, asked_at, reads, &settings).await;
         let aged = self.orphans.data_at.is_none_or(|at| asked_at.saturating_sub(at) >= DATA_EVERY);
-        if aged || std::mem::take(&mut self.orphans.look_at_data) {
+        if std::mem::take(&mut self.orphans.look_at_data) || aged {
             self.orphans.data_at = Some(asked_at);
+            self.orphans.labels_then = shared.labels.changes();
             self.read_class(shared, Class::ReplicaData, asked_at, reads, &settings).await;
         }
         if self.remember(shared).await {
