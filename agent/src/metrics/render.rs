@@ -210,7 +210,8 @@ impl Observed {
 
     fn work(&self, to: &mut Writer<'_, '_>) -> Written {
         let counts = &self.counts;
-        let help = "Comparing records with what is there, and acting on it; a look that finds all as it was is none";
+        let help =
+            "Comparing records with what is there, and acting on it; a look that finds all as it was is none";
         to.histogram("holdfast_reconcile_duration_seconds", help, [([], shape(&counts.reconciles))])?;
         let help = "Comparisons for which the records could not be read";
         to.counter("holdfast_reconcile_failures", help, [([], counts.reconcile_failures)])?;

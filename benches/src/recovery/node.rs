@@ -84,6 +84,10 @@ impl Volume {
     }
 }
 
+/// Bits a second, bytes of a burst, and what to run then.
+const SHAPED: &str = "ip link set lo up; tc qdisc add dev lo root tbf rate ${1}bit burst ${2} latency 50ms; \
+                      shift 2; exec \"$@\"";
+
 /// An agent, its data and its sockets.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -91,6 +95,8 @@ pub(super) struct Node {
     data: PathBuf,
     sockets: PathBuf,
     arguments: Vec<String>,
+    /// Bits a second of its own loopback; none: that of the machine.
+    loopback: Option<u64>,
     agent: Option<Server>,
     starts: u32,
 }
@@ -109,11 +115,23 @@ impl Node {
             data: data.to_owned(),
             sockets: sockets.to_owned(),
             arguments,
+            loopback: None,
             agent: None,
             starts: 0,
         };
         node.start_agent()?;
         Ok(node)
+    }
+
+    /// Starts its agent again in a network of its own, whose loopback carries only so many bits a second, both directions
+    /// together. Needs root, `ip` and `tc`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(super) fn shape(&mut self, bits_per_second: u64) -> Result<()> {
+        self.stop();
+        self.loopback = Some(bits_per_second);
+        self.start_agent()
     }
 
     /// The agent's process.
@@ -161,7 +179,17 @@ impl Node {
     /// When it ends instead.
     pub(super) fn start_agent(&mut self) -> Result<()> {
         self.starts += 1;
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.loopback {
+            None => Command::new(&self.binary),
+            Some(bits) => {
+                let mut command = Command::new("unshare");
+                // 2 ms of the rate at once, for a packet of loopback may have 64 KiB; what waits longer than 50 ms is lost.
+                let burst = (bits / 8 / 500).max(128 << 10);
+                command.args(["--net", "sh", "-ec", SHAPED, "sh", &bits.to_string(), &burst.to_string()]);
+                command.arg(&self.binary);
+                command
+            }
+        };
         command.arg("agent").arg("--data-dir").arg(&self.data).arg("--runtime-dir").arg(&self.sockets);
         command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
         command.args(["--node", "bench", "--stop-instances"]).args(&self.arguments);

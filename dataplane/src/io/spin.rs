@@ -21,6 +21,8 @@ const STREAK: u8 = 8;
 /// With more in flight than this there is always something to do: who looks then takes the processor from those it waits
 /// for, and gets little at a time.
 const SHALLOW: usize = 2;
+/// For so many waits after that: in a deep queue every few turns there is little in flight, too.
+const DEEP_FOR: u8 = 64;
 /// Another thread that has had the processor for so long is no short turn of the same I/O.
 const CROWDED_AFTER: Duration = Duration::from_micros(500);
 /// For how long there is no looking after that, first and at most: it doubles while that happens again.
@@ -82,8 +84,8 @@ pub struct Spinner {
     soon: [u8; 2],
     /// Whether it has looked in this wait.
     looked: bool,
-    /// The most that was in flight lately; it fades by one each time.
-    depth: usize,
+    /// For how many waits more the queue counts as deep.
+    deep_for: u8,
     /// No looking before this time.
     rest_until: Duration,
     rest: Duration,
@@ -93,7 +95,7 @@ impl Spinner {
     /// Has not looked yet.
     #[must_use]
     pub fn new(mode: SpinMode) -> Self {
-        Self { mode, soon: [0; 2], looked: false, depth: 0, rest_until: Duration::ZERO, rest: REST_MIN }
+        Self { mode, soon: [0; 2], looked: false, deep_for: 0, rest_until: Duration::ZERO, rest: REST_MIN }
     }
 
     /// Whether it never looks, so that nobody need tell it anything.
@@ -106,8 +108,8 @@ impl Spinner {
     /// goes forward.
     #[must_use]
     pub fn look(&mut self, awaited: Awaited, depth: usize, now: Duration) -> Duration {
-        self.depth = depth.max(self.depth.saturating_sub(1));
-        let pays = self.depth <= SHALLOW && self.soon[place(awaited)] >= STREAK && now >= self.rest_until;
+        self.deep_for = if depth > SHALLOW { DEEP_FOR } else { self.deep_for.saturating_sub(1) };
+        let pays = self.deep_for == 0 && self.soon[place(awaited)] >= STREAK && now >= self.rest_until;
         let look = match self.mode {
             SpinMode::Off => Duration::ZERO,
             SpinMode::For(time) => time,
@@ -186,13 +188,16 @@ mod tests {
     }
 
     #[test]
-    fn deep_queues_are_not_looked_for_until_they_have_faded() {
+    fn deep_queues_are_not_looked_for_until_they_have_been_shallow_for_long() {
         let mut spinner = eager(Awaited::Request);
         assert_eq!(spinner.look(Awaited::Request, SHALLOW, us(0)), LOOK);
-        assert_eq!(spinner.look(Awaited::Request, SHALLOW + 3, us(0)), us(0));
-        let looks: Vec<bool> =
-            (0..4).map(|_| spinner.look(Awaited::Request, 0, us(0)) > Duration::ZERO).collect();
-        assert_eq!(looks, [false, false, true, true]);
+        for _ in 0..2 {
+            assert_eq!(spinner.look(Awaited::Request, SHALLOW + 1, us(0)), us(0));
+            for _ in 1..DEEP_FOR {
+                assert_eq!(spinner.look(Awaited::Request, 0, us(0)), us(0));
+            }
+        }
+        assert_eq!(spinner.look(Awaited::Request, 0, us(0)), LOOK);
     }
 
     #[test]
