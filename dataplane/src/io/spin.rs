@@ -21,8 +21,9 @@ const STREAK: u8 = 8;
 /// With more in flight than this there is always something to do: who looks then takes the processor from those it waits
 /// for, and gets little at a time.
 const SHALLOW: usize = 2;
-/// For so many waits after that: in a deep queue every few turns there is little in flight, too.
-const DEEP_FOR: u8 = 64;
+/// For so many waits after that: in a deep queue there is little in flight at times, too, and who reacts at once to the
+/// first of a batch takes the batch apart.
+const DEEP_FOR: u16 = 256;
 /// Another thread that has had the processor for so long is no short turn of the same I/O.
 const CROWDED_AFTER: Duration = Duration::from_micros(500);
 /// For how long there is no looking after that, first and at most: it doubles while that happens again.
@@ -85,7 +86,7 @@ pub struct Spinner {
     /// Whether it has looked in this wait.
     looked: bool,
     /// For how many waits more the queue counts as deep.
-    deep_for: u8,
+    deep_for: u16,
     /// No looking before this time.
     rest_until: Duration,
     rest: Duration,
@@ -118,6 +119,14 @@ impl Spinner {
         };
         self.looked = look > Duration::ZERO;
         look
+    }
+
+    /// It was there before the first look. A request that is, is no answer to what was sent just now: others are in flight,
+    /// though this thread may never see more than one at a time.
+    pub fn was_there(&mut self, awaited: Awaited) {
+        if awaited == Awaited::Request {
+            self.deep_for = DEEP_FOR;
+        }
     }
 
     /// It came after `waited`, looking and sleeping.
@@ -198,6 +207,15 @@ mod tests {
             }
         }
         assert_eq!(spinner.look(Awaited::Request, 0, us(0)), LOOK);
+    }
+
+    #[test]
+    fn a_request_that_was_there_already_tells_of_a_deep_queue_and_an_answer_does_not() {
+        let mut spinner = eager(Awaited::Request);
+        spinner.was_there(Awaited::Answer);
+        assert_eq!(spinner.look(Awaited::Request, 1, us(0)), LOOK);
+        spinner.was_there(Awaited::Request);
+        assert_eq!(spinner.look(Awaited::Request, 1, us(0)), us(0));
     }
 
     #[test]

@@ -231,7 +231,7 @@ pub(super) struct Data {
     pub(super) driver: Driver,
     spinner: Spinner,
     started: Instant,
-    /// Requests begun in this turn; a long one counts as many.
+    /// Requests begun in this turn.
     pub(super) begun: usize,
     /// When the last request came that was no heartbeat.
     pub(super) last_io: Duration,

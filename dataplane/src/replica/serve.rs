@@ -16,8 +16,6 @@ const SEND_QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A payload that has not come as a whole is waited for in the receive buffer up to this size, so that small ones keep
 /// arriving in batches; a larger one goes straight into a buffer, in one wake-up.
 const GATHER_BYTES_MAX: usize = 32 * 1024;
-/// A request takes the time of one more for each of these: as long as that of a short one, or of waking somebody.
-const LONG_BYTES: usize = 16 * 1024;
 /// Views that the control thread has under way; an engine needs one.
 const VIEWS_MAX: usize = 4;
 /// Runs looked up for one frame: each is up to two system calls, which may need the disk.
@@ -100,6 +98,7 @@ impl Data {
             return Step::Blocked;
         }
         let request = request::check(header, self.size_bytes);
+        self.begun += 1;
         if header.kind != Kind::Ping {
             self.last_io = self.now;
         }
@@ -116,10 +115,7 @@ impl Data {
             };
         }
         match request {
-            Ok(request) => {
-                self.note_begun(len);
-                self.begin(conn, header, request, len)
-            }
+            Ok(request) => self.begin(conn, header, request, len),
             Err(status) => {
                 self.driver.consume(conn, len);
                 self.reply(conn, header, status);
@@ -136,11 +132,6 @@ impl Data {
     }
 
     /// A request whose payload is at the front of the receive buffer.
-    /// One that brings so many bytes.
-    fn note_begun(&mut self, bytes: usize) {
-        self.begun += 1 + bytes / LONG_BYTES;
-    }
-
     fn begin(&mut self, conn: ConnId, header: &Header, request: Request, len: usize) -> Step {
         match request {
             Request::Write { fua } => return self.write(conn, header, len, fua),
@@ -231,7 +222,6 @@ impl Data {
         if let Err(e) = header.verify(buf.as_slice()) {
             return self.end_session(format!("bad frame: {e}"));
         }
-        self.note_begun(buf.len());
         // Checked before its payload was asked for.
         let Ok(Request::Write { fua }) = request::check(&header, self.size_bytes) else { return };
         if self.maps.admit(&header) {

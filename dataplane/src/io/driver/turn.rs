@@ -75,13 +75,16 @@ impl Driver {
         if look > Duration::ZERO {
             let until = wait_until.map_or(began + look, |at| at.min(began + look));
             self.turn(Some(began), out)?;
+            if has_come(out) {
+                spinner.was_there(awaited);
+            }
             self.look(spinner, epoch, until, out)?;
         }
         if out.is_empty() {
             self.turn(wait_until, out)?;
         }
-        // That the kernel took what we sent is no answer; that the time has passed without one is a long wait.
-        if out.is_empty() || out.iter().any(|completion| !matches!(completion, Completion::Sent { .. })) {
+        // That the time has passed without anything is a long wait.
+        if out.is_empty() || has_come(out) {
             spinner.came(awaited, began.elapsed());
         }
         Ok(())
@@ -277,4 +280,9 @@ fn wait_for(until: Option<Instant>) -> Wait {
         Duration::ZERO => Wait::No,
         left => Wait::For(left),
     }
+}
+
+/// Whether there is more than that the kernel took what we sent, which is no answer.
+fn has_come(out: &[Completion]) -> bool {
+    out.iter().any(|completion| !matches!(completion, Completion::Sent { .. }))
 }
