@@ -111,14 +111,14 @@ impl<T: Clone> Remembered<T> {
     }
 
     /// Whether these are the files that are remembered, all of them, and each is certainly what it was.
-    pub fn are<'a>(&self, there: impl Iterator<Item = &'a OsStr>) -> bool {
+    pub fn are<'a>(&self, mut there: impl Iterator<Item = &'a OsStr>) -> bool {
         let files = self.files.lock();
         let mut count = 0;
         let same = |path: &'a OsStr| {
             count += 1;
             files.get(path).is_some_and(|(before, _)| Stamp::of(Path::new(path)) == Some(*before))
         };
-        there.into_iter().all(same) && count == files.len()
+        there.all(same) && count == files.len()
     }
 
     #[cfg(not(test))]

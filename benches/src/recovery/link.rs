@@ -5,6 +5,7 @@ mod proxy;
 use std::time::Duration;
 
 use anyhow::{Error, Result};
+use holdfast_dataplane::wire::HEADER_BYTES;
 
 use super::node::{Node, Volume};
 use super::{Figures, Plan, Unit, nbd, prefill};
@@ -31,8 +32,6 @@ const RATES: [u64; 2] = [1_000_000_000, 10_000_000_000];
 /// With the bytes of one request.
 const SHAPED_JOBS: [(&str, u64); 3] =
     [("randwrite-4k-qd32", 4 << 10), ("seqwrite-128k-qd16", 128 << 10), ("seqread-128k-qd16", 128 << 10)];
-/// Of a frame, in each direction of every request.
-const HEADER_BYTES: u64 = 64;
 
 pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
     for round in 0..plan.rounds {
@@ -100,9 +99,11 @@ fn shaped(plan: &Plan, figures: &mut Figures, round: u64, replicas: u32, bits: u
     for (job, bytes) in SHAPED_JOBS {
         for case in case::select(&[job.to_owned()]).map_err(Error::msg)? {
             let outcome = outcome(plan, &node, &volume, case.job, case.direction)?;
+            // One there, and one back.
+            let frames = 2 * HEADER_BYTES as u64;
             let copies = if case.direction == Direction::Read { 1 } else { u64::from(replicas) };
             #[expect(clippy::cast_precision_loss, reason = "figures of a benchmark")]
-            let most = (bits / 8) as f64 / (copies * (bytes + 2 * HEADER_BYTES)) as f64;
+            let most = (bits / 8) as f64 / (copies * (bytes + frames)) as f64;
             let say =
                 |what: &str| format!("{replicas} replicas, {} Gbit/s, {job}: {what}", bits / 1_000_000_000);
             figures.note(CASE, say("rate"), Unit::Iops, outcome.iops);

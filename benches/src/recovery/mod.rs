@@ -60,7 +60,7 @@ pub enum Case {
     Fair,
     /// A volume of 16 TiB beside one of 1 GiB
     Large,
-    /// Replicas behind links with a delay
+    /// Replicas behind links with a delay, and of 1 and 10 Gbit/s; needs root, ip and tc
     Link,
     /// Data threads that look before they sleep, and such that do not
     Spin,
