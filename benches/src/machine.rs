@@ -70,6 +70,37 @@ impl Machine {
     }
 }
 
+/// Time of all processors so far, in ticks: all of it, and what the hypervisor gave to others while it was wanted here.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticks {
+    all: u64,
+    stolen: u64,
+}
+
+impl Ticks {
+    /// As of now; nothing where the system does not tell.
+    #[must_use]
+    pub fn now() -> Self {
+        Self::parse(&whole("/proc/stat"))
+    }
+
+    fn parse(stat: &str) -> Self {
+        let first = stat.lines().next().unwrap_or_default();
+        // user nice system idle iowait irq softirq steal; the two for guests are in user and nice already.
+        let ticks: Vec<u64> =
+            first.split_whitespace().skip(1).take(8).map_while(|word| word.parse().ok()).collect();
+        Self { all: ticks.iter().sum(), stolen: ticks.get(7).copied().unwrap_or_default() }
+    }
+
+    /// The share of all processors that was taken away since then, 0 to 1.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "figures of a benchmark")]
+    pub fn stolen_since(self, before: Self) -> f64 {
+        let all = self.all.saturating_sub(before.all).max(1);
+        self.stolen.saturating_sub(before.stolen) as f64 / all as f64
+    }
+}
+
 fn whole(path: &str) -> String {
     std::fs::read_to_string(path).map_or_else(|error| error.to_string(), |text| text.trim().to_owned())
 }
@@ -98,6 +129,14 @@ fn file_system(mounts: &str, dir: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stolen_time_is_a_share_of_all_processors() {
+        let before = Ticks::parse("cpu  100 0 100 700 0 0 0 100 0 0\ncpu0 1 2 3");
+        let after = Ticks::parse("cpu  150 0 130 800 0 0 0 120 9 9");
+        assert!((after.stolen_since(before) - 0.1).abs() < 1e-9);
+        assert!(Ticks::parse("").stolen_since(before) < 1e-9);
+    }
 
     #[test]
     fn the_nearest_mount_counts() {

@@ -49,6 +49,8 @@ pub struct Sample {
     pub fio_cpu_us_per_io: f64,
     /// The serving processes' time.
     pub cpu: Vec<ProcessCpu>,
+    /// The share of the machine's processors that its hypervisor gave to others meanwhile, 0 to 1.
+    pub stolen: f64,
     /// All that fio said.
     pub fio: Value,
 }
@@ -62,6 +64,7 @@ impl Sample {
         round: usize,
         outcome: &Outcome,
         cpu: Vec<ProcessCpu>,
+        stolen: f64,
         fio: Value,
     ) -> Self {
         Self {
@@ -76,6 +79,7 @@ impl Sample {
             percentiles: outcome.percentiles.clone(),
             fio_cpu_us_per_io: outcome.fio_cpu_us_per_io,
             cpu,
+            stolen,
             fio,
         }
     }
@@ -86,6 +90,17 @@ impl Sample {
             Unit::Bandwidth => self.bytes_per_sec,
         }
     }
+}
+
+/// How much of the machine others had, in one line.
+#[must_use]
+pub fn stolen_text(samples: &[Sample]) -> String {
+    let shares: Vec<f64> = samples.iter().map(|sample| sample.stolen * 100.0).collect();
+    let most = shares.iter().copied().fold(0.0, f64::max);
+    let middle = median(&shares).unwrap_or_default();
+    format!(
+        "Taken by the hypervisor for others: {middle:.0} % of the processors, {most:.0} % in the worst run."
+    )
 }
 
 /// System calls of the processes of one leg under one case.
@@ -334,7 +349,7 @@ pub(crate) mod tests {
             percentiles: vec![(50.0, 50.0), (99.0, 99.0), (99.9, 999.0)],
             fio_cpu_us_per_io: 6.0,
         };
-        Sample::new(case, leg, round, &outcome, cpu.collect(), Value::Null)
+        Sample::new(case, leg, round, &outcome, cpu.collect(), 0.04, Value::Null)
     }
 
     #[test]
@@ -362,6 +377,14 @@ pub(crate) mod tests {
         let panels = latency_panels(&samples, &CASES[..1], &legs);
         assert_eq!(panels[0].series[1].points[1], (rarity(99.0), 99.0));
         assert_eq!(panels[0].series[1].name, "file-direct");
+    }
+
+    #[test]
+    fn what_others_had_of_the_machine_is_said() {
+        let mut two = vec![sample(&CASES[0], Leg::Holdfast3, 0, 1.0, &[]); 3];
+        two[2].stolen = 0.3;
+        let text = stolen_text(&two);
+        assert!(text.contains(": 4 % of the processors, 30 % in the worst run"), "{text}");
     }
 
     #[test]

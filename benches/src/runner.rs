@@ -11,7 +11,7 @@ use crate::case::{Case, PREFILL};
 use crate::cpu;
 use crate::fio::{self, Run};
 use crate::leg::{self, Leg, Running, Setup};
-use crate::machine::Machine;
+use crate::machine::{Machine, Ticks};
 use crate::plot;
 use crate::report::{self, ProcessCpu, Sample, Syscalls};
 use crate::syscalls::{self, Source};
@@ -105,8 +105,9 @@ fn measure(plan: &Plan, case: &Case, round: usize, up: &Running) -> Result<Sampl
     nix::unistd::sync();
     let used =
         || -> Result<Vec<f64>> { up.accounted.iter().map(|process| cpu::used_us(process.pid)).collect() };
-    let before = used()?;
+    let (before, ticks) = (used()?, Ticks::now());
     let raw = fio::run(&up.target, case.job, plan.setup.size_mib, plan.seconds, &plan.setup.socket_dir)?;
+    let stolen = Ticks::now().stolen_since(ticks);
     let after = used().context("a serving process ended during the run")?;
     let outcome = fio::outcome(&raw, case.direction)?;
     let cpu = up
@@ -119,7 +120,7 @@ fn measure(plan: &Plan, case: &Case, round: usize, up: &Running) -> Result<Sampl
             us_per_io: (after - before) / outcome.ios,
         })
         .collect();
-    Ok(Sample::new(case, up.leg, round, &outcome, cpu, raw))
+    Ok(Sample::new(case, up.leg, round, &outcome, cpu, stolen, raw))
 }
 
 impl Results {
@@ -154,12 +155,13 @@ impl Results {
         let mut text = format!(
             "{}\nqemu: {}\n{} rounds of {} s, {} MiB, interleaved. Median over the rounds; ratios are medians of \
              ratios round by round.\nfile-direct, bare-direct and holdfast-*-direct write to the device; everything \
-             else is volatile until a flush.\nLatencies of write and flush are those of the flush.\n\n",
+             else is volatile until a flush.\nLatencies of write and flush are those of the flush.\n{}\n\n",
             self.machine.describe(),
             self.machine.qemu,
             plan.rounds,
             plan.seconds,
             plan.setup.size_mib,
+            report::stolen_text(&self.samples),
         );
         for case in &plan.cases {
             text.push_str(&format!("{}\n\n", report::case_table(&self.samples, case, &plan.legs)));

@@ -45,7 +45,7 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
             ("randwrite 4k qd4", "rw=randwrite\nbs=4k\niodepth=4"),
             ("randread 4k qd4", "rw=randread\nbs=4k\niodepth=4"),
         ] {
-            let said = fio::run_jobs(&jobs(&uris, job, seconds), node.scratch())?;
+            let said = fio::run_jobs(&jobs(&uris, VOLUME_MIB, job, seconds), node.scratch())?;
             let rates = rates(&said)?;
             ensure!(rates.len() == uris.len(), "fio tells of {} jobs of {}", rates.len(), uris.len());
             let all: f64 = rates.iter().sum();
@@ -64,10 +64,10 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
     Ok(())
 }
 
-/// One job a volume, all at the same time.
-fn jobs(uris: &[String], job: &str, seconds: u64) -> String {
+/// One job for each of `uris`, all at the same time, on the first `size_mib` of each.
+pub(super) fn jobs(uris: &[String], size_mib: u64, job: &str, seconds: u64) -> String {
     let mut text = format!(
-        "[global]\nioengine=nbd\nthread=1\nsize={VOLUME_MIB}m\ntime_based=1\nruntime={seconds}\nnorandommap=1\n{job}\n"
+        "[global]\nioengine=nbd\nthread=1\nsize={size_mib}m\ntime_based=1\nruntime={seconds}\nnorandommap=1\n{job}\n"
     );
     for (number, uri) in uris.iter().enumerate() {
         text.push_str(&format!("[v{number}]\nuri={uri}\n"));
@@ -75,7 +75,11 @@ fn jobs(uris: &[String], job: &str, seconds: u64) -> String {
     text
 }
 
-fn rates(said: &Value) -> Result<Vec<f64>> {
+/// Operations a second of each job.
+///
+/// # Errors
+/// When fio's JSON does not tell them.
+pub(super) fn rates(said: &Value) -> Result<Vec<f64>> {
     let jobs = said["jobs"].as_array().context("fio's JSON has no jobs")?;
     let rate = |job: &Value| Some(job["read"]["iops"].as_f64()? + job["write"]["iops"].as_f64()?);
     jobs.iter().map(|job| rate(job).context("a job without a rate")).collect()
@@ -87,7 +91,7 @@ mod tests {
 
     #[test]
     fn each_volume_has_a_job_and_a_rate() {
-        let text = jobs(&["nbd+unix:///a".into(), "nbd+unix:///b".into()], "rw=randread", 3);
+        let text = jobs(&["nbd+unix:///a".into(), "nbd+unix:///b".into()], 16, "rw=randread", 3);
         assert!(
             text.contains("[v0]\nuri=nbd+unix:///a\n[v1]\nuri=nbd+unix:///b\n") && text.contains("runtime=3")
         );

@@ -20,6 +20,7 @@ mod node;
 mod pauses;
 mod rebuild;
 mod restart;
+mod shards;
 mod spin;
 mod timeline;
 mod watch;
@@ -35,7 +36,7 @@ pub use figures::{Figure, Figures, Unit};
 use crate::case::PREFILL;
 use crate::fio::{self, Target};
 use crate::leg::TARGET_NBD;
-use crate::machine::Machine;
+use crate::machine::{Machine, Ticks};
 use crate::targets;
 use node::{Node, Volume};
 
@@ -62,12 +63,14 @@ pub enum Case {
     Large,
     /// Replicas behind links with a delay, and of 1 and 10 Gbit/s; needs root, ip and tc
     Link,
+    /// Two clients on one volume, and on a volume each
+    Shards,
     /// Data threads that look before they sleep, and such that do not
     Spin,
 }
 
 /// In the order in which they run.
-pub const CASES: [Case; 11] = [
+pub const CASES: [Case; 12] = [
     Case::CatchUp,
     Case::Rebuild,
     Case::Pauses,
@@ -78,6 +81,7 @@ pub const CASES: [Case; 11] = [
     Case::Fair,
     Case::Large,
     Case::Link,
+    Case::Shards,
     Case::Spin,
 ];
 
@@ -121,6 +125,8 @@ impl Plan {
 #[derive(Debug)]
 pub struct Results {
     machine: Machine,
+    /// The share of the processors that the hypervisor gave to others meanwhile.
+    stolen: f64,
     figures: Figures,
 }
 
@@ -131,6 +137,7 @@ pub struct Results {
 pub fn run(plan: &Plan) -> Result<Results> {
     let machine = Machine::observe(&plan.data_dir, &plan.holdfast);
     let mut figures = Figures::default();
+    let ticks = Ticks::now();
     for case in &plan.cases {
         let run = match case {
             Case::CatchUp => catch_up::run,
@@ -143,11 +150,12 @@ pub fn run(plan: &Plan) -> Result<Results> {
             Case::Fair => fair::run,
             Case::Large => large::run,
             Case::Link => link::run,
+            Case::Shards => shards::run,
             Case::Spin => spin::run,
         };
         run(plan, &mut figures).with_context(|| format!("{case:?}"))?;
     }
-    Ok(Results { machine, figures })
+    Ok(Results { machine, stolen: Ticks::now().stolen_since(ticks), figures })
 }
 
 impl Results {
@@ -155,7 +163,12 @@ impl Results {
     #[must_use]
     pub fn tables(&self) -> String {
         let judged = targets::of_figures(self.figures.all());
-        let mut text = format!("{}\n\n{}", self.machine.describe(), self.figures.tables());
+        let mut text = format!(
+            "{}\nTaken by the hypervisor for others: {:.0} % of the processors\n\n{}",
+            self.machine.describe(),
+            self.stolen * 100.0,
+            self.figures.tables()
+        );
         if judged.iter().any(|goal| goal.verdict != targets::Verdict::NotMeasured) {
             text.push_str(&format!("{}\n", targets::table(&judged)));
         }
@@ -170,6 +183,7 @@ impl Results {
         let all: Value = json!({
             "schema": 1,
             "machine": self.machine,
+            "stolen": self.stolen,
             "plan": { "rounds": plan.rounds, "quick": plan.quick },
             "load_after": std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
             "figures": self.figures.all(),

@@ -13,3 +13,4 @@ pub mod replica;
 mod rules;
 pub mod start;
 pub mod tracking;
+pub mod writeback;

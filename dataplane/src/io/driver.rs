@@ -300,6 +300,13 @@ impl Driver {
         self.begin(f, token, 0, Request::Fdatasync);
     }
 
+    /// Lets the kernel begin to write what is dirty in the page cache of a range, and does not wait for it. A flush still
+    /// needs [`Self::fdatasync`], which also reports what goes wrong here.
+    pub fn begin_writeback(&mut self, f: FileId, token: u64, range: Range<u64>) {
+        let len = range.end.saturating_sub(range.start);
+        self.begin(f, token, range.start, Request::BeginWriteback { len });
+    }
+
     /// Deallocates, zeroes or reserves a range.
     pub fn fallocate(&mut self, f: FileId, token: u64, mode: FallocateMode, offset: u64, len: u64) {
         self.begin(f, token, offset, Request::Fallocate { mode, len });

@@ -52,10 +52,23 @@ pub(super) struct File {
 
 #[derive(Debug)]
 pub(super) enum Request {
-    Write { buf: Buf, range: Range<usize> },
-    Read { buf: Buf, len: usize },
+    Write {
+        buf: Buf,
+        range: Range<usize>,
+    },
+    Read {
+        buf: Buf,
+        len: usize,
+    },
     Fdatasync,
-    Fallocate { mode: FallocateMode, len: u64 },
+    /// Of what is dirty in the page cache; it does not wait for its end.
+    BeginWriteback {
+        len: u64,
+    },
+    Fallocate {
+        mode: FallocateMode,
+        len: u64,
+    },
 }
 
 /// One operation, from its call to its completion. It holds the buffer, which belongs to the kernel meanwhile.
@@ -88,7 +101,7 @@ impl Operation {
                     "a buffer to read into is unshared and has room"
                 );
             }
-            Request::Fdatasync | Request::Fallocate { .. } => {}
+            Request::Fdatasync | Request::BeginWriteback { .. } | Request::Fallocate { .. } => {}
         }
         Self { file, token, offset, request, done: 0, retries: 0 }
     }
@@ -108,6 +121,12 @@ impl Operation {
                 opcode::Read::new(fd, address, bounded(len - self.done)).offset(offset).build()
             }
             Request::Fdatasync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            // Without its two waiting flags it takes no error away from a later fsync.
+            Request::BeginWriteback { len } => {
+                // 0 is up to the end of the file, and more than that does no harm.
+                let len = u32::try_from(*len).unwrap_or(0);
+                opcode::SyncFileRange::new(fd, len).offset(offset).flags(libc::SYNC_FILE_RANGE_WRITE).build()
+            }
             Request::Fallocate { mode, len } => {
                 opcode::Fallocate::new(fd, *len).offset(offset).mode(mode.bits()).build()
             }
@@ -133,7 +152,9 @@ impl Operation {
             // Zero is the end of the file.
             Request::Read { len, .. } if self.done < *len && n > 0 => Next::Again,
             Request::Write { .. } | Request::Read { .. } => Next::Done(Ok(self.done)),
-            Request::Fdatasync | Request::Fallocate { .. } => Next::Done(Ok(0)),
+            Request::Fdatasync | Request::BeginWriteback { .. } | Request::Fallocate { .. } => {
+                Next::Done(Ok(0))
+            }
         }
     }
 
@@ -141,7 +162,7 @@ impl Operation {
     pub(super) fn into_buf(self) -> Option<Buf> {
         match self.request {
             Request::Write { buf, .. } | Request::Read { buf, .. } => Some(buf),
-            Request::Fdatasync | Request::Fallocate { .. } => None,
+            Request::Fdatasync | Request::BeginWriteback { .. } | Request::Fallocate { .. } => None,
         }
     }
 }

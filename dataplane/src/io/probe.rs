@@ -7,12 +7,13 @@ use super::ring::Ring;
 use super::{Error, ErrorKind};
 
 /// Everything the driver submits.
-const OPCODES: [(u8, &str); 7] = [
+const OPCODES: [(u8, &str); 8] = [
     (opcode::Recv::CODE, "recv"),
     (opcode::SendMsg::CODE, "sendmsg"),
     (opcode::Read::CODE, "read"),
     (opcode::Write::CODE, "write"),
     (opcode::Fsync::CODE, "fsync"),
+    (opcode::SyncFileRange::CODE, "sync_file_range"),
     (opcode::Fallocate::CODE, "fallocate"),
     (opcode::AsyncCancel::CODE, "async_cancel"),
 ];

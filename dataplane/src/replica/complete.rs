@@ -1,6 +1,6 @@
 //! Completions of file operations into replies.
 
-use super::data::{Data, Op, SYNC_TOKEN, Waiter, What};
+use super::data::{Data, Op, SYNC_TOKEN, WRITEBACK_TOKEN, Waiter, What};
 use super::messages::FromData;
 use super::serve::status_of;
 use crate::io::{Buf, Errno};
@@ -11,6 +11,10 @@ impl Data {
     pub(super) fn completed(&mut self, token: u64, result: Result<usize, Errno>, buf: Option<Buf>) {
         if token == SYNC_TOKEN {
             return self.synced(result);
+        }
+        if token == WRITEBACK_TOKEN {
+            // What failed fails the next fsync, too: the kernel keeps it for that.
+            return self.early.begun();
         }
         let Op { conn, header, what } = self.ops.remove(token);
         match what {

@@ -25,6 +25,7 @@ use crate::core::flush::FlushGate;
 use crate::core::inline::Inline;
 use crate::core::region_map::RegionMap;
 use crate::core::replica::Session;
+use crate::core::writeback::EarlyWriteback;
 use crate::error::Error;
 use crate::io::{
     Awaited, Buf, Completion, ConnId, Driver, DriverConfig, FileId, Pool, PoolConfig, SpinMode, Spinner,
@@ -47,6 +48,8 @@ const IDLE_AFTER: Duration = Duration::from_secs(5);
 const POOL: PoolConfig = PoolConfig { small: 512, medium: 128, large: 33 };
 /// The name `fdatasync` goes by; operations are named by their place in the table.
 pub(super) const SYNC_TOKEN: u64 = u64::MAX;
+/// And write-back that begins before a flush.
+pub(super) const WRITEBACK_TOKEN: u64 = u64::MAX - 1;
 
 /// What the data thread starts with.
 #[derive(Debug)]
@@ -241,7 +244,7 @@ pub(super) struct Data {
     pub(super) now: Duration,
     pub(super) file: FileId,
     pub(super) size_bytes: u64,
-    io_mode: IoMode,
+    pub(super) io_mode: IoMode,
     /// Where buffered writes are made.
     inline: Inline,
     /// One was made on this thread in this turn.
@@ -250,6 +253,7 @@ pub(super) struct Data {
     pub(super) ops: Ops,
     pub(super) maps: Maps,
     pub(super) gate: FlushGate<Waiter>,
+    pub(super) early: EarlyWriteback,
     /// Of the last flush acknowledged to the engine of `generation`.
     pub(super) flush_sequence: u64,
     generation: Generation,
@@ -277,7 +281,7 @@ impl Data {
     ) -> Result<Self, Error> {
         let pool = Pool::new(POOL)?;
         let zeros = pool.alloc(to_usize(PART_BYTES_MAX)).expect("a new pool has a large buffer");
-        let config = DriverConfig { entries: 256, conns: 4, file_ops: OPS_MAX + 1 + PAGES_MAX };
+        let config = DriverConfig { entries: 256, conns: 4, file_ops: OPS_MAX + 2 + PAGES_MAX };
         let mut driver = Driver::new(config, pool)?;
         let file = driver.add_file(image.into());
         let mut maps = Maps::new(&mut driver, options.size_bytes, options.intent);
@@ -300,6 +304,7 @@ impl Data {
             maps,
             // A waiter for each operation in flight and each flush that is let in, and the drain.
             gate: FlushGate::new(2 * OPS_MAX + 1, options.dirty, options.failed),
+            early: EarlyWriteback::default(),
             flush_sequence: 0,
             generation: Generation(0),
             zeros,
@@ -343,6 +348,9 @@ impl Data {
             // Last, so that flushes that came in this turn share one fsync.
             if self.gate.poll_start() {
                 self.driver.fdatasync(self.file, SYNC_TOKEN);
+                self.early.flushed();
+            } else if let Some(range) = self.early.poll_start() {
+                self.driver.begin_writeback(self.file, WRITEBACK_TOKEN, range);
             }
             self.changes.store(self.gate.changes(), Ordering::Relaxed);
         }

@@ -107,7 +107,7 @@ impl Maps {
 
 /// Whether a completion is one of [`Data::page_written`].
 pub(super) fn is_page(token: u64) -> bool {
-    (TOKENS_FROM..super::data::SYNC_TOKEN).contains(&token)
+    (TOKENS_FROM..super::data::WRITEBACK_TOKEN).contains(&token)
 }
 
 impl Data {

@@ -2,12 +2,13 @@
 
 use sha2::{Digest as _, Sha256};
 
+use super::config::IoMode;
 use super::data::{Connection, Data, OPS_MAX, Op, Waiter, What};
 use super::messages::{FromData, ViewFrom};
 use super::request::{self, Request};
 use crate::io::{Buf, ConnId, Errno, FallocateMode};
 use crate::units::{to_u64, to_usize};
-use crate::wire::header::FLAG_HOLE;
+use crate::wire::header::{FLAG_FILL, FLAG_HOLE};
 use crate::wire::payload::{EXTENTS_MAX, Extent, ViewUpdate, encode_extents};
 use crate::wire::{HEADER_BYTES, Header, Kind, Status};
 
@@ -276,6 +277,14 @@ impl Data {
     pub(super) fn changed(&mut self, conn: ConnId, header: &Header, result: Result<(), Errno>, fua: bool) {
         // Also where it failed: a part may have been changed.
         self.gate.applied();
+        if self.io_mode == IoMode::Buffered {
+            let len = request::range_len(header);
+            if header.flags & FLAG_FILL == 0 {
+                self.early.changed(header.offset, len);
+            } else {
+                self.early.filled(header.offset, len);
+            }
+        }
         match result {
             Err(errno) => self.reply(conn, header, status_of(errno)),
             Ok(()) if fua => {
