@@ -22,6 +22,9 @@ use crate::error::Error;
 use crate::io::SpinMode;
 pub use board::Board;
 
+/// By then the agent has configured it, and everything runs.
+const STARTED_AFTER: Duration = Duration::from_secs(5);
+
 /// What the agent tells an instance on its command line: no secret is among it.
 #[derive(Debug, Clone)]
 pub struct InstanceArgs {
@@ -118,6 +121,7 @@ pub fn run<R: Role>(
         let listener = server::listen(&instance.args.control)?;
         let role = Rc::new(make(&instance)?);
         lifecycle::spawn_signal_task(instance.clone(), Rc::clone(&role))?;
+        tokio::task::spawn_local(forget_startup());
         server::serve(instance, ended, listener, role, server::CONFIRM_WITHIN).await
     });
     match &result {
@@ -125,6 +129,14 @@ pub fn run<R: Role>(
         Err(e) => tracing::error!("instance ended: {e}"),
     }
     result
+}
+
+/// Once everything runs, memory need not hold what only the start needed.
+async fn forget_startup() {
+    tokio::time::sleep(STARTED_AFTER).await;
+    if let Err(e) = crate::io::forget_mapped_code() {
+        tracing::debug!("the code of the start stays mapped: {e}");
+    }
 }
 
 /// How a data thread is to wait; an agent that does not say it leaves it to the default.

@@ -307,7 +307,7 @@ impl Driver {
         self.begin(f, token, range.start, Request::BeginWriteback { len });
     }
 
-    /// Deallocates, zeroes or reserves a range.
+    /// Deallocates or zeroes a range.
     pub fn fallocate(&mut self, f: FileId, token: u64, mode: FallocateMode, offset: u64, len: u64) {
         self.begin(f, token, offset, Request::Fallocate { mode, len });
     }

@@ -29,8 +29,6 @@ pub enum FallocateMode {
     PunchHole,
     /// Makes the range read as zeros, with blocks reserved for it where the file system can.
     ZeroRange,
-    /// Reserves blocks for the range so that later writes need not; existing content stays.
-    Reserve,
 }
 
 impl FallocateMode {
@@ -38,7 +36,6 @@ impl FallocateMode {
         match self {
             Self::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
             Self::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
-            Self::Reserve => libc::FALLOC_FL_KEEP_SIZE,
         }
     }
 }

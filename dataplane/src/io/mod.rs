@@ -13,6 +13,7 @@
     reason = "the ring and its memory are reached through raw pointers; this module makes them safe"
 )]
 
+mod code;
 mod conn;
 mod driver;
 mod error;
@@ -30,6 +31,7 @@ mod wake;
 #[cfg(test)]
 mod driver_tests;
 
+pub use code::forget_mapped_code;
 pub use driver::{Driver, DriverConfig, DriverStats};
 pub use error::{Error, ErrorKind};
 pub use file::FallocateMode;

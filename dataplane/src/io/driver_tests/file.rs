@@ -43,8 +43,10 @@ fn files_are_written_read_synced_punched_and_searched() {
         driver.read(id, 7, 65536 + 4096, into, 4096);
         assert!(file_result(&mut driver, 7).1.unwrap().as_slice().iter().all(|&byte| byte == 0));
     }
-    driver.fallocate(id, 8, FallocateMode::Reserve, (1 << 20) - 4096, 8192);
+    driver.begin_writeback(id, 8, 65536..65536 + 8192);
     assert_eq!(file_result(&mut driver, 8).0, Ok(0));
+    driver.begin_writeback(id, 9, 0..u64::from(u32::MAX) + 1);
+    assert_eq!(file_result(&mut driver, 9).0, Ok(0));
     driver.write_inline(id, 100, b"inline").unwrap();
     let mut out = [1; 6];
     if driver.read_cached(id, 100, &mut out).unwrap() {
