@@ -4,13 +4,13 @@
 //! - **Bandwidth**: a token bucket of `bytes_per_second`. A copy may overdraw it (a copy is one region, whatever the
 //!   limit), and the next waits until the debt is paid.
 //! - **Foreground latency**: the number of copies in flight grows by one while clients do not suffer, and is halved when
-//!   they do (additive increase, multiplicative decrease, as in TCP and in tigerbeetle's repair budget). What clients
-//!   see while copies run is compared with what they see with the fewest copies: a slow disk is not mistaken for one
-//!   that is disturbed.
+//!   they do (additive increase, multiplicative decrease, as in TCP and in tigerbeetle's repair budget). Where one at a
+//!   time is too much, a rest follows each. What clients see while copies run is compared with what they see with the
+//!   fewest: a slow disk is not mistaken for one that is disturbed.
 //!
-//! The floor is one copy in flight: a rebuild always progresses, since a volume with a copy missing is in more danger
-//! than a slow one. There is no deadline for the whole. A watchdog says so when a rebuild has not progressed for a
-//! while, and what it waits for.
+//! The floor is one copy, and three times as long without any: a rebuild always progresses, since a volume with a copy
+//! missing is in more danger than a slow one. There is no deadline for the whole. A watchdog says so when a rebuild has
+//! not progressed for a while, and what it waits for.
 //!
 //! Calling order: [`RebuildBudget::may_start`] before each copy, then [`RebuildBudget::started`] and, when it has ended
 //! in whichever way, [`RebuildBudget::finished`]; [`RebuildBudget::foreground`] with the latency of clients' operations
@@ -30,6 +30,9 @@ const NOISE: Duration = Duration::from_millis(1);
 const WEIGHT: f64 = 1.0 / 16.0;
 /// So many latencies make an average worth deciding on.
 const SAMPLES_MIN: u32 = 16;
+/// A copy is followed by up to so many times its own time without one, and no more than the second.
+const REST_MAX: u32 = 3;
+const REST_AT_MOST: Duration = Duration::from_millis(500);
 /// Between two changes of the number in flight. Long enough for a change to show in what clients see.
 const ADJUST_EVERY: Duration = Duration::from_millis(100);
 /// Without an operation of a client for this long, the foreground is idle.
@@ -58,6 +61,11 @@ pub enum Hold {
     /// The bandwidth limit: until then.
     Bandwidth {
         /// When the debt is paid.
+        until: Now,
+    },
+    /// Clients have the machine: until then.
+    Rest {
+        /// When it is over.
         until: Now,
     },
 }
@@ -96,10 +104,15 @@ pub struct RebuildBudget {
     in_flight: usize,
     /// How many may be in flight now.
     allowed: usize,
+    /// How many times its own time each copy is followed by a rest; more than none only with one in flight.
+    rest: u32,
+    rest_until: Now,
+    /// When the one in flight was begun.
+    began_at: Now,
     /// Tokens, in bytes; below zero: a debt.
     tokens: f64,
     filled_at: Now,
-    /// What clients see with the number that is allowed now, and with one.
+    /// What clients see with what is allowed now, and with the least that ever is.
     seen: Average,
     baseline: Average,
     baseline_at: Option<Now>,
@@ -120,6 +133,9 @@ impl RebuildBudget {
             limits,
             in_flight: 0,
             allowed: 1,
+            rest: 0,
+            rest_until: Duration::ZERO,
+            began_at: now,
             tokens: 0.0,
             filled_at: now,
             seen: Average::default(),
@@ -152,10 +168,16 @@ impl RebuildBudget {
     pub fn held_by(&mut self, now: Now) -> Option<Hold> {
         self.adjust(now);
         self.refill(now);
+        if self.rest_until <= now {
+            self.rest_until = Duration::ZERO;
+        }
         if self.in_flight >= self.allowed {
             return Some(Hold::InFlight);
         }
-        self.next_at().filter(|until| *until > now).map(|until| Hold::Bandwidth { until })
+        if let Some(until) = self.paid_at().filter(|until| *until > now) {
+            return Some(Hold::Bandwidth { until });
+        }
+        self.is_resting().then_some(Hold::Rest { until: self.rest_until })
     }
 
     /// A copy of so many bytes has started.
@@ -164,6 +186,7 @@ impl RebuildBudget {
         if self.in_flight == 0 {
             // What waited with nothing to copy has not stalled.
             self.progressed_at = now;
+            self.began_at = now;
         }
         self.in_flight += 1;
         if self.limits.bytes_per_second > 0 {
@@ -178,20 +201,35 @@ impl RebuildBudget {
         self.told_stalled = false;
         self.rate.add(bytes, now);
         self.adjust(now);
+        if self.rest > 0 && self.in_flight == 0 {
+            let took = now.saturating_sub(self.began_at);
+            self.rest_until = now + (took * self.rest).min(REST_AT_MOST);
+        }
     }
 
     /// A client's operation took so long.
     pub fn foreground(&mut self, latency: Duration, now: Now) {
         self.heard_at = Some(now);
         self.seen.add(latency);
-        if self.allowed == 1 {
+        if self.is_least() {
             self.baseline.add(latency);
         }
     }
 
-    /// When a copy that the bandwidth limit holds back may start. None: time alone decides nothing.
+    /// Whether the next copy waits so that clients have the machine.
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        self.rest_until > Duration::ZERO
+    }
+
+    /// When a copy that the bandwidth limit or a rest holds back may start. None: time alone decides nothing.
     #[must_use]
     pub fn next_at(&self) -> Option<Now> {
+        self.paid_at().into_iter().chain(self.is_resting().then_some(self.rest_until)).max()
+    }
+
+    /// When the debt of the bandwidth limit is paid.
+    fn paid_at(&self) -> Option<Now> {
         let rate = self.limits.bytes_per_second;
         (rate > 0 && self.tokens < 0.0).then(|| {
             // Rounded up, so that the debt is paid when the time has come.
@@ -228,7 +266,7 @@ impl RebuildBudget {
             return None;
         }
         self.told_stalled = true;
-        let what = match (self.in_flight, self.next_at().filter(|until| *until > now)) {
+        let what = match (self.in_flight, self.paid_at().filter(|until| *until > now)) {
             (0, Some(until)) => format!(
                 "the bandwidth limit of {} bytes/s, for another {} s",
                 self.limits.bytes_per_second,
@@ -255,29 +293,42 @@ impl RebuildBudget {
         if self.heard_at.is_none_or(|at| now.saturating_sub(at) >= IDLE_AFTER) {
             self.adjusted_at = now;
             self.seen = Average::default();
-            self.allow(self.allowed * 2);
+            self.allow(self.allowed * 2, 0);
             return;
         }
         let Some(seen) = self.seen.known() else { return };
         self.adjusted_at = now;
         self.seen = Average::default();
-        if self.allowed == 1 {
+        if self.is_least() {
             self.baseline_at = self.baseline_at.or(Some(now));
         }
         let due = self.baseline_at.is_none_or(|at| now.saturating_sub(at) >= BASELINE_EVERY);
         let Some(baseline) = self.baseline.known().filter(|_| !due) else {
-            // Measured with one copy in flight; the measuring itself takes a part of a second.
+            // The measuring itself takes a part of a second.
             self.baseline = Average::default();
             self.baseline_at = None;
-            self.allow(1);
+            self.allow(1, REST_MAX);
             return;
         };
         let suffers = seen > (baseline * SUFFERS_AT).max(NOISE.as_secs_f64());
-        self.allow(if suffers { self.allowed / 2 } else { self.allowed + 1 });
+        match (suffers, self.allowed) {
+            (true, 1) => self.allow(1, (2 * self.rest + 1).min(REST_MAX)),
+            (true, _) => self.allow(self.allowed / 2, 0),
+            (false, _) if self.rest > 0 => self.allow(1, self.rest / 2),
+            (false, _) => self.allow(self.allowed + 1, 0),
+        }
     }
 
-    fn allow(&mut self, count: usize) {
+    fn allow(&mut self, count: usize, rest: u32) {
         self.allowed = count.clamp(1, self.limits.inflight_max);
+        self.rest = rest;
+        if rest == 0 {
+            self.rest_until = Duration::ZERO;
+        }
+    }
+
+    fn is_least(&self) -> bool {
+        self.allowed == 1 && self.rest == REST_MAX
     }
 }
 

@@ -85,6 +85,36 @@ fn clients_that_suffer_make_it_shrink_and_it_never_stops() {
 }
 
 #[test]
+fn where_one_copy_at_a_time_is_too_much_clients_have_the_machine_in_between() {
+    // With one they see 21 ms, and without 1 ms.
+    let mut disk = disk(8, 0, at(1), at(20));
+    disk.run(2000, true);
+    let (copied, most) = disk.run(6000, true);
+    let all = 6000 / 5 * REGION;
+    assert_eq!(most, 1);
+    assert!(copied >= all / 4 && copied <= all * 3 / 4, "{copied} of {all}");
+    let (copied, _) = disk.run(2000, false);
+    assert!(copied > 2000 / 5 * REGION, "no rest without them: {copied}");
+}
+
+#[test]
+fn a_rest_lasts_as_long_as_its_copy_a_few_times_and_says_when_it_is_over() {
+    let mut budget = budget(8, 0);
+    for ms in 0..=200 {
+        budget.foreground(at(3), at(ms));
+        // The least is what others are compared with.
+        let _ = budget.may_start(at(ms));
+    }
+    assert_eq!(budget.rest, REST_MAX / 2);
+    budget.started(REGION, at(200));
+    budget.finished(REGION, at(220));
+    let until = at(220) + (REST_MAX / 2) * at(20);
+    assert_eq!(budget.held_by(at(221)), Some(Hold::Rest { until }));
+    assert_eq!((budget.next_at(), budget.may_start(until)), (Some(until), true));
+    assert_eq!(budget.next_at(), None, "it is over");
+}
+
+#[test]
 fn a_slow_disk_alone_is_no_reason_to_shrink() {
     let mut disk = disk(8, 0, at(100), at(1));
     disk.run(4000, true);

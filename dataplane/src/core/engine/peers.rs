@@ -494,6 +494,7 @@ impl Engine {
             .chain([self.next_heartbeat])
             .chain(self.start_deadline())
             .chain(self.fill.next_at())
+            .chain(self.repair_next_at())
             .min()
     }
 }

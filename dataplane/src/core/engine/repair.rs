@@ -5,6 +5,7 @@
 
 use super::maps::{Learn, Purpose};
 use super::ops::Work;
+use super::view::Phase;
 use super::{Engine, Now, slots};
 use crate::core::region_map::region_bytes;
 use crate::units::REGION_BYTES;
@@ -64,6 +65,13 @@ impl Engine {
             let (offset, len) = region_bytes(region, self.config.volume_bytes);
             self.admit(Work::Repair, offset, len, now);
         }
+    }
+
+    /// When the next repair may begin that the limits hold back.
+    pub(super) fn repair_next_at(&self) -> Option<Now> {
+        let known = self.phase == Phase::Serving && !self.fill.repair_unknown;
+        let waits = known && !self.unrepaired.is_empty();
+        waits.then(|| self.fill.budget.next_at()).flatten()
     }
 
     /// Where any member says nothing, all are equal.
