@@ -6,13 +6,14 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holdfast_dataplane::control::InstanceArgs;
 use holdfast_dataplane::control::handshake::{VolumeKey, connect};
 use holdfast_dataplane::error::EXIT_HELD;
 use holdfast_dataplane::layout::read_label;
 use holdfast_dataplane::wire::handshake::{Hello, Role};
+use holdfast_dataplane::wire::header::FLAG_FILL;
 use holdfast_dataplane::wire::{HEADER_BYTES, Header, Kind, Status};
 use holdfast_proto::ids::{
     BootId, Epoch, Generation, Incarnation, InstanceUuid, Lineage, ProcessUuid, ReplicaId, VolumeId,
@@ -24,6 +25,7 @@ use pb::instance_client::InstanceClient;
 use tonic::transport::{Channel, Endpoint};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const SIZE: u64 = 16 << 20;
 const SECRET: [u8; 32] = [5; 32];
 /// Set in the child: its directory and its UUID.
 const DIR: &str = "HOLDFAST_TEST_DIR";
@@ -103,7 +105,7 @@ impl Node {
             volume_name: "demo".to_owned(),
             replica_id: 1,
             node: "node-a".to_owned(),
-            size_bytes: 1 << 20,
+            size_bytes: SIZE,
             data_dir: self.data_dir().display().to_string(),
             create,
             lineage: self.lineage.to_string(),
@@ -138,8 +140,8 @@ impl Node {
         })
     }
 
-    /// Writes one block as the engine of this generation, without a flush.
-    fn write(&self, address: SocketAddr, generation: u64) -> TcpStream {
+    /// Connects as the engine of this generation.
+    fn engine(&self, address: SocketAddr, generation: u64) -> TcpStream {
         let hello = Hello {
             version_min: 2,
             version_max: 2,
@@ -160,20 +162,28 @@ impl Node {
         let key = VolumeKey { id: 1, secret: SECRET };
         let (socket, _, welcome) = self.runtime.block_on(connect(address, &key, hello, PATIENCE)).unwrap();
         assert!(!welcome.cache_lost, "the node did not restart");
-        let mut stream = TcpStream::from(socket);
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let payload = [u8::try_from(generation).unwrap(); 4096];
-        let header = Header {
-            length: 4096,
-            payload_crc: crc32fast::hash(&payload),
-            ..Header::request(Kind::Write, 1, generation)
-        };
-        stream.write_all(&[&header.encode()[..], &payload].concat()).unwrap();
-        let mut reply = [0; HEADER_BYTES];
-        stream.read_exact(&mut reply).unwrap();
-        assert_eq!(Header::decode(&reply).unwrap().unwrap().status, Status::Ok);
         stream
     }
+
+    /// Writes one block as the engine of this generation, without a flush.
+    fn write(&self, address: SocketAddr, generation: u64) -> TcpStream {
+        let mut stream = self.engine(address, generation);
+        let payload = [u8::try_from(generation).unwrap(); 4096];
+        call(&mut stream, Header::request(Kind::Write, 1, generation), &payload);
+        stream
+    }
+}
+
+/// Sends a frame, and waits until it is done.
+fn call(stream: &mut TcpStream, header: Header, payload: &[u8]) {
+    let length = u32::try_from(payload.len()).unwrap();
+    let header = Header { length, payload_crc: crc32fast::hash(payload), ..header };
+    stream.write_all(&[&header.encode()[..], payload].concat()).unwrap();
+    let mut reply = [0; HEADER_BYTES];
+    stream.read_exact(&mut reply).unwrap();
+    assert_eq!(Header::decode(&reply).unwrap().unwrap().status, Status::Ok);
 }
 
 async fn client(control: &Path) -> InstanceClient<Channel> {
@@ -209,6 +219,42 @@ fn killed_it_keeps_its_cache_and_terminated_it_ends_clean() {
     assert_eq!(meta.promised, Generation(2));
     assert_eq!(&std::fs::read(node.data_dir().join("head.img")).unwrap()[..4096], &[2; 4096]);
     assert!(!node.dir.path().join("control").exists());
+}
+
+/// Whether the kernel has made a worker for the ring of the data thread: what begins write-back goes there, what is
+/// written into the page cache does not.
+fn has_worker(process: &Process) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.0.id())).unwrap().flatten();
+    let names: Vec<(String, String)> = tasks
+        .filter_map(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+            Some((task.file_name().into_string().ok()?, name.trim().to_owned()))
+        })
+        .collect();
+    let (data, _) = names.iter().find(|(_, name)| name == "data").expect("a data thread");
+    names.iter().any(|(_, name)| *name == format!("iou-wrk-{data}"))
+}
+
+#[test]
+fn what_it_is_filled_with_is_on_its_way_to_the_disk_before_anybody_flushes() {
+    let node = Node::new();
+    let process = node.spawn();
+    let mut engine = node.engine(node.configure(true, 10_200), 1);
+    let region = vec![7; 256 * 1024];
+    let fill = |n: u64| {
+        let offset = n * 256 * 1024;
+        Header { flags: FLAG_FILL, offset, ..Header::request(Kind::Write, n + 1, 1) }
+    };
+    call(&mut engine, fill(0), &region);
+    assert!(!has_worker(&process), "a little is not worth it");
+    for n in 1..SIZE / (256 * 1024) {
+        call(&mut engine, fill(n), &region);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while !has_worker(&process) {
+        assert!(Instant::now() < deadline, "16 MiB, and no write-back");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
 }
 
 #[test]
