@@ -91,12 +91,19 @@ impl<W> FlushGate<W> {
         true
     }
 
+    /// Something written was lost on its way to the disk, and no fsync need know of it: none succeeds any more, the one in
+    /// flight neither.
+    pub fn lost(&mut self) {
+        self.failed = true;
+    }
+
     /// The fsync in flight has ended; `answer` is called for each waiter with whether its flush succeeded. After a failure
     /// the kernel has forgotten what it could not write and a second fsync would say "ok": those who wait for the next one
     /// fail too.
     pub fn completed(&mut self, ok: bool, mut answer: impl FnMut(W, bool)) {
         assert!(self.running, "an fsync completed that was not started");
         self.running = false;
+        let ok = ok && !self.failed;
         if ok {
             self.covered = self.covering;
         } else {
@@ -158,6 +165,22 @@ mod tests {
         assert!(gate.poll_start());
         complete(&mut gate, true);
         assert!(gate.is_clean());
+    }
+
+    #[test]
+    fn what_was_lost_before_an_fsync_fails_it_though_it_says_ok() {
+        let mut gate = FlushGate::new(4, false, false);
+        gate.applied();
+        gate.request(1).unwrap();
+        assert!(gate.poll_start());
+        gate.request(2).unwrap();
+        gate.lost();
+        assert_eq!(complete(&mut gate, true), [(1, false), (2, false)]);
+        assert!(gate.request(3).is_err() && !gate.is_clean());
+        gate.reopen();
+        gate.request(4).unwrap();
+        assert!(gate.poll_start());
+        assert_eq!(complete(&mut gate, true), [(4, true)]);
     }
 
     #[test]

@@ -301,7 +301,7 @@ impl Driver {
     }
 
     /// Lets the kernel begin to write what is dirty in the page cache of a range, and does not wait for it. A flush still
-    /// needs [`Self::fdatasync`], which also reports what goes wrong here.
+    /// needs [`Self::fdatasync`]. An error may be the only word of data that was lost.
     pub fn begin_writeback(&mut self, f: FileId, token: u64, range: Range<u64>) {
         let len = range.end.saturating_sub(range.start);
         self.begin(f, token, range.start, Request::BeginWriteback { len });

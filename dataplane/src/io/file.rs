@@ -118,7 +118,7 @@ impl Operation {
                 opcode::Read::new(fd, address, bounded(len - self.done)).offset(offset).build()
             }
             Request::Fdatasync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            // Without its two waiting flags it takes no error away from a later fsync.
+            // Without its two waiting flags it takes none of the errors away that are kept for a later fsync.
             Request::BeginWriteback { len } => {
                 // 0 is up to the end of the file, and more than that does no harm.
                 let len = u32::try_from(*len).unwrap_or(0);

@@ -13,8 +13,7 @@ impl Data {
             return self.synced(result);
         }
         if token == WRITEBACK_TOKEN {
-            // What failed fails the next fsync, too: the kernel keeps it for that.
-            return self.early.begun();
+            return self.writeback_begun(result);
         }
         let Op { conn, header, what } = self.ops.remove(token);
         match what {
@@ -48,6 +47,20 @@ impl Data {
                 Ok(_) if next < end => self.write_zeros(conn, &header, next, end, fua),
                 result => self.changed(conn, &header, result.map(drop), fua),
             },
+        }
+    }
+
+    /// The kernel keeps most errors of write-back for the next fsync. One of beginning it, as where no block can be had
+    /// for what was promised one, it may have told us alone, and have dropped the data.
+    fn writeback_begun(&mut self, result: Result<usize, Errno>) {
+        self.early.begun();
+        match result {
+            // It is tried again with the next flush, or this file system has none.
+            Ok(_) | Err(Errno::ENOMEM | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
+            Err(errno) => {
+                self.gate.lost();
+                self.tell(FromData::SyncFailed { reason: format!("write-back: {errno}") });
+            }
         }
     }
 

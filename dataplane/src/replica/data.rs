@@ -349,7 +349,9 @@ impl Data {
             if self.gate.poll_start() {
                 self.driver.fdatasync(self.file, SYNC_TOKEN);
                 self.early.flushed();
-            } else if let Some(range) = self.early.poll_start() {
+            } else if !self.gate.is_failed()
+                && let Some(range) = self.early.poll_start()
+            {
                 self.driver.begin_writeback(self.file, WRITEBACK_TOKEN, range);
             }
             self.changes.store(self.gate.changes(), Ordering::Relaxed);
