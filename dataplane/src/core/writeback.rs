@@ -14,8 +14,8 @@ use std::ops::Range;
 const FREQUENT: u32 = 64;
 /// So many of them in a row are no accident.
 const STREAK: u8 = 4;
-/// So much that was filled is worth a request of its own, and what waits behind it waits a few milliseconds.
-const FILLED_BYTES: u64 = 8 << 20;
+/// So much that was filled is worth a request of its own, and what waits behind it waits a millisecond or two.
+const FILLED_BYTES: u64 = 2 << 20;
 
 /// Remembers what is dirty, and how far apart flushes are.
 #[derive(Debug, Default)]
