@@ -46,7 +46,7 @@ impl<W> FlushGate<W> {
         !self.failed && self.applied == self.covered
     }
 
-    /// Whether an fsync failed: nothing can be flushed any more.
+    /// Whether an fsync failed, or something was lost: nothing can be flushed any more.
     #[must_use]
     pub fn is_failed(&self) -> bool {
         self.failed

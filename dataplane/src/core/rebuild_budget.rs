@@ -30,7 +30,7 @@ const NOISE: Duration = Duration::from_millis(1);
 const WEIGHT: f64 = 1.0 / 16.0;
 /// So many latencies make an average worth deciding on.
 const SAMPLES_MIN: u32 = 16;
-/// A copy is followed by up to so many times its own time without one, and no more than the second.
+/// A rest lasts at most so many times as long as the copy before it, and at most so long.
 const REST_MAX: u32 = 3;
 const REST_AT_MOST: Duration = Duration::from_millis(500);
 /// Between two changes of the number in flight. Long enough for a change to show in what clients see.
@@ -168,16 +168,13 @@ impl RebuildBudget {
     pub fn held_by(&mut self, now: Now) -> Option<Hold> {
         self.adjust(now);
         self.refill(now);
-        if self.rest_until <= now {
-            self.rest_until = Duration::ZERO;
-        }
         if self.in_flight >= self.allowed {
             return Some(Hold::InFlight);
         }
         if let Some(until) = self.paid_at().filter(|until| *until > now) {
             return Some(Hold::Bandwidth { until });
         }
-        self.is_resting().then_some(Hold::Rest { until: self.rest_until })
+        self.is_resting(now).then_some(Hold::Rest { until: self.rest_until })
     }
 
     /// A copy of so many bytes has started.
@@ -218,14 +215,16 @@ impl RebuildBudget {
 
     /// Whether the next copy waits so that clients have the machine.
     #[must_use]
-    pub fn is_resting(&self) -> bool {
-        self.rest_until > Duration::ZERO
+    pub fn is_resting(&self, now: Now) -> bool {
+        self.rest_until > now
     }
 
     /// When a copy that the bandwidth limit or a rest holds back may start. None: time alone decides nothing.
     #[must_use]
     pub fn next_at(&self) -> Option<Now> {
-        self.paid_at().into_iter().chain(self.is_resting().then_some(self.rest_until)).max()
+        // As of when it was asked last.
+        let rested_at = self.is_resting(self.filled_at).then_some(self.rest_until);
+        self.paid_at().into_iter().chain(rested_at).max()
     }
 
     /// When the debt of the bandwidth limit is paid.

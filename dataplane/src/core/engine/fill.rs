@@ -223,8 +223,8 @@ impl Fill {
         }
     }
     /// Whether clients may feel what is done in the background.
-    pub(super) fn is_busy(&self) -> bool {
-        self.copies + self.repairs > 0 || self.budget.is_resting()
+    pub(super) fn is_busy(&self, now: Now) -> bool {
+        self.copies + self.repairs > 0 || self.budget.is_resting(now)
     }
     /// Another replica has this place now.
     pub(super) fn forget(&mut self, slot: usize) {

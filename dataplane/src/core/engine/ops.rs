@@ -603,7 +603,7 @@ impl Engine {
 
     fn finish_client(&mut self, id: u32, outcome: Outcome, now: Now) {
         self.ops.clients -= 1;
-        if self.fill.is_busy() {
+        if self.fill.is_busy(now) {
             self.fill.budget.foreground(now.saturating_sub(self.ops.get(id).since), now);
         }
         let op = self.ops.id(id);
