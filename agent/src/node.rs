@@ -37,6 +37,7 @@ use tokio::sync::{broadcast, watch};
 use self::shared::{Command, OrphanWish, Shared};
 use crate::config::{Limits, REPLENISH_AFTER, RegistryHome};
 use crate::core::orphan;
+use crate::core::upkeep::DiskReserve;
 use crate::error::Error;
 use crate::metrics::Observed;
 
@@ -71,6 +72,8 @@ pub struct NodeConfig {
     pub orphans: orphan::Settings,
     /// How long a node's agent may be silent before its replicas are placed elsewhere.
     pub replenish_after: Duration,
+    /// What replicas that move here leave free of its disk.
+    pub disk_reserve: DiskReserve,
 }
 
 impl NodeConfig {
@@ -92,6 +95,7 @@ impl NodeConfig {
             trash_ttl: Duration::from_secs(24 * 3600),
             orphans: orphan::Settings::default(),
             replenish_after: REPLENISH_AFTER,
+            disk_reserve: DiskReserve::default(),
         }
     }
 }
@@ -231,6 +235,10 @@ impl NodeHandle {
     /// How long a node's agent may be silent, from now on, before its replicas are placed elsewhere.
     pub fn set_replenish_after(&self, wait: Duration) {
         *self.shared.replenish_after.lock() = wait;
+    }
+    /// What replicas that move here leave free of its disk, from now on.
+    pub fn set_disk_reserve(&self, reserve: DiskReserve) {
+        *self.shared.disk_reserve.lock() = reserve;
     }
     /// Keeps an orphan from being cleaned until it is released. `uuid` empty: whichever has the name now.
     ///

@@ -16,14 +16,18 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts so many, each with these further arguments.
+    /// Starts so many, each with these further arguments. Without a `--disk-reserve` among them how full this machine's
+    /// disk is matters to none.
     #[must_use]
     pub fn start(nodes: u8, extra: &[&str]) -> Self {
         let etcd = Etcd::start(1);
         let agent = |index: u8| {
             let (name, url) = (name_of(index), etcd.url("/test"));
             let address = format!("127.0.0.{}", index + 1);
-            let own = ["--registry", url.as_str(), "--bind", address.as_str()];
+            let mut own = vec!["--registry", url.as_str(), "--bind", address.as_str()];
+            if !extra.contains(&"--disk-reserve") {
+                own.extend(["--disk-reserve", "0"]);
+            }
             Cluster::agent(AgentOptions::of_node(&name, &[&own[..], extra].concat()))
         };
         let mut this = Self { nodes: (0..nodes).map(agent).collect(), etcd };

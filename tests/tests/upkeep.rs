@@ -90,8 +90,9 @@ fn r3_nodes_are_replaced_one_after_the_other_under_verified_io() {
 
 #[test]
 fn r2_r5_a_drain_blocks_on_the_last_copy_names_it_and_what_is_there_still_restarts() {
-    let fleet = Fleet::start(2, &[]);
-    let [a, b] = &fleet.nodes[..] else { unreachable!() };
+    // The third node keeps its whole disk for what is there.
+    let fleet = Fleet::start(3, &["--disk-reserve", "100%"]);
+    let [a, b, _c] = &fleet.nodes[..] else { unreachable!() };
     a.ok(&["volume", "create", "solo", "--size", "16MiB", "--replicas", "1", "--on", "node-b"]);
     a.ok(&["volume", "create", "demo", "--size", "16MiB", "--replicas", "2", "--on", "node-a,node-b"]);
     a.ok(&["volume", "attach", "demo"]);
@@ -100,7 +101,8 @@ fn r2_r5_a_drain_blocks_on_the_last_copy_names_it_and_what_is_there_still_restar
     let said = a.cli(&["node", "drain", "node-b", "--timeout", "6s"]).expect_code(6).said();
     for part in [
         "volume solo, r1: the last healthy copy of the volume: the volume is detached",
-        "volume demo, r2: no node can take another replica",
+        "volume demo, r2: no node can take another replica: of 3 that are live, 1 have a copy, 1 are draining, 1 have \
+         less than 16777216 bytes to spare beside their disk_reserve",
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }

@@ -100,6 +100,7 @@ pub(super) fn node_config(config: &AgentConfig) -> NodeConfig {
         trash_ttl: config.trash_ttl,
         orphans: config.orphans.clone(),
         replenish_after: config.replenish_after,
+        disk_reserve: config.disk_reserve,
         ..NodeConfig::new(config.node.clone(), config.data_dir.clone(), config.runtime_dir.clone())
     }
 }
@@ -205,6 +206,7 @@ impl Agent<'_> {
         }
         self.node.set_orphan_settings(reload.config.orphans.clone());
         self.node.set_replenish_after(reload.config.replenish_after);
+        self.node.set_disk_reserve(reload.config.disk_reserve);
         for change in &reload.needs_restart {
             tracing::warn!(%change, "needs a restart of the agent; instances keep running meanwhile");
         }

@@ -333,6 +333,7 @@ struct Disk<'a> {
     errors: Option<u64>,
     faulted_replicas: u32,
     last_error: Option<&'a str>,
+    reserved_bytes: u64,
 }
 
 impl<'a> From<&'a pb::DiskInfo> for Disk<'a> {
@@ -344,6 +345,7 @@ impl<'a> From<&'a pb::DiskInfo> for Disk<'a> {
             errors: disk.errors,
             faulted_replicas: disk.faulted_replicas,
             last_error: disk.last_error.as_deref(),
+            reserved_bytes: disk.reserved_bytes,
         }
     }
 }

@@ -281,6 +281,9 @@ fn describe(node: &pb::NodeInfo) -> String {
 fn describe_disk(disk: &pb::DiskInfo) -> String {
     let (available, capacity) = (format_size(disk.available_bytes), format_size(disk.capacity_bytes));
     let mut text = format!("disk: {}, {available} of {capacity} available", disk.path);
+    if disk.reserved_bytes > 0 {
+        text.push_str(&format!(", moves leave {}", format_size(disk.reserved_bytes)));
+    }
     match disk.errors {
         Some(0) => text.push_str(", no errors"),
         Some(errors) => text.push_str(&format!(", {errors} errors of its file system")),
@@ -352,6 +355,7 @@ mod tests {
                 errors: Some(3),
                 faulted_replicas: 1,
                 last_error: Some("fsync failed".into()),
+                reserved_bytes: 100 << 20,
             }],
             pressure: Some(pb::PressureInfo { cpu: Some(0.25), memory: None, io: Some(12.5) }),
             instance_protocol_min: 1,
@@ -362,7 +366,7 @@ mod tests {
         };
         let text = describe(&node);
         for part in [
-            "disk: /data/replicas, 1GiB of 2GiB available, 3 errors of its file system, 1 faulted replicas (fsync",
+            "disk: /data/replicas, 1GiB of 2GiB available, moves leave 100MiB, 3 errors of its file system, 1 faulted",
             "instance protocol 1, data protocol 2 to 3",
             "cpu 0.2 %, memory -, io 12.5 % of the last 10 s",
         ] {

@@ -49,7 +49,7 @@ fn what_the_documents_say_parses() {
         "holdfast node safe-to-reboot",
         "holdfast node safe-to-reboot b",
         "holdfast node forget b --yes",
-        "holdfast agent --replenish-after 10m",
+        "holdfast agent --replenish-after 10m --disk-reserve 5%",
         "holdfast --agent /a watch",
         "holdfast version",
     ] {

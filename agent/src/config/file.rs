@@ -12,7 +12,7 @@ use super::registry::parse_place;
 use super::{Origin, Partial, Sourced};
 use crate::units::{parse_duration, parse_ports, parse_size, parse_tcp_listen};
 
-const KEYS: [&str; 33] = [
+const KEYS: [&str; 34] = [
     "data_dir",
     "listen",
     "node",
@@ -45,6 +45,7 @@ const KEYS: [&str; 33] = [
     "orphan_auto_cleanup",
     "orphan_grace_period",
     "replenish_after",
+    "disk_reserve",
     "metrics",
 ];
 
@@ -116,6 +117,7 @@ impl Place<'_> {
             "orphan_auto_cleanup" => self.set_list(key, &mut into.orphan_auto_cleanup),
             "orphan_grace_period" => self.set(key, &mut into.orphan_grace_period, parse_duration),
             "replenish_after" => self.set(key, &mut into.replenish_after, parse_duration),
+            "disk_reserve" => self.set(key, &mut into.disk_reserve, from_str),
             "metrics" => self.set(key, &mut into.metrics, parse_tcp_listen),
             _ => Err("is not a key of this build".to_owned()),
         };
@@ -225,6 +227,7 @@ fn example(key: &str) -> &'static str {
         "orphan_auto_cleanup" => "orphan_auto_cleanup = [\"instance\", \"replica-data\"], or []",
         "orphan_grace_period" => "orphan_grace_period = \"5m\"",
         "replenish_after" => "replenish_after = \"10m\"",
+        "disk_reserve" => "disk_reserve = \"10%\" or \"50GiB\"",
         "metrics" => "metrics = \"9464\" or \"10.0.0.7:9464\"",
         _ => "remove the line",
     }

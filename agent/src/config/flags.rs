@@ -11,6 +11,7 @@ use holdfast_proto::ids::NodeName;
 use super::registry::{RegistryPlace, parse_place};
 use super::{Origin, Partial, Sourced, Surroundings};
 use crate::core::orphan::Class;
+use crate::core::upkeep::DiskReserve;
 use crate::telemetry::{LogFormat, LogLevel};
 use crate::units::{parse_duration, parse_ports, parse_size, parse_tcp_listen};
 
@@ -117,6 +118,9 @@ pub struct AgentFlags {
     /// How long a node's agent may be silent before its replicas are placed elsewhere [default: 10m]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub replenish_after: Option<Duration>,
+    /// What replicas that move here leave free of the disk, for those that are here grow too [default: 10%]
+    #[arg(long, value_name = "PERCENT%|SIZE")]
+    pub disk_reserve: Option<DiskReserve>,
     /// Serve metrics for Prometheus here, without authentication; a port alone is one of loopback [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_tcp_listen)]
     pub metrics: Option<SocketAddr>,
@@ -183,6 +187,7 @@ impl AgentFlags {
             ),
             orphan_grace_period: flag("--orphan-grace-period", self.orphan_grace_period.as_ref()),
             replenish_after: flag("--replenish-after", self.replenish_after.as_ref()),
+            disk_reserve: flag("--disk-reserve", self.disk_reserve.as_ref()),
             metrics: flag("--metrics", self.metrics.as_ref()),
         }
     }

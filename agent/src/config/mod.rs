@@ -30,6 +30,7 @@ pub use reload::Reload;
 
 use crate::complaint::Complaint;
 use crate::core::orphan::{self, Class};
+use crate::core::upkeep::DiskReserve;
 use crate::telemetry::{LogFormat, LogLevel};
 
 /// Where a packaged agent keeps records and replicas.
@@ -80,6 +81,8 @@ pub struct AgentConfig {
     pub orphans: orphan::Settings,
     /// See [`REPLENISH_AFTER`].
     pub replenish_after: Duration,
+    /// What replicas that move here leave free of its disk.
+    pub disk_reserve: DiskReserve,
     /// Where metrics are served; none: nowhere.
     pub metrics: Option<SocketAddr>,
 }
@@ -142,6 +145,7 @@ struct Partial {
     orphan_auto_cleanup: Option<Sourced<BTreeSet<Class>>>,
     orphan_grace_period: Option<Sourced<Duration>>,
     replenish_after: Option<Sourced<Duration>>,
+    disk_reserve: Option<Sourced<DiskReserve>>,
     metrics: Option<Sourced<SocketAddr>>,
 }
 
@@ -181,6 +185,7 @@ impl Partial {
             orphan_auto_cleanup: self.orphan_auto_cleanup.or(weaker.orphan_auto_cleanup),
             orphan_grace_period: self.orphan_grace_period.or(weaker.orphan_grace_period),
             replenish_after: self.replenish_after.or(weaker.replenish_after),
+            disk_reserve: self.disk_reserve.or(weaker.disk_reserve),
             metrics: self.metrics.or(weaker.metrics),
         }
     }
@@ -305,6 +310,7 @@ impl Partial {
                 grace: or(self.orphan_grace_period, || orphan::Settings::default().grace),
             },
             replenish_after: or(self.replenish_after, || REPLENISH_AFTER),
+            disk_reserve: or(self.disk_reserve, DiskReserve::default),
             metrics: self.metrics.map(|metrics| metrics.value),
             data_dir,
         }

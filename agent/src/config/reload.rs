@@ -39,6 +39,7 @@ impl AgentConfig {
         live("orphan_auto_cleanup", classes(&old.orphans), classes(&new.orphans));
         live("orphan_grace_period", time(old.orphans.grace), time(new.orphans.grace));
         live("replenish_after", time(old.replenish_after), time(new.replenish_after));
+        live("disk_reserve", old.disk_reserve.to_string(), new.disk_reserve.to_string());
         let mut fixed = |key: &str, old: String, new: String| note(Kind::Fixed, key, old, new);
         fixed("data_dir", old.data_dir.display().to_string(), new.data_dir.display().to_string());
         fixed("listen", old.listen.display().to_string(), new.listen.display().to_string());
@@ -62,6 +63,7 @@ impl AgentConfig {
             stop_instances: new.stop_instances,
             orphans: new.orphans.clone(),
             replenish_after: new.replenish_after,
+            disk_reserve: new.disk_reserve,
             ..old.clone()
         };
         Reload { config, applied, needs_restart }

@@ -244,6 +244,20 @@ fn how_long_a_node_may_be_silent_can_change_at_run_time() {
 }
 
 #[test]
+fn what_stays_free_of_a_disk_can_change_at_run_time() {
+    let old = resolve(&[], "").unwrap();
+    assert_eq!(old.disk_reserve, DiskReserve::Percent(10));
+    let new = resolve(&[], "disk_reserve = \"50GiB\"\n").unwrap();
+    let reload = old.reload(&new);
+    assert_eq!((reload.applied, reload.config), (vec!["disk_reserve: 10% -> 50GiB".to_owned()], new));
+    let over = resolve(&["--disk-reserve=0"], "disk_reserve = \"50GiB\"\n").unwrap();
+    assert_eq!(over.disk_reserve, DiskReserve::Bytes(0));
+    let said = resolve(&[], "disk_reserve = \"110%\"\n").unwrap_err();
+    assert!(said.contains("disk_reserve: \"110%\" is no part of a disk"), "{said}");
+    assert!(said.contains("remedy: disk_reserve = \"10%\""), "{said}");
+}
+
+#[test]
 fn a_reload_applies_what_it_can_and_says_what_it_cannot() {
     let old = resolve(&[], "node = \"a\"\ntrash_ttl = \"24h\"\n").unwrap();
     let file = "node = \"b\"\ntrash_ttl = \"1h\"\nlog_level = \"debug\"\nstop_instances = true\n";

@@ -127,6 +127,7 @@ impl Steps {
             errors: info.errors.unwrap_or_default(),
             faulted_replicas: info.faulted_replicas,
             last_error: cut(info.last_error.as_deref().unwrap_or_default()),
+            reserved_bytes: Some(info.reserved_bytes),
         }))
     }
 }

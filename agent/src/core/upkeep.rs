@@ -17,7 +17,7 @@ use std::time::Duration;
 use holdfast_proto::ids::{NodeName, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::record::{Intent, ReplicaSet, ReplicaSpec, VolumeRecord, VolumeStatus};
 
-pub use choose::choose;
+pub use choose::{DiskReserve, choose};
 pub use drain::{Left, left_on, unsafe_to_reboot};
 pub use fleet::{fleet, on_duty};
 
@@ -44,10 +44,8 @@ pub struct Sight {
     pub standing: Standing,
     /// Takes no new replicas, and gives its own away.
     pub draining: bool,
-    /// Of the disk under its replicas, as last published.
-    pub capacity_bytes: u64,
-    /// What is free there.
-    pub available_bytes: u64,
+    /// What new replicas may take of the disk under its replicas, as last published: without its [`DiskReserve`].
+    pub room_bytes: u64,
     /// Its replica directories, by label: whether each runs, and is a member that nothing is known against.
     pub directories: BTreeMap<(VolumeId, ReplicaId), bool>,
     /// The engines that serve there: the replicas that hold everything, as each says.

@@ -11,7 +11,7 @@ fn node(name: &str) -> NodeName {
 }
 
 fn sight() -> Sight {
-    Sight { capacity_bytes: 100 * GB, available_bytes: 60 * GB, ..Sight::of(Standing::Live) }
+    Sight { room_bytes: 50 * GB, ..Sight::of(Standing::Live) }
 }
 
 /// Three replicas on a, b and c, attached on d, all healthy; e is another node.
@@ -85,11 +85,11 @@ fn a_copy_never_comes_beside_another_nor_to_a_node_that_takes_none_or_has_no_roo
     case.at("c").standing = Standing::Forgotten;
     case.at("d").draining = true;
     assert_eq!(case.moves(), [(3, "e".into())]);
-    // The volume may come to take 1 GB, and a tenth of the disk stays free.
-    case.at("e").available_bytes = 11 * GB - 1;
+    // The volume may come to take 1 GB.
+    case.at("e").room_bytes = GB - 1;
     let why = case.why_stuck();
     assert!(why.contains("2 have a copy, 1 are draining, 1 have less than"), "{why}");
-    case.at("e").available_bytes = 11 * GB;
+    case.at("e").room_bytes = GB;
     assert_eq!(case.moves(), [(3, "e".into())]);
     case.at("e").standing = Standing::Gone(Duration::ZERO);
     assert!(case.why_stuck().contains("of 3 that are live"));
@@ -98,7 +98,7 @@ fn a_copy_never_comes_beside_another_nor_to_a_node_that_takes_none_or_has_no_roo
 #[test]
 fn the_node_with_the_fewest_replicas_is_chosen_then_the_one_with_the_most_room() {
     let mut case = Case::new();
-    case.at("e").available_bytes += GB;
+    case.at("e").room_bytes += GB;
     let load = BTreeMap::from([(node("d"), 3), (node("e"), 4)]);
     assert_eq!(choose(&case.record, &case.fleet, &load), Ok(node("d")));
     assert_eq!(choose(&case.record, &case.fleet, &BTreeMap::new()), Ok(node("e")));

@@ -20,6 +20,7 @@ pub(super) fn disk(path: &Path) -> Result<pb::DiskInfo, Error> {
         errors: device(path).and_then(file_system_errors),
         faulted_replicas: 0,
         last_error: None,
+        reserved_bytes: 0,
     })
 }
 

@@ -79,6 +79,7 @@ pub(super) async fn disks(
     directories: &[pb::ReplicaDirInfo],
 ) -> Result<Vec<pb::DiskInfo>, Error> {
     let root = shared.data.replicas();
+    let reserve = *shared.disk_reserve.lock();
     let places: Vec<_> = directories
         .iter()
         .map(|dir| (dir.data_dir.clone(), dir.reason.clone().filter(|_| dir.faulted)))
@@ -96,6 +97,9 @@ pub(super) async fn disks(
                 disk.faulted_replicas += 1;
                 disk.last_error = Some(fault);
             }
+        }
+        for disk in disks.values_mut() {
+            disk.reserved_bytes = reserve.of(disk.capacity_bytes);
         }
         Ok(disks.into_values().collect())
     })

@@ -22,6 +22,7 @@ use crate::core::inventory::Inventory;
 use crate::core::nodes::Nodes;
 use crate::core::orphan::{self, Orphan, Stats};
 use crate::core::records::Records;
+use crate::core::upkeep::DiskReserve;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::store::DataDir;
@@ -86,6 +87,7 @@ pub(super) struct Shared {
     pub(super) orphan_settings: Mutex<orphan::Settings>,
     /// How long a node may be silent; changes at run time.
     pub(super) replenish_after: Mutex<Duration>,
+    pub(super) disk_reserve: Mutex<DiskReserve>,
     /// As the supervisor saw them last.
     pub(super) orphans: Mutex<SeenOrphans>,
     inventory: Mutex<Inventory>,
@@ -127,6 +129,7 @@ impl Shared {
     pub(super) fn new(config: NodeConfig, homes: Homes) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let (orphans, replenish_after) = (config.orphans.clone(), config.replenish_after);
+        let disk_reserve = config.disk_reserve;
         let shared = Self {
             config,
             store: InstanceStore::new(homes.data.instances()),
@@ -147,6 +150,7 @@ impl Shared {
             operations: Mutex::default(),
             orphan_settings: Mutex::new(orphans),
             replenish_after: Mutex::new(replenish_after),
+            disk_reserve: Mutex::new(disk_reserve),
             orphans: Mutex::default(),
             inventory: Mutex::default(),
             changes: broadcast::Sender::new(CHANGES_KEPT),

@@ -6,7 +6,7 @@ use holdfast_proto::record::{NodeRecord, ReplicaSet};
 use ipb::entry::Entry as Of;
 use uuid::Uuid;
 
-use super::{Fleet, Sight, Standing};
+use super::{DiskReserve, Fleet, Sight, Standing};
 use crate::core::Moment;
 use crate::core::elsewhere::Place;
 use crate::core::instance::{InstanceName, Kind};
@@ -41,8 +41,7 @@ impl Sight {
         Self {
             standing,
             draining: false,
-            capacity_bytes: 0,
-            available_bytes: 0,
+            room_bytes: 0,
             directories: Default::default(),
             engines: Default::default(),
         }
@@ -84,7 +83,9 @@ fn sight(known: &Known, wish: Option<&NodeRecord>, now: Moment) -> Sight {
         }
     }
     if let Some(disk) = root {
-        (sight.capacity_bytes, sight.available_bytes) = (disk.capacity_bytes, disk.available_bytes);
+        // Older agents do not say what they keep.
+        let reserved = disk.reserved_bytes.unwrap_or_else(|| DiskReserve::default().of(disk.capacity_bytes));
+        sight.room_bytes = disk.available_bytes.saturating_sub(reserved);
     }
     sight
 }
@@ -110,13 +111,10 @@ mod tests {
         name.parse().unwrap()
     }
 
-    fn disk(path: &str, capacity_bytes: u64) -> Of {
-        Of::Disk(ipb::Disk {
-            path: path.into(),
-            capacity_bytes,
-            available_bytes: capacity_bytes / 2,
-            ..Default::default()
-        })
+    /// Half of it is free.
+    fn disk(path: &str, capacity_bytes: u64, reserved_bytes: Option<u64>) -> ipb::Disk {
+        let available_bytes = capacity_bytes / 2;
+        ipb::Disk { path: path.into(), capacity_bytes, available_bytes, reserved_bytes, ..Default::default() }
     }
 
     fn presence() -> Presence {
@@ -125,6 +123,10 @@ mod tests {
 
     /// b and c publish, and b lives.
     fn heard() -> Nodes {
+        heard_with_root(disk("/d/replicas", 1000, None))
+    }
+
+    fn heard_with_root(root: ipb::Disk) -> Nodes {
         let volume = VolumeId(Uuid::from_u128(7));
         let engine = ipb::Instance {
             name: "demo.engine".into(),
@@ -142,7 +144,8 @@ mod tests {
             healthy: true,
             ..Default::default()
         };
-        let said = [disk("/d/replicas", 10), disk("/d/replicas/demo.r3.7", 90), Of::Instance(engine)];
+        let below = disk("/d/replicas/demo.r3.7", 9000, None);
+        let said = [Of::Disk(root), Of::Disk(below), Of::Instance(engine)];
         let said = said.into_iter().chain([Of::ReplicaDir(dir)]).map(|of| ipb::Entry { entry: Some(of) });
         let said: Vec<_> = said.collect();
         let documents = |name: &str| {
@@ -161,6 +164,14 @@ mod tests {
         nodes
     }
 
+    #[test]
+    fn a_node_says_itself_what_stays_free_there() {
+        for (reserved, room) in [(0, 500), (100, 400), (501, 0)] {
+            let nodes = heard_with_root(disk("/d/replicas", 1000, Some(reserved)));
+            assert_eq!(fleet(&nodes, &node("a"), secs(70))[&node("b")].room_bytes, room);
+        }
+    }
+
     fn wished(nodes: &mut Nodes, name: &str, version: u64, change: impl FnOnce(&mut NodeRecord)) {
         let mut wish = NodeRecord { version, ..NodeRecord::new(node(name)) };
         change(&mut wish);
@@ -175,7 +186,7 @@ mod tests {
         assert_eq!(seen.keys().collect::<Vec<_>>(), [&here, &node("b"), &node("c")]);
         let b = &seen[&node("b")];
         assert_eq!((b.standing, b.draining), (Standing::Live, false));
-        assert_eq!((b.capacity_bytes, b.available_bytes), (10, 5), "of the directory of replicas");
+        assert_eq!(b.room_bytes, 400, "of the directory of replicas, of which a tenth stays free");
         let volume = VolumeId(Uuid::from_u128(7));
         assert_eq!(b.directories, BTreeMap::from([((volume, ReplicaId(3)), true)]));
         let members = [1, 3].map(ReplicaId).into_iter().collect();
