@@ -81,7 +81,7 @@ pub struct AgentConfig {
     pub orphans: orphan::Settings,
     /// See [`REPLENISH_AFTER`].
     pub replenish_after: Duration,
-    /// What replicas that move here leave free of its disk.
+    /// What replicas that move here leave free of the disk.
     pub disk_reserve: DiskReserve,
     /// Where metrics are served; none: nowhere.
     pub metrics: Option<SocketAddr>,
