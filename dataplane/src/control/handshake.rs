@@ -124,7 +124,7 @@ pub async fn connect(
     hello.nonce = nonce();
     hello.key_id = key.id;
     let shake = async {
-        let mut stream = TcpStream::connect(address).await?;
+        let mut stream = super::tcp::connect(address).await?;
         stream.set_nodelay(true)?;
         stream.write_all(&frame(MessageKind::Hello, &hello.encode())).await?;
 

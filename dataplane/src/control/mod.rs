@@ -8,6 +8,7 @@ pub mod board;
 pub mod handshake;
 pub mod lifecycle;
 pub mod server;
+pub(crate) mod tcp;
 
 use std::future::Future;
 use std::path::PathBuf;

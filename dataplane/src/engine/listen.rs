@@ -9,13 +9,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 use super::connect::Task;
 use super::frontends::CLIENTS_MAX;
 use super::message::{Command, DataHandle};
-use crate::control::server;
+use crate::control::{server, tcp};
 use crate::error::Error;
 use crate::frontend::nbd::{ExportInfo, negotiate};
 
@@ -88,7 +88,7 @@ async fn serve_tcp(
     report: impl Fn(Result<SocketAddr, String>) + 'static,
 ) {
     let listener = loop {
-        match TcpListener::bind(address).await {
+        match tcp::listen(address).await {
             Ok(listener) => break listener,
             Err(e) => {
                 report(Err(format!("NBD over TCP: listen at {address}: {e}")));

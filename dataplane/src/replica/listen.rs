@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::config::ReplicaConfig;
 use crate::control::handshake::{Acceptor, Authenticated};
+use crate::control::tcp;
 use crate::error::Error;
 
 /// Peers that have not proven the key, at once; each is gone after its deadline, and more wait in the backlog.
@@ -28,7 +29,7 @@ const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(200);
 pub(super) async fn bind(config: &ReplicaConfig) -> Result<(TcpListener, SocketAddr), Error> {
     for port in config.port_candidates() {
         let address = SocketAddr::new(config.bind, port);
-        match TcpListener::bind(address).await {
+        match tcp::listen(address).await {
             Ok(listener) => return Ok((listener, address)),
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
             Err(e) => {
