@@ -122,10 +122,17 @@ fn a_slow_disk_alone_is_no_reason_to_shrink() {
 }
 
 #[test]
-fn noise_below_a_millisecond_does_not_count() {
-    let mut disk = disk(8, 0, Duration::from_micros(20), Duration::from_micros(60));
+fn noise_of_scheduling_does_not_count() {
+    let mut disk = disk(8, 0, Duration::from_micros(20), Duration::from_micros(25));
     disk.run(4000, true);
     assert_eq!(disk.budget.allowed(), 8);
+}
+
+#[test]
+fn clients_of_a_quick_disk_are_heard_too() {
+    let mut disk = disk(8, 0, Duration::from_micros(100), Duration::from_micros(100));
+    disk.run(4000, true);
+    assert!(disk.budget.allowed() <= 4, "{}", disk.budget.allowed());
 }
 
 #[test]

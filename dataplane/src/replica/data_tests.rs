@@ -467,6 +467,24 @@ fn after_a_failed_fsync_no_flush_is_claimed_until_all_is_filled_anew() {
     assert_eq!(engine.flush(), Status::Ok);
 }
 
+/// The null device takes every write, and has no write-back.
+#[test]
+fn after_a_failed_write_back_no_flush_is_claimed() {
+    let tmp = tempfile::tempdir().unwrap();
+    let image = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+    let (data, events) = spawn(image, options(tmp.path())).unwrap();
+    let mut fixture = Fixture { data, events, sessions: 0, tmp };
+    let mut engine = fixture.engine(1);
+    let region = pattern(1, usize::try_from(REGION_BYTES).unwrap());
+    // What it is filled with goes to the disk long before a flush.
+    for n in 0..SIZE / REGION_BYTES {
+        assert_eq!(engine.write(n * REGION_BYTES, &region, FLAG_FILL), Status::Ok);
+    }
+    let FromData::SyncFailed { reason } = fixture.event() else { panic!("expected the failure") };
+    assert!(reason.starts_with("write-back: ESPIPE"), "{reason}");
+    assert_eq!(engine.flush(), Status::Failed);
+}
+
 /// A small tmpfs: it can be full, and it cannot zero a range by itself.
 #[test]
 fn a_full_disk_is_told_as_such_and_zeros_are_written_where_they_cannot_be_allocated() {
