@@ -3,14 +3,16 @@
 //! On a connection within one node nothing is congested, and a congestion control that spreads segments over time only
 //! costs: BBR does that by a timer for every few segments, which took a quarter of an engine's time with large writes
 //! (docs/performance.md, "Pacing"). Such connections get Reno, which every kernel has and lets everybody choose. Between
-//! nodes it is as the administrator wants it. The choice comes before the connection: one that BBR has begun stays paced.
+//! nodes it is as the administrator wants it. The choice comes before the connection, as one that BBR has begun stays paced:
+//! who listens at an address that other nodes reach cannot choose, and what it sends to its own node is paced like the rest.
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::ifaddrs::{InterfaceAddressIterator, getifaddrs};
+use nix::sys::socket::{SockaddrStorage, setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Connects to a replica.
@@ -19,7 +21,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 /// As of `TcpStream::connect`.
 pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    if is_on_this_node(address) {
+    if is_on_this_node(address.ip()) {
         do_not_pace(&socket);
     }
     socket.connect(address).await
@@ -37,15 +39,16 @@ pub(crate) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Whether packets to this address stay on this node: then they come from the same address. Sends nothing.
-fn is_on_this_node(address: SocketAddr) -> bool {
-    let any: IpAddr =
-        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect(address)?;
-        socket.local_addr()
-    });
-    source.is_ok_and(|source| source.ip() == address.ip())
+/// Whether an address is one of this node's, so that nothing sent there leaves it.
+fn is_on_this_node(ip: IpAddr) -> bool {
+    let address = |storage: SockaddrStorage| {
+        let v4 = storage.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+        v4.or_else(|| storage.as_sockaddr_in6().map(|address| address.ip().into()))
+    };
+    let is_own = |all: InterfaceAddressIterator| {
+        all.filter_map(|interface| interface.address.and_then(address)).any(|own| own == ip)
+    };
+    ip.is_loopback() || getifaddrs().is_ok_and(is_own)
 }
 
 /// For a socket that is not connected yet; what a listener has, its connections have.
@@ -57,6 +60,8 @@ fn do_not_pace(socket: &impl AsFd) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use nix::sys::socket::getsockopt;
 
     use super::*;
@@ -89,14 +94,17 @@ mod tests {
 
     #[test]
     fn addresses_of_this_node_are_known_from_others() {
-        for interface in nix::ifaddrs::getifaddrs().unwrap() {
-            let address = interface.address.and_then(|a| a.as_sockaddr_in().map(|a| a.ip()));
-            if let Some(ip) = address {
-                assert!(is_on_this_node(SocketAddr::new(ip.into(), 9)), "{ip}");
+        for ip in ["127.0.0.1", "127.9.9.9", "::1"] {
+            assert!(is_on_this_node(ip.parse().unwrap()), "{ip}");
+        }
+        for interface in getifaddrs().unwrap() {
+            if let Some(own) = interface.address.as_ref().and_then(SockaddrStorage::as_sockaddr_in) {
+                assert!(is_on_this_node(own.ip().into()), "{own}");
             }
         }
-        // Reserved for documentation: nobody has it.
-        assert!(!is_on_this_node("192.0.2.1:9".parse().unwrap()));
-        assert!(!is_on_this_node("[2001:db8::1]:9".parse().unwrap()));
+        // Reserved for documentation: nobody has them.
+        for ip in ["192.0.2.1", "2001:db8::1"] {
+            assert!(!is_on_this_node(ip.parse().unwrap()), "{ip}");
+        }
     }
 }
