@@ -120,11 +120,11 @@ fn only_the_page_is_there_and_only_to_be_read() {
 #[test]
 fn a_port_in_use_ends_the_start_with_a_remedy_and_loopback_is_what_a_port_alone_means() {
     let (first, port) = scraped();
-    assert!(
-        first.agent_said().contains(&format!("http://127.0.0.1:{port}/metrics")),
-        "{}",
-        first.agent_said()
-    );
+    // It can be asked a moment before it says so.
+    eventually(20 * SECOND, "the agent says where the page is", || {
+        let said = first.agent_said();
+        check(said.contains(&format!("http://127.0.0.1:{port}/metrics")), || said)
+    });
     let mut second =
         Cluster::agent_not_started(AgentOptions::with(&["--metrics", &format!("127.0.0.1:{port}")]));
     second.spawn();
