@@ -202,7 +202,7 @@ impl NodeHandle {
     /// # Errors
     /// `NotFound`.
     pub async fn volume(&self, name: &str) -> Result<pb::VolumeInfo, Error> {
-        self.shared.volume(name).ok_or_else(|| Error::not_found(format!("find volume {name}: there is none")))
+        self.shared.volume(name).ok_or_else(|| volumes::no_such("find", name))
     }
     /// Everything, at one revision.
     #[must_use]
@@ -298,7 +298,11 @@ impl NodeHandle {
     pub async fn restore_trash(&self, name: &str) -> Result<pb::TrashItem, Error> {
         let wanted = name.to_owned();
         let restored = orphans::trash(&self.shared, move |trash| Ok(vec![trash.restore(&wanted)?])).await?;
-        restored.into_iter().next().ok_or_else(|| Error::not_found(format!("restore {name}: there is none")))
+        restored.into_iter().next().ok_or_else(|| {
+            Error::not_found(format!(
+                "restore {name}: there is none; `holdfast trash ls` lists what there is"
+            ))
+        })
     }
     /// Unlinks what waits in the trash; `name` empty: everything. Returns what went.
     ///

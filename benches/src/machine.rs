@@ -1,8 +1,10 @@
 //! On what, and with which versions, the figures were taken. Best effort: what cannot be found says so.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::stat::{major, minor};
 use serde::Serialize;
 
 use crate::process;
@@ -20,6 +22,9 @@ pub struct Machine {
     pub kernel: String,
     /// Type and options of the file system with the data.
     pub file_system: String,
+    /// The disk under it, and its largest request: where a virtual disk is a file in its host's page cache, what was first
+    /// written in large requests may take small writes at a third of the rate.
+    pub disk: String,
     /// Load averages before anything was started: anything but idle makes the figures worth less.
     pub load_before: String,
     /// Of fio.
@@ -42,6 +47,7 @@ impl Machine {
             memory: field("/proc/meminfo", "MemTotal"),
             kernel: whole("/proc/sys/kernel/osrelease"),
             file_system: file_system(&whole("/proc/self/mounts"), data_dir),
+            disk: disk(data_dir).unwrap_or_else(|| "not known".to_owned()),
             load_before: whole("/proc/loadavg"),
             fio: said(Command::new("fio").arg("--version")),
             qemu: said(Command::new("qemu-nbd").arg("--version")),
@@ -56,12 +62,13 @@ impl Machine {
     #[must_use]
     pub fn describe(&self) -> String {
         format!(
-            "Machine: {} x{}, {}, Linux {}, data on {}\nVersions: {}; {}; sources {}\nLoad before: {}",
+            "Machine: {} x{}, {}, Linux {}, data on {}\nDisk: {}\nVersions: {}; {}; sources {}\nLoad before: {}",
             self.processor,
             self.processors,
             self.memory,
             self.kernel,
             self.file_system,
+            self.disk,
             self.holdfast,
             self.fio,
             self.commit,
@@ -126,9 +133,26 @@ fn file_system(mounts: &str, dir: &Path) -> String {
     best.map_or_else(|| "not known".to_owned(), |(_, kind, options)| format!("{kind} ({options})"))
 }
 
+/// The block device that `dir` is on, by the kernel's name for it. None: it is on none, as in memory or over the network.
+fn disk(dir: &Path) -> Option<String> {
+    let device = std::fs::metadata(dir).ok()?.dev();
+    let path = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+    let found = Path::new(&path).canonicalize().ok()?;
+    // A partition has no queue of its own.
+    let whole_disk = found.ancestors().take(2).find(|at| at.join("queue").is_dir())?;
+    let kib = std::fs::read_to_string(whole_disk.join("queue/max_sectors_kb")).ok()?;
+    Some(format!("{}, requests of at most {} KiB", whole_disk.file_name()?.to_string_lossy(), kib.trim()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_on_no_disk_has_none() {
+        assert_eq!(disk(Path::new("/proc")), None);
+        assert_eq!(disk(Path::new("/nowhere")), None);
+    }
 
     #[test]
     fn stolen_time_is_a_share_of_all_processors() {

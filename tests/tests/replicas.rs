@@ -59,7 +59,7 @@ fn removing_the_last_copy_is_refused_and_so_is_what_does_not_exist() {
     };
     refused(&["replica", "remove", "demo", "r7"], 3, "only {r1,r2}");
     refused(&["replica", "remove", "demo", "two"], 2, "two");
-    refused(&["replica", "remove", "nothing", "r1"], 3, "there is none");
+    refused(&["replica", "remove", "nothing", "r1"], 3, "there is none; `holdfast volume ls` lists all");
     refused(&["replica", "add", "demo", "--node", "elsewhere"], 2, "elsewhere");
     // r2 is lost: r1 is the last healthy copy, and stays.
     let dir = cluster.volume("demo").replica("r2").data_dir();

@@ -199,7 +199,9 @@ impl Shared {
     }
 
     pub(super) fn log_path(&self, name: &str) -> Result<PathBuf, Error> {
-        let unknown = || Error::not_found(format!("find instance {name}: there is none"));
+        let unknown = || {
+            Error::not_found(format!("find instance {name}: there is none; `holdfast instance ls` lists all"))
+        };
         // A name that does not parse could be a path to anywhere.
         let parsed: InstanceName = name.parse().map_err(|_| unknown())?;
         let known = self.inventory.lock().instance(name).is_some();

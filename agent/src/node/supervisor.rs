@@ -435,7 +435,9 @@ impl Supervisor {
         let told = |why: &str| format!("stop instance {name}: {why}");
         let parsed = name.parse::<InstanceName>().ok();
         let known = parsed.and_then(|n| self.instances.get_key_value(&n)).map(|(n, i)| (n.clone(), i));
-        let Some((name, instance)) = known else { return Err(Error::not_found(told("there is none"))) };
+        let Some((name, instance)) = known else {
+            return Err(Error::not_found(told("there is none; `holdfast instance ls` lists all")));
+        };
         let found = instance.uuid();
         if !uuid.is_empty() && uuid != found.to_string() {
             return Err(Error::conflict(told(&format!("expected {uuid}, found {found} under that name"))));

@@ -1,6 +1,7 @@
 //! What operators do with volumes: decide against the record as it is, write the wish into it, and wait for the
 //! supervisor to make it so. Each wish is one compare-and-swap; each operation may be repeated.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,10 +49,15 @@ pub(super) fn name_of(operation: &str, name: &str) -> Result<VolumeName, Error> 
     name.parse().map_err(|e| Error::invalid(format!("{operation} volume: {e}")))
 }
 
+/// Nothing goes by that name.
+pub(super) fn no_such(operation: &str, name: impl fmt::Display) -> Error {
+    Error::not_found(format!("{operation} volume {name}: there is none; `holdfast volume ls` lists all"))
+}
+
 pub(super) async fn read(shared: &Shared, operation: &str, name: &VolumeName) -> Result<VolumeRecord, Error> {
     match shared.registry.get(name).await? {
         Read::Found(record) => Ok(record),
-        Read::Absent => Err(Error::not_found(format!("{operation} volume {name}: there is none"))),
+        Read::Absent => Err(no_such(operation, name)),
         Read::Unreadable(reason) => Err(Error::failed(format!("{operation} volume {name}: {reason}"))),
     }
 }

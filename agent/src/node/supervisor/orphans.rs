@@ -248,7 +248,9 @@ impl Supervisor {
             found.map(|sighting| (reading.asked_at, sighting.clone()))
         };
         let Some((asked_at, sighting)) = self.orphans.seen.values().find_map(named) else {
-            return Err(Error::not_found(told("there is nothing of that name")));
+            return Err(Error::not_found(told(
+                "there is nothing of that name; `holdfast orphan ls` lists all",
+            )));
         };
         let found = sighting.subject.uuid.to_string();
         if !uuid.is_empty() && uuid != found {

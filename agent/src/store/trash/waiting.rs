@@ -159,7 +159,11 @@ impl Trash {
 
     fn find(&self, what: &str, name: &str) -> Result<Waiting, Error> {
         let found = self.waiting()?.into_iter().find(|waiting| waiting.name == name);
-        found.ok_or_else(|| Error::not_found(format!("{what} {name}: there is none in the trash")))
+        found.ok_or_else(|| {
+            Error::not_found(format!(
+                "{what} {name}: there is none in the trash; `holdfast trash ls` lists what there is"
+            ))
+        })
     }
 
     /// Takes one step off its list, and the list away with its last.
