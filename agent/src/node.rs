@@ -298,11 +298,7 @@ impl NodeHandle {
     pub async fn restore_trash(&self, name: &str) -> Result<pb::TrashItem, Error> {
         let wanted = name.to_owned();
         let restored = orphans::trash(&self.shared, move |trash| Ok(vec![trash.restore(&wanted)?])).await?;
-        restored.into_iter().next().ok_or_else(|| {
-            Error::not_found(format!(
-                "restore {name}: there is none; `holdfast trash ls` lists what there is"
-            ))
-        })
+        restored.into_iter().next().ok_or_else(|| Error::not_found(format!("restore {name}: there is none")))
     }
     /// Unlinks what waits in the trash; `name` empty: everything. Returns what went.
     ///

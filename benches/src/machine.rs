@@ -137,9 +137,13 @@ fn file_system(mounts: &str, dir: &Path) -> String {
 fn disk(dir: &Path) -> Option<String> {
     let device = std::fs::metadata(dir).ok()?.dev();
     let path = format!("/sys/dev/block/{}:{}", major(device), minor(device));
-    let found = Path::new(&path).canonicalize().ok()?;
+    requests_of(&Path::new(&path).canonicalize().ok()?)
+}
+
+/// Of a disk or a partition in sysfs.
+fn requests_of(device: &Path) -> Option<String> {
     // A partition has no queue of its own.
-    let whole_disk = found.ancestors().take(2).find(|at| at.join("queue").is_dir())?;
+    let whole_disk = device.ancestors().take(2).find(|at| at.join("queue").is_dir())?;
     let kib = std::fs::read_to_string(whole_disk.join("queue/max_sectors_kb")).ok()?;
     Some(format!("{}, requests of at most {} KiB", whole_disk.file_name()?.to_string_lossy(), kib.trim()))
 }
@@ -147,6 +151,18 @@ fn disk(dir: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_partition_has_the_requests_of_its_disk() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let disk = sysfs.path().join("vdb");
+        std::fs::create_dir_all(disk.join("queue")).unwrap();
+        std::fs::create_dir_all(disk.join("vdb1")).unwrap();
+        std::fs::write(disk.join("queue/max_sectors_kb"), "1280\n").unwrap();
+        let said = Some("vdb, requests of at most 1280 KiB".to_owned());
+        assert_eq!(requests_of(&disk), said);
+        assert_eq!(requests_of(&disk.join("vdb1")), said);
+    }
 
     #[test]
     fn what_is_on_no_disk_has_none() {
