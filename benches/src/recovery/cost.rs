@@ -49,8 +49,7 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
             let size = plan.sized(2048, 128);
             let volume = leg.node.create("seq", size, 3)?;
             nix::unistd::sync();
-            let job =
-                "[global]\nsize=${HF_SIZE}\npercentile_list=50:99\n[seq]\nrw=write\nbs=128k\niodepth=16\n";
+            let job = "[global]\nsize=${HF_SIZE}\n[seq]\nrw=write\nbs=128k\niodepth=16\n";
             let found = rate(leg, &volume, job, size, 1)?;
             leg.node.delete("seq")?;
             Ok(found)
@@ -63,7 +62,7 @@ pub(super) fn run(plan: &Plan, figures: &mut Figures) -> Result<()> {
 fn random(depth: u64, round: u64) -> String {
     format!(
         "[global]\nsize=${{HF_SIZE}}\ntime_based=1\nruntime=${{HF_SECONDS}}\nnorandommap=1\nrandseed={}\n\
-         percentile_list=50:99\n[cost]\nrw=randwrite\nbs=4k\niodepth={depth}\n",
+         [cost]\nrw=randwrite\nbs=4k\niodepth={depth}\n",
         1000 * depth + round
     )
 }

@@ -4,13 +4,24 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SIZE: u64 = 5 * GROUP_BYTES + REGION_BYTES;
+/// Of the intent map a page and a little more, which is seventeen of a dirty map.
+const GROUPS: u64 = PAGE_BITS + 6;
+const SIZE: u64 = (GROUPS - 1) * GROUP_BYTES + REGION_BYTES;
+const REGIONS: u64 = SIZE.div_ceil(REGION_BYTES);
 const R2: ReplicaId = ReplicaId(2);
 const BASE: Order = (Generation(1), Epoch(2));
 
 fn region(region: u64) -> (u64, u64) {
     (region * REGION_BYTES + 4096, 4096)
 }
+
+/// Regions of the first six groups, of six in the next page of a dirty map, and of six in the next of the intent map.
+fn spot(n: u64) -> u64 {
+    let page = [0, PAGE_BITS, PAGE_BITS * GROUP_REGIONS][to_usize(n % 3)];
+    page + n / 3
+}
+
+const SPOTS: u64 = 3 * (5 * GROUP_REGIONS + 1);
 
 /// A replica whose maps are on a disk that can be crashed at any moment.
 struct Rig {
@@ -26,7 +37,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let mut tracking = Tracking::new(SIZE, RegionMap::of(6));
+        let mut tracking = Tracking::new(SIZE, RegionMap::of(GROUPS));
         tracking.keep([(R2, BASE, None)]);
         Self {
             tracking,
@@ -39,7 +50,9 @@ impl Rig {
     }
     fn poll(&mut self) {
         while let Some(page) = self.tracking.poll_page() {
-            let words = (0..PAGE_WORDS).map(|index| self.tracking.page_word(page, index)).collect();
+            let first = first_word(page.page);
+            let words =
+                (first..first + PAGE_WORDS).map(|index| self.tracking.page_word(page, index)).collect();
             self.in_flight.push((page, words));
         }
     }
@@ -81,7 +94,7 @@ impl Rig {
             // The engine never says so while something is under way there.
             return;
         }
-        let mut groups = RegionMap::of(6);
+        let mut groups = RegionMap::of(GROUPS);
         groups.insert(group);
         self.tracking.clear(&groups);
         self.differs.retain(|at| at / GROUP_REGIONS != group);
@@ -89,20 +102,22 @@ impl Rig {
     }
     fn map(&self, id: MapId, bits: u64) -> RegionMap {
         let mut map = RegionMap::of(bits);
-        if let Some(words) = self.disk.get(&Page { map: id, page: 0 }) {
-            words.iter().enumerate().for_each(|(index, word)| map.insert_word(index, *word));
+        for (page, words) in self.disk.iter().filter(|(page, _)| page.map == id) {
+            let first = first_word(page.page);
+            words.iter().enumerate().for_each(|(within, word)| map.insert_word(first + within, *word));
         }
         map
     }
-    fn crash(&mut self) {
-        // Of the pages on their way, those that a coin favours are there; here: the first.
-        if let Some((page, words)) = self.in_flight.drain(..).next() {
-            self.disk.insert(page, words);
+    /// Of the pages on their way, those are there whose bit of `coins` is set.
+    fn crash(&mut self, coins: u64) {
+        for (n, (page, words)) in self.in_flight.drain(..).enumerate() {
+            if coins >> (n % 64) & 1 == 1 {
+                self.disk.insert(page, words);
+            }
         }
         self.waiting.clear();
-        let regions = SIZE.div_ceil(REGION_BYTES);
-        let dirty = self.map(MapId::Dirty(R2), regions);
-        self.tracking = Tracking::new(SIZE, self.map(MapId::Intent, 6));
+        let dirty = self.map(MapId::Dirty(R2), REGIONS);
+        self.tracking = Tracking::new(SIZE, self.map(MapId::Intent, GROUPS));
         self.tracking.keep([(R2, BASE, Some(dirty))]);
     }
     fn check(&self) {
@@ -120,14 +135,14 @@ impl Rig {
 proptest! {
     /// Whatever is written, cleared, fails or crashes: nothing that may differ or be lacking is forgotten.
     #[test]
-    fn nothing_is_forgotten(steps in proptest::collection::vec((0u8..10, 0u64..81, any::<bool>()), 1..120)) {
+    fn nothing_is_forgotten(steps in proptest::collection::vec((0u8..10, 0..SPOTS, any::<bool>()), 1..120)) {
         let mut rig = Rig::new();
         for (what, at, ok) in steps {
             match what {
-                0..=4 => rig.write(at),
-                5..=7 => rig.written(usize::try_from(at).unwrap(), ok || what < 7),
-                8 => rig.clear(at / GROUP_REGIONS),
-                _ if ok => rig.crash(),
+                0..=4 => rig.write(spot(at)),
+                5..=7 => rig.written(to_usize(at), ok || what < 7),
+                8 => rig.clear(spot(at) / GROUP_REGIONS),
+                _ if ok => rig.crash(at),
                 _ => {}
             }
             rig.check();
@@ -136,21 +151,23 @@ proptest! {
 
     /// Once the disk has done all it was asked, what was cleared is clear, and no write waits.
     #[test]
-    fn what_can_be_forgotten_is(writes in proptest::collection::vec(0u64..81, 0..40)) {
+    fn what_can_be_forgotten_is(spots in proptest::collection::vec(0..SPOTS, 0..40)) {
         let mut rig = Rig::new();
+        let writes: Vec<_> = spots.into_iter().map(spot).collect();
         writes.iter().for_each(|at| rig.write(*at));
         while !rig.in_flight.is_empty() {
             rig.written(0, true);
         }
         prop_assert!(rig.waiting.is_empty());
-        (0..6).for_each(|group| rig.clear(group));
+        let groups: BTreeSet<_> = writes.iter().map(|at| at / GROUP_REGIONS).collect();
+        groups.into_iter().for_each(|group| rig.clear(group));
         while !rig.in_flight.is_empty() {
             rig.written(0, true);
         }
         prop_assert_eq!(rig.tracking.groups_set(), 0);
-        prop_assert!(rig.map(MapId::Intent, 6).is_empty());
+        prop_assert!(rig.map(MapId::Intent, GROUPS).is_empty());
         let exactly: BTreeSet<_> = writes.into_iter().collect();
-        let dirty: BTreeSet<_> = rig.map(MapId::Dirty(R2), 81).iter().collect();
+        let dirty: BTreeSet<_> = rig.map(MapId::Dirty(R2), REGIONS).iter().collect();
         prop_assert_eq!(dirty, exactly, "not a region more than was written");
     }
 }
@@ -161,13 +178,42 @@ fn one_page_write_lets_in_all_that_came_meanwhile() {
     rig.write(0);
     rig.write(1);
     rig.write(20);
-    assert_eq!(rig.in_flight.len(), 1, "one page at a time");
+    assert_eq!(rig.in_flight.len(), 1, "a page is not on its way twice");
     rig.written(0, true);
     assert_eq!(rig.waiting, [20], "it came after the page was taken");
     rig.written(0, true);
     assert!(rig.waiting.is_empty() && rig.in_flight.is_empty());
     rig.write(2);
     assert!(rig.waiting.is_empty(), "nothing to wait for in a group that is set");
+}
+
+#[test]
+fn pages_go_together_and_one_that_fails_takes_no_other_with_it() {
+    let mut rig = Rig::new();
+    let far = PAGE_BITS * GROUP_REGIONS;
+    rig.write(0);
+    rig.write(far);
+    rig.write(far + 1);
+    assert_eq!(rig.in_flight.len(), 2);
+    rig.written(0, false);
+    assert_eq!((&rig.waiting, rig.differs.len()), (&vec![far, far + 1], 0));
+    rig.written(0, true);
+    assert_eq!(rig.differs, BTreeSet::from([far, far + 1]));
+    assert_eq!(rig.tracking.groups_set(), 1);
+}
+
+#[test]
+fn so_many_pages_at_a_time_and_no_more() {
+    let pages = u64::try_from(PAGES_AT_ONCE).unwrap() + 4;
+    let mut tracking = Tracking::new(pages * PAGE_BITS * GROUP_BYTES, RegionMap::of(pages * PAGE_BITS));
+    for page in 0..pages {
+        assert!(!tracking.admit(page * PAGE_BITS * GROUP_BYTES, 4096));
+    }
+    let first: Vec<_> = std::iter::from_fn(|| tracking.poll_page()).collect();
+    assert_eq!(first.len(), PAGES_AT_ONCE);
+    tracking.page_written(first[3], true);
+    assert_eq!(tracking.poll_page().map(|page| page.page), Some(16));
+    assert_eq!(tracking.poll_page(), None);
 }
 
 #[test]
@@ -210,17 +256,17 @@ fn a_write_during_clearing_keeps_its_group() {
 
 #[test]
 fn what_an_absent_replica_got_is_taken_from_its_map_alone() {
-    let mut tracking = Tracking::new(SIZE, RegionMap::of(6));
-    let mut full = RegionMap::of(81);
+    let mut tracking = Tracking::new(SIZE, RegionMap::of(GROUPS));
+    let mut full = RegionMap::of(REGIONS);
     full.insert_all();
     tracking.keep([(R2, BASE, Some(full.clone())), (ReplicaId(3), BASE, Some(full))]);
-    let mut some = RegionMap::of(81);
+    let mut some = RegionMap::of(REGIONS);
     (0..64).for_each(|region| some.insert(region));
     tracking.has_now(R2, &some);
     assert_eq!(tracking.word(MapId::Dirty(R2), 0), 0);
     assert_eq!(tracking.word(MapId::Dirty(ReplicaId(3)), 0), u64::MAX);
     assert_eq!(tracking.base(R2), Some(BASE));
     tracking.keep([(R2, BASE, None)]);
-    assert_eq!(tracking.word(MapId::Dirty(R2), 1), (1 << 17) - 1);
+    assert_eq!(tracking.word(MapId::Dirty(R2), 1), u64::MAX);
     assert_eq!(tracking.base(ReplicaId(3)), None);
 }

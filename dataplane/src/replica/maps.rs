@@ -6,7 +6,7 @@ use super::messages::Track;
 use super::request::Request;
 use super::serve::status_of;
 use crate::core::region_map::RegionMap;
-use crate::core::tracking::{MapId, Page, Tracking};
+use crate::core::tracking::{MapId, PAGES_AT_ONCE, Page, Tracking};
 use crate::io::{Buf, ConnId, Driver, Errno, FileId};
 use crate::layout::bitmap::{PAGE_BYTES, encode_page, page_offset};
 use crate::units::{GROUP_BYTES, REGION_BYTES, to_usize};
@@ -15,8 +15,8 @@ use crate::wire::{Header, Kind, Status};
 
 /// Page writes go by names above this; operations by their place in the table, far below.
 const TOKENS_FROM: u64 = 1 << 62;
-/// A page of each map can be in flight: the intent map, and one for each replica of a set.
-pub(super) const PAGES_MAX: usize = 9;
+/// Of the intent map, and of a map for each replica of a set.
+pub(super) const PAGES_MAX: usize = 9 * PAGES_AT_ONCE;
 
 /// A page on its way.
 #[derive(Debug)]

@@ -190,7 +190,6 @@ impl Node {
             }
             self.tracking.page_written(Page { map, page }, true);
         }
-        self.tracking.normalise();
     }
 
     pub(super) fn boot(&self) -> BootId {
