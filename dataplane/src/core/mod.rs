@@ -1,6 +1,7 @@
 //! The pure core: state machines that take events and the time and return actions. No socket, file, task, clock or
 //! log is here, so that all of it runs under simulation.
 
+pub mod ahead;
 pub mod engine;
 pub mod flush;
 pub mod inline;

@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 
 use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
 
+use super::ahead::{Ahead, Bits};
 use super::region_map::{RegionMap, regions_of};
 use super::rules::{Rule, kept};
 use crate::layout::bitmap::{PAGE_BITS, PAGE_WORDS, page_of};
@@ -120,6 +121,7 @@ pub struct Tracking {
     /// Groups that are cleared once the dirty maps are written, unless they are written to before.
     clearing: RegionMap,
     dirty: Vec<Dirty>,
+    ahead: Ahead,
 }
 
 impl Tracking {
@@ -137,6 +139,7 @@ impl Tracking {
             fresh,
             clearing: RegionMap::of(groups),
             dirty: Vec::new(),
+            ahead: Ahead::default(),
         }
     }
 
@@ -160,8 +163,12 @@ impl Tracking {
     /// A change of `offset..offset + len` is about to be made. False: it has to wait until [`Self::is_admitted`].
     pub fn admit(&mut self, offset: u64, len: u64) -> bool {
         self.fresh.insert_bytes(offset, len);
+        let groups = groups_of(offset, len);
+        if let Some(bits) = self.ahead.reached(&groups, self.clearing.len()) {
+            self.set_ahead(bits);
+        }
         let mut admitted = true;
-        for group in groups_of(offset, len) {
+        for group in groups {
             if !self.clearing.is_empty() {
                 self.clearing.remove(group);
             }
@@ -169,12 +176,35 @@ impl Tracking {
                 continue;
             }
             admitted = false;
-            if !self.intent.map.contains(group) {
-                self.intent.map.insert(group);
-                self.intent.changed(group);
-            }
+            self.intend(group);
         }
         admitted
+    }
+
+    fn intend(&mut self, group: u64) {
+        if !self.intent.map.contains(group) {
+            self.intent.map.insert(group);
+            self.intent.changed(group);
+        }
+    }
+
+    fn set_ahead(&mut self, bits: Bits) {
+        match bits {
+            Bits::Set(groups) => groups.for_each(|group| self.intend(group)),
+            Bits::TakeBack(groups) => {
+                for group in groups {
+                    if !regions_in(group).any(|region| self.fresh.contains(region)) {
+                        self.forget(group);
+                    }
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, group: u64) {
+        self.intent.map.remove(group);
+        self.durable.remove(group);
+        self.intent.changed(group);
     }
 
     /// Whether a change may be made now; for one that [`Self::admit`] has seen.
@@ -193,6 +223,9 @@ impl Tracking {
     /// Members are equal in these groups, on stable storage: their bits are cleared, once what they stood for is in the
     /// dirty maps.
     pub fn clear(&mut self, groups: &RegionMap) {
+        if let Some(bits) = self.ahead.settled(|group| groups.contains(group)) {
+            self.set_ahead(bits);
+        }
         let groups: Vec<_> = groups.iter().filter(|group| self.durable.contains(*group)).collect();
         for group in &groups {
             self.clearing.insert(*group);
@@ -200,7 +233,7 @@ impl Tracking {
         for dirty in &mut self.dirty {
             let failed = std::mem::take(&mut dirty.paged.failed);
             dirty.paged.unwritten.extend(failed);
-            for region in groups.iter().flat_map(|group| group * GROUP_REGIONS..(group + 1) * GROUP_REGIONS) {
+            for region in groups.iter().copied().flat_map(regions_in) {
                 if self.fresh.contains(region)
                     && !dirty.paged.map.contains(region)
                     && kept(Rule::DirtyBeforeCleared)
@@ -226,12 +259,8 @@ impl Tracking {
         let none = RegionMap::of(self.clearing.len());
         let groups = std::mem::replace(&mut self.clearing, none);
         for group in groups.iter() {
-            self.intent.map.remove(group);
-            self.durable.remove(group);
-            self.intent.changed(group);
-            for region in group * GROUP_REGIONS..(group + 1) * GROUP_REGIONS {
-                self.fresh.remove(region);
-            }
+            self.forget(group);
+            regions_in(group).for_each(|region| self.fresh.remove(region));
         }
     }
 
@@ -347,6 +376,10 @@ impl Tracking {
 fn groups_of(offset: u64, len: u64) -> std::ops::Range<u64> {
     let regions = regions_of(offset, len);
     regions.start / GROUP_REGIONS..regions.end.div_ceil(GROUP_REGIONS)
+}
+
+fn regions_in(group: u64) -> std::ops::Range<u64> {
+    group * GROUP_REGIONS..(group + 1) * GROUP_REGIONS
 }
 
 const _: () = assert!(GROUP_BYTES == GROUP_REGIONS * REGION_BYTES);

@@ -29,6 +29,8 @@ struct Rig {
     disk: BTreeMap<Page, Vec<u64>>,
     in_flight: Vec<(Page, Vec<u64>)>,
     waiting: Vec<u64>,
+    /// Written last.
+    last: u64,
     /// Written and not cleared since, by the engine's word.
     differs: BTreeSet<u64>,
     /// Written since the other replica left.
@@ -44,6 +46,7 @@ impl Rig {
             disk: BTreeMap::new(),
             in_flight: Vec::new(),
             waiting: Vec::new(),
+            last: 0,
             differs: BTreeSet::new(),
             lacks: BTreeSet::new(),
         }
@@ -56,7 +59,12 @@ impl Rig {
             self.in_flight.push((page, words));
         }
     }
+    /// In the next group.
+    fn go_on(&mut self) {
+        self.write((self.last + GROUP_REGIONS).min(REGIONS - 1));
+    }
     fn write(&mut self, at: u64) {
+        self.last = at;
         let (offset, len) = region(at);
         if self.tracking.admit(offset, len) {
             self.apply(at);
@@ -139,7 +147,8 @@ proptest! {
         let mut rig = Rig::new();
         for (what, at, ok) in steps {
             match what {
-                0..=4 => rig.write(spot(at)),
+                0..=2 => rig.write(spot(at)),
+                3 | 4 => rig.go_on(),
                 5..=7 => rig.written(to_usize(at), ok || what < 7),
                 8 => rig.clear(spot(at) / GROUP_REGIONS),
                 _ if ok => rig.crash(at),
@@ -151,10 +160,15 @@ proptest! {
 
     /// Once the disk has done all it was asked, what was cleared is clear, and no write waits.
     #[test]
-    fn what_can_be_forgotten_is(spots in proptest::collection::vec(0..SPOTS, 0..40)) {
+    fn what_can_be_forgotten_is(writes in proptest::collection::vec((0..SPOTS, any::<bool>()), 0..40)) {
         let mut rig = Rig::new();
-        let writes: Vec<_> = spots.into_iter().map(spot).collect();
-        writes.iter().for_each(|at| rig.write(*at));
+        let writes: Vec<_> = writes
+            .into_iter()
+            .map(|(at, on)| {
+                if on { rig.go_on() } else { rig.write(spot(at)) }
+                rig.last
+            })
+            .collect();
         while !rig.in_flight.is_empty() {
             rig.written(0, true);
         }
@@ -200,6 +214,34 @@ fn pages_go_together_and_one_that_fails_takes_no_other_with_it() {
     rig.written(0, true);
     assert_eq!(rig.differs, BTreeSet::from([far, far + 1]));
     assert_eq!(rig.tracking.groups_set(), 1);
+}
+
+#[test]
+fn a_sequential_writer_waits_at_its_start_alone_and_leaves_no_bit_behind() {
+    let mut rig = Rig::new();
+    for group in 0..100 {
+        rig.write(group * GROUP_REGIONS);
+        assert_eq!(rig.waiting.is_empty(), group > 2, "group {group}");
+        while !rig.in_flight.is_empty() {
+            rig.written(0, true);
+        }
+    }
+    assert!((132..=164).contains(&rig.tracking.groups_set()), "half of 64 at least");
+    rig.write(PAGE_BITS * GROUP_REGIONS);
+    assert_eq!(rig.tracking.groups_set(), 101, "it has gone elsewhere");
+}
+
+#[test]
+fn a_bit_set_ahead_is_taken_back_unless_something_was_written_there() {
+    let mut rig = Rig::new();
+    (0..3).for_each(|group| rig.write(group * GROUP_REGIONS));
+    rig.write(5 * GROUP_REGIONS);
+    while !rig.in_flight.is_empty() {
+        rig.written(0, true);
+    }
+    rig.crash(0);
+    let set: Vec<_> = rig.map(MapId::Intent, GROUPS).iter().collect();
+    assert_eq!(set, [0, 1, 2, 5]);
 }
 
 #[test]
