@@ -355,6 +355,7 @@ impl Instance {
             state: self.state.clone(),
             address: self.address().map(str::to_owned),
             data_problem: self.data_problem(),
+            generation: engine.map(|status| status.generation),
             fenced: engine.is_some_and(|status| status.fenced),
             configured: engine.map(|status| status.configured.clone()).unwrap_or_default(),
             want: engine.and_then(Want::of),
@@ -391,6 +392,8 @@ pub struct Relevant {
     state: State,
     address: Option<String>,
     data_problem: Option<String>,
+    /// Of an engine: one that the record knows a later one of is ended.
+    generation: Option<u64>,
     fenced: bool,
     /// Of an engine: replicas that are configured no more are ended.
     configured: Vec<u32>,

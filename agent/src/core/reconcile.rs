@@ -270,17 +270,15 @@ pub fn without_replicas_of(record: &VolumeRecord, node: &NodeName) -> VolumeReco
 }
 
 /// Whether the record knows that this engine had the volume, or that a later one took it over. A record from before a
-/// restore of the registry knows of neither, and who it means may be who is out of date. One that has not taken it over
-/// yet is refused that, and ends by itself.
+/// restore of the registry knows of neither, and who it means may be who is out of date.
 fn is_before(record: &VolumeRecord, engine: &Instance) -> bool {
     let status = &record.status;
-    let serves = |told: &&pb::EngineStatus| has_volume(&told.state);
-    engine.engine_status().filter(serves).is_some_and(|told| {
-        match told.generation.cmp(&status.generation.0) {
-            Ordering::Less => true,
-            Ordering::Equal => status.engine_instance == engine.uuid(),
-            Ordering::Greater => false,
-        }
+    engine.engine_status().is_some_and(|told| match told.generation.cmp(&status.generation.0) {
+        // One that has no volume yet may have taken a higher number since it said this. It is refused one here.
+        Ordering::Less => has_volume(&told.state),
+        // Also one that found no replica after it took the generation: none tells it that it is too late.
+        Ordering::Equal => status.engine_instance == engine.uuid(),
+        Ordering::Greater => false,
     })
 }
 

@@ -632,3 +632,35 @@ fn a_record_that_is_missing_ends_no_engine_that_serves_and_starts_none() {
     engine.registry_result(ask, RegistryOutcome::Missing, rig.now);
     assert_eq!(engine.phase, view::Phase::Ended);
 }
+
+#[test]
+fn a_start_that_several_replicas_refuse_asks_for_a_number_above_all_of_theirs() {
+    // The registry was restored: the replicas are promised to an engine that the record knows nothing of.
+    let mut rig = Rig::fencing(config(4 * REGION_BYTES), status(&[1, 2, 3], view(0, 0, &[1, 2, 3], false)));
+    let mut refuse = |rig: &mut Rig, replica: u32, by: u64| {
+        let why = ConnectFailure::Fenced { generation: Generation(by), engine: InstanceUuid::random() };
+        rig.engine.connect_failed(ReplicaId(replica), why, rig.now);
+        rig.collect();
+    };
+    refuse(&mut rig, 1, 4);
+    // All were tried at once: the others' answers come while the registry is asked for a higher number.
+    refuse(&mut rig, 2, 4);
+    refuse(&mut rig, 3, 6);
+    assert_eq!(rig.engine.phase, view::Phase::Attaching);
+    let asked = |rig: &Rig| rig.asks.iter().map(|(.., status)| status.generation.0).collect::<Vec<_>>();
+    assert_eq!(asked(&rig), [5]);
+    rig.store();
+    assert!(matches!(rig.engine.phase, view::Phase::Fencing { .. }));
+    refuse(&mut rig, 3, 6);
+    assert_eq!(asked(&rig), [7]);
+    rig.store();
+    for replica in 1..=3 {
+        rig.connect(replica);
+    }
+    rig.answer_all(&[1, 2, 3]);
+    assert_eq!((rig.engine.phase, rig.engine.generation()), (view::Phase::Serving, Generation(7)));
+    // One that serves is superseded by whoever was promised more.
+    rig.disconnect(3);
+    refuse(&mut rig, 3, 8);
+    assert_eq!(rig.engine.phase, view::Phase::Ended);
+}

@@ -124,18 +124,21 @@ impl Engine {
         if !another {
             return;
         }
-        if matches!(self.phase, Phase::Fencing { .. }) && self.proposal.is_none() {
-            // Nothing was proposed under our number: take a higher one. Whoever is promised the refuser is either gone,
-            // or will see ours in the registry.
-            self.registry.refused_with = self.registry.refused_with.max(generation);
+        let fencing = matches!(self.phase, Phase::Fencing { .. }) && self.proposal.is_none();
+        if !fencing && self.phase != Phase::Attaching {
+            return self.end(Ending::Fenced { by: generation }, now);
+        }
+        // Nothing was proposed under our number: take a higher one. Whoever is promised the refuser is either gone, or
+        // will see ours in the registry.
+        self.registry.refused_with = self.registry.refused_with.max(generation);
+        if fencing {
             self.forget_promises(now);
             self.phase = Phase::Attaching;
             if self.registry.pending.is_none() {
                 self.attach(now);
             }
-            return;
         }
-        self.end(Ending::Fenced { by: generation }, now);
+        // Otherwise it asks for one already: all replicas are tried at once, and another refused first.
     }
 
     /// A start that cannot do without the registry asks it again, under a higher number than was promised meanwhile.
