@@ -26,9 +26,11 @@ const SHALLOW: usize = 2;
 const DEEP_FOR: u16 = 256;
 /// Another thread that has had the processor for so long is no short turn of the same I/O.
 const CROWDED_AFTER: Duration = Duration::from_micros(500);
-/// For how long there is no looking after that, first and at most: it doubles while that happens again.
+/// For how long there is no looking after that, first and at most: four times as long each time that it happens again
+/// before so many looks have met what they looked for. Where nobody else needs the processor thousands do.
 const REST_MIN: Duration = Duration::from_millis(10);
-const REST_MAX: Duration = Duration::from_secs(1);
+const REST_MAX: Duration = Duration::from_secs(10);
+const FREE_AFTER: u32 = 2048;
 
 /// How a data thread waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -90,13 +92,23 @@ pub struct Spinner {
     /// No looking before this time.
     rest_until: Duration,
     rest: Duration,
+    /// How many looks have met what they looked for since then.
+    met: u32,
 }
 
 impl Spinner {
     /// Has not looked yet.
     #[must_use]
     pub fn new(mode: SpinMode) -> Self {
-        Self { mode, soon: [0; 2], looked: false, deep_for: 0, rest_until: Duration::ZERO, rest: REST_MIN }
+        Self {
+            mode,
+            soon: [0; 2],
+            looked: false,
+            deep_for: 0,
+            rest_until: Duration::ZERO,
+            rest: REST_MIN,
+            met: FREE_AFTER,
+        }
     }
 
     /// Whether it never looks, so that nobody need tell it anything.
@@ -133,6 +145,7 @@ impl Spinner {
     pub fn came(&mut self, awaited: Awaited, waited: Duration) {
         // Looking in vain has cost its time already; only who slept would have met it sooner by looking.
         let short = waited <= if self.looked { LOOK } else { SOON };
+        self.met = self.met.saturating_add(u32::from(short && self.looked));
         let soon = &mut self.soon[place(awaited)];
         *soon = if short { (*soon + 1).min(STREAK) } else { 0 };
     }
@@ -142,9 +155,8 @@ impl Spinner {
         if self.mode != SpinMode::Auto || gone < CROWDED_AFTER {
             return false;
         }
-        // Soon after a rest: it was too short.
-        let again = now.saturating_sub(self.rest_until) < 2 * self.rest;
-        self.rest = if again { (2 * self.rest).min(REST_MAX) } else { REST_MIN };
+        let again = std::mem::take(&mut self.met) < FREE_AFTER;
+        self.rest = if again { (4 * self.rest).min(REST_MAX) } else { REST_MIN };
         self.rest_until = now + self.rest;
         true
     }
@@ -235,18 +247,34 @@ mod tests {
         let mut spinner = eager(Awaited::Request);
         let mut now = us(0);
         assert!(!spinner.gave_way(us(499), now));
-        let mut rests = Vec::new();
-        for _ in 0..9 {
+        let mut rest_after = |spinner: &mut Spinner, met: u32| {
+            for _ in 0..met {
+                assert_eq!(spinner.look(Awaited::Request, 1, now), LOOK, "tried again");
+                spinner.came(Awaited::Request, us(5));
+            }
             assert!(spinner.gave_way(us(3000), now));
             assert_eq!(spinner.look(Awaited::Request, 1, now), us(0));
-            rests.push((spinner.rest_until - now).as_millis());
-            now = spinner.rest_until;
-            assert_eq!(spinner.look(Awaited::Request, 1, now), LOOK, "tried again");
+            // However long ago the rest before it is.
+            let rest = spinner.rest_until - now;
+            now += 7 * rest;
+            rest.as_millis()
+        };
+        let rests: Vec<_> = (0..8).map(|n| rest_after(&mut spinner, 10 * n)).collect();
+        assert_eq!(rests, [10, 40, 160, 640, 2560, 10_000, 10_000, 10_000]);
+        assert_eq!(rest_after(&mut spinner, FREE_AFTER), 10, "looking pays again");
+        assert_eq!(rest_after(&mut spinner, FREE_AFTER - 1), 40);
+    }
+
+    #[test]
+    fn what_comes_to_one_who_sleeps_says_nothing_of_looking() {
+        let mut spinner = eager(Awaited::Request);
+        assert!(spinner.gave_way(us(3000), us(0)));
+        for _ in 0..FREE_AFTER {
+            assert_eq!(spinner.look(Awaited::Request, 1, us(0)), us(0));
+            spinner.came(Awaited::Request, us(5));
         }
-        assert_eq!(rests, [20, 40, 80, 160, 320, 640, 1000, 1000, 1000]);
-        now += 3 * REST_MAX;
-        assert!(spinner.gave_way(us(3000), now));
-        assert_eq!(spinner.rest_until - now, REST_MIN, "that was long ago");
+        assert!(spinner.gave_way(us(3000), us(0)));
+        assert_eq!(spinner.rest_until.as_millis(), 40);
     }
 
     #[test]
