@@ -637,7 +637,7 @@ fn a_record_that_is_missing_ends_no_engine_that_serves_and_starts_none() {
 fn a_start_that_several_replicas_refuse_asks_for_a_number_above_all_of_theirs() {
     // The registry was restored: the replicas are promised to an engine that the record knows nothing of.
     let mut rig = Rig::fencing(config(4 * REGION_BYTES), status(&[1, 2, 3], view(0, 0, &[1, 2, 3], false)));
-    let mut refuse = |rig: &mut Rig, replica: u32, by: u64| {
+    let refuse = |rig: &mut Rig, replica: u32, by: u64| {
         let why = ConnectFailure::Fenced { generation: Generation(by), engine: InstanceUuid::random() };
         rig.engine.connect_failed(ReplicaId(replica), why, rig.now);
         rig.collect();
