@@ -44,7 +44,8 @@ fn agents_with_a_rule_left_out_are_found() {
             let report = sim::run_plan(Plan { broken: Some(broken), ..Plan::of(seed) }, false);
             report.failure.is_some_and(|why| why.contains(found))
         };
-        assert!((0..3000).any(finds), "{broken:?}: nothing found");
+        // What is cleaned at once harms nobody in most worlds: one in some thousands shows it.
+        assert!((0..15_000).any(finds), "{broken:?}: nothing found");
     }
 }
 
