@@ -27,9 +27,11 @@ const DEEP_FOR: u16 = 256;
 /// Another thread that has had the processor for so long is no short turn of the same I/O.
 const CROWDED_AFTER: Duration = Duration::from_micros(500);
 /// For how long there is no looking after that, first and at most: four times as long each time that it happens again
-/// before so many looks have met what they looked for. Where nobody else needs the processor thousands do.
+/// soon.
 const REST_MIN: Duration = Duration::from_millis(10);
 const REST_MAX: Duration = Duration::from_secs(10);
+/// No longer soon: so many looks have met what they looked for since. Where nobody else needs the processor thousands do
+/// between two accidents, and where somebody does a few.
 const FREE_AFTER: u32 = 2048;
 
 /// How a data thread waits.
@@ -92,7 +94,7 @@ pub struct Spinner {
     /// No looking before this time.
     rest_until: Duration,
     rest: Duration,
-    /// How many looks have met what they looked for since then.
+    /// How many looks have met what they looked for since somebody last kept the processor.
     met: u32,
 }
 
