@@ -71,7 +71,24 @@ hold! {
     intent_cleared_while_a_target_is_filled: after(fresh(2, SWEEPS, TWO), &late());
     two_engines_and_the_registry_restored: fresh(2, DEAD, Budget { restores: 1, ..TWO });
     a_clean_end_between: fresh(2, DEAD, Budget { detaches: 1, reads: 1, ..TWO });
+    a_cache_lost_after_another_joined: after(
+        fresh(2, DEAD, Budget { reboots: 1, ..ONE }), &joined_after_a_write());
     an_add_that_was_not_committed: uncommitted_add(ALIVE, Budget { faults: 0, ..ONE });
+}
+
+/// A replica that joins later than a write that only the other one's cache has.
+fn joined_after_a_write() -> Vec<Step> {
+    vec![
+        Start,
+        Answer(0),
+        Fence(0, 1),
+        Tick(0),
+        Deliver(0, 1),
+        Answer(0),
+        Write(0),
+        Deliver(0, 1),
+        Fence(0, 0),
+    ]
 }
 
 /// The bounds are those in which the violation was seen first; the steps before are part of every such trace.
