@@ -13,5 +13,6 @@ pub mod frontend;
 pub mod io;
 pub mod layout;
 pub mod replica;
+pub mod tags;
 pub mod units;
 pub mod wire;
