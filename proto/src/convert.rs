@@ -54,6 +54,7 @@ impl From<&VolumeStatus> for pb::VolumeStatus {
             engine_uuid: status.engine_uuid.to_string(),
             engine_instance: status.engine_instance.to_string(),
             view: Some((&status.view).into()),
+            round: status.round,
             configured: status.configured.iter().map(|id| id.0).collect(),
             clean: status.clean,
             instance_uuids: status
@@ -84,6 +85,7 @@ impl TryFrom<&pb::VolumeStatus> for VolumeStatus {
                 uuid => uuid.parse().map_err(|e| bad("engine_instance", &e))?,
             },
             view: view.try_into()?,
+            round: status.round,
             configured: ReplicaSet::checked(status.configured.iter().copied())
                 .ok_or_else(|| bad("configured", &format!("{:?}", status.configured)))?,
             clean: status.clean,

@@ -156,11 +156,35 @@ impl View {
     pub fn order(&self) -> (Generation, Epoch) {
         (self.generation, self.epoch)
     }
+    /// The stamp of a member that has persisted this view and `round`.
+    #[must_use]
+    pub fn stamp(&self, round: u64) -> Stamp {
+        Stamp { generation: self.generation, epoch: self.epoch, round }
+    }
 }
 impl fmt::Display for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "({}.{} {}", self.generation, self.epoch, self.members)?;
         f.write_str(if self.needs_registry { " q)" } else { ")" })
+    }
+}
+
+/// A place in a volume's history: a view, and the settling round within it. Stamps are ordered by
+/// `(generation, epoch, round)`. A replica's stamp grows with each view and round that it persists; a copy of its
+/// directory that was put back has an older one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Stamp {
+    /// Of the view.
+    pub generation: Generation,
+    /// Of the view.
+    pub epoch: Epoch,
+    /// 0 where the view was persisted and no round after it.
+    pub round: u64,
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.generation, self.epoch, self.round)
     }
 }
 
@@ -181,6 +205,9 @@ pub struct VolumeStatus {
     pub engine_instance: InstanceUuid,
     /// The newest view the registry was told of.
     pub view: View,
+    /// The newest settling round of that view that every member had persisted.
+    #[serde(default, skip_serializing_if = "is_no_round")]
+    pub round: u64,
     /// The configured set that decides majorities.
     pub configured: ReplicaSet,
     /// The last engine ended after a drain and a flush on every member.
@@ -368,6 +395,11 @@ pub struct VolumeSpec {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_no_round(round: &u64) -> bool {
+    *round == 0
 }
 
 /// A volume as the registry keeps it.

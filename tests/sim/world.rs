@@ -272,8 +272,10 @@ pub(super) fn first_meta(replica: ReplicaId, size_bytes: u64, view: View, config
         unflushed: false,
         cache_lost: false,
         failed: String::new(),
-        basis: Some(view.order()),
+        basis: Some(view.stamp(0)),
+        settled: None,
         dirty: Vec::new(),
+        unknown: Vec::new(),
     }
 }
 
@@ -290,6 +292,7 @@ impl World {
             generation: Generation(0),
             engine_uuid: InstanceUuid::nil(),
             engine_instance: InstanceUuid::nil(),
+            round: 0,
             view,
             configured,
             clean: true,

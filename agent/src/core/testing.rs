@@ -52,6 +52,7 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
             generation: Generation(0),
             engine_uuid: InstanceUuid::nil(),
             engine_instance: InstanceUuid::nil(),
+            round: 0,
             view: View { generation: Generation(0), epoch: Epoch(0), members: all, needs_registry: false },
             configured: all,
             clean: true,

@@ -211,6 +211,7 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
             generation: Generation(0),
             engine_uuid: InstanceUuid::nil(),
             engine_instance: InstanceUuid::nil(),
+            round: 0,
             view: View { generation: Generation(0), epoch: Epoch(0), members, needs_registry: false },
             configured: members,
             // Nothing was ever written: there is nothing in which the members could differ.

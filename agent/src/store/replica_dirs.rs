@@ -173,8 +173,10 @@ fn make(
         cache_lost: false,
         failed: String::new(),
         // One that is made for a volume that has data already lacks all of it.
-        basis: record.status.view.members.contains(replica).then(|| record.status.view.order()),
+        basis: record.status.view.members.contains(replica).then(|| record.status.view.stamp(0)),
+        settled: None,
         dirty: Vec::new(),
+        unknown: Vec::new(),
     };
     create_replica_dir(path, &meta).map_err(Error::from)
 }

@@ -36,6 +36,7 @@ fn nothing_written(members: ReplicaSet) -> VolumeStatus {
         generation: Generation(0),
         engine_uuid: InstanceUuid::nil(),
         engine_instance: InstanceUuid::nil(),
+        round: 0,
         view: View { generation: Generation(0), epoch: Epoch(0), members, needs_registry: false },
         configured: members,
         clean: true,

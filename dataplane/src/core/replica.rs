@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use holdfast_proto::ids::{BootId, Generation, ReplicaId};
-use holdfast_proto::record::{ReplicaSet, View};
+use holdfast_proto::record::{ReplicaSet, Stamp, View};
 
 use super::rules::{Rule, kept};
 use crate::layout::Meta;
@@ -170,6 +170,8 @@ pub(crate) fn welcome(meta: &Meta, flush_sequence: u64) -> Welcome {
         incarnation: meta.incarnation,
         revision: meta.revision,
         basis: meta.basis,
+        stamps: true,
+        settled: meta.settled,
         syncing: meta.syncing,
         cache_lost: meta.cache_lost,
         failed: meta.failed.clone(),
@@ -225,7 +227,7 @@ impl Replica {
             (self.meta.unflushed, self.clean).hash(h);
         }
         (self.boot, self.failed_while_syncing, self.doubtful).hash(h);
-        (self.meta.basis, &self.meta.dirty).hash(h);
+        (self.meta.basis, self.meta.settled, &self.meta.dirty).hash(h);
     }
 
     /// Whether there is nothing to do.
@@ -475,7 +477,6 @@ impl Replica {
         // that does not mention it makes it so.
         let synced = member && meta.syncing;
         let (dirty, begin) = if member { self.maps_after(update) } else { (Vec::new(), Vec::new()) };
-        let rebased = (member || update.rebased).then(|| update.view.order());
         let next = Meta {
             lineage: update.lineage,
             view: update.view,
@@ -486,30 +487,55 @@ impl Replica {
             // After a repair, what was lost with the cache has been copied from a member that kept it.
             cache_lost: meta.cache_lost && !synced && !(member && update.repaired),
             failed: if synced { String::new() } else { meta.failed.clone() },
-            basis: rebased.or(meta.basis),
+            basis: self.basis_after(update),
+            settled: update.stamp.and_then(|stamp| meta.settled.max(stamp.settled)),
             dirty,
             ..meta.clone()
         };
         Ok((next, begin))
     }
 
+    /// The stamp of this copy under a view. It never goes back, so that each is given to one state of the directory.
+    fn basis_after(&self, update: &ViewUpdate) -> Option<Stamp> {
+        let round = update.stamp.map_or(0, |stamp| stamp.round);
+        let member = update.view.members.contains(self.meta.replica);
+        if member || update.rebased {
+            self.meta.basis.max(Some(update.view.stamp(round)))
+        } else {
+            self.meta.basis.map(|basis| Stamp { round: basis.round.max(round), ..basis })
+        }
+    }
+
     /// The dirty maps that a member keeps under a view: one for each configured replica that is no member, and for those
-    /// that the engine does not know yet to have persisted it. A replica that leaves was as this one is up to the last
-    /// view that had both; of one that this replica has never been a member with nothing is known, and there is no map,
-    /// until the engine has it begin with everything.
+    /// that the engine does not know yet to have persisted it. A copy of a replica that leaves differs from this one, if
+    /// it has at least the stamp that all members had, only where one of the two has its write-intent bit set. Of a
+    /// replica that this one has never been a member with nothing is known, and there is no map, until the engine has it
+    /// begin with everything.
     fn maps_after(&self, update: &ViewUpdate) -> (Vec<DirtyMap>, Vec<NewMap>) {
         let meta = &self.meta;
         let absent = update.configured.difference(&update.view.members);
         let known: ReplicaSet = meta.dirty.iter().map(|map| map.replica).collect();
         let kept = known.intersection(&update.keep);
         let together = meta.view.members.contains(meta.replica) && !meta.syncing;
+        let first = meta.view.stamp(0);
+        let reached = match update.stamp {
+            Some(_) => meta.settled.unwrap_or(first),
+            // Bits may be cleared from now on without a round.
+            None => meta.settled.map_or(first, |settled| settled.max(first)),
+        };
+        let advanced = |replica| {
+            let (advanced, stamp) = update.stamp?.advance?;
+            (advanced == replica).then_some(stamp)
+        };
         let (mut dirty, mut begin) = (Vec::new(), Vec::new());
         for replica in absent.iter().chain(kept.difference(&absent).iter()) {
             let old = meta.dirty.iter().find(|map| map.replica == replica);
             let (base, full) = match old {
-                _ if update.refill.contains(replica) => (update.view.order(), Some(true)),
-                Some(old) => (old.base, None),
-                None if together && meta.view.members.contains(replica) => (meta.view.order(), Some(false)),
+                _ if update.refill.contains(replica) => {
+                    (advanced(replica).unwrap_or(update.view.stamp(0)), Some(true))
+                }
+                Some(old) => (advanced(replica).map_or(old.base, |stamp| stamp.max(old.base)), None),
+                None if together && meta.view.members.contains(replica) => (reached, Some(false)),
                 // A new member knows no more than that the others' maps of it go back that far.
                 None => match update.adopt.iter().flatten().find(|(adopted, _)| *adopted == replica) {
                     Some((_, base)) => (*base, Some(true)),

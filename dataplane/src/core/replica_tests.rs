@@ -42,8 +42,10 @@ fn meta() -> Meta {
         unflushed: false,
         cache_lost: false,
         failed: String::new(),
-        basis: Some((Generation(4), Epoch(6))),
+        basis: Some(order(4, 6)),
+        settled: None,
         dirty: Vec::new(),
+        unknown: Vec::new(),
     }
 }
 fn hello(generation: u64, of: u128) -> Hello {
@@ -80,6 +82,7 @@ fn update(view: View, syncing: bool) -> ViewUpdate {
         rebased: false,
         adopt: Adopt::default(),
         new_history: false,
+        stamp: None,
     }
 }
 
@@ -394,8 +397,11 @@ fn a_history_ends_only_with_a_view_of_this_replica_alone_that_says_so() {
 
 const R1: ReplicaId = ReplicaId(1);
 const R3: ReplicaId = ReplicaId(3);
-fn order(generation: u64, epoch: u64) -> (Generation, Epoch) {
-    (Generation(generation), Epoch(epoch))
+fn order(generation: u64, epoch: u64) -> Stamp {
+    stamp(generation, epoch, 0)
+}
+fn stamp(generation: u64, epoch: u64, round: u64) -> Stamp {
+    Stamp { generation: Generation(generation), epoch: Epoch(epoch), round }
 }
 /// What a replica with this `meta` keeps after an update, and which maps begin with it.
 fn maps(meta: Meta, update: ViewUpdate) -> (Vec<DirtyMap>, Vec<NewMap>) {

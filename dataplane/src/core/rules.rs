@@ -78,6 +78,18 @@ pub(crate) enum Rule {
     ComparedBeforeCleared,
     /// A dirty map says what a replica lacks only if it begins no later than that replica was a member.
     BasisReaches,
+    /// A member whose node restarted leaves, also where all was flushed: its disk may have gone back.
+    RestartedLeaves,
+    /// A member whose directory is an older copy of itself is left out of a start.
+    OlderCopyLeftOut,
+    /// Write-intent bits are cleared only once every member has persisted a stamp that is newer than the flush.
+    RoundBeforeCleared,
+    /// And only once every member has persisted that all of them have.
+    SettledBeforeCleared,
+    /// Nothing is acknowledged under the first view before the record or every member knows that all have persisted it.
+    SettledBeforeServing,
+    /// A replica that is being filled gets a stamp before the members forget what it has got.
+    ProgressStamped,
 }
 
 /// Whether the rule is kept: always, but where a test took it away.

@@ -2,7 +2,7 @@
 //! The rules and why each is needed: `docs/replication.md`.
 
 use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
-use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
+use holdfast_proto::record::{ReplicaSet, Stamp, View, VolumeStatus};
 
 use super::rules::{Rule, kept};
 use crate::wire::handshake::Welcome;
@@ -59,8 +59,10 @@ pub fn decide(
     registry: RegistryState,
     fenced: &[(ReplicaId, &Welcome)],
 ) -> Decision {
-    let here: ReplicaSet = fenced.iter().map(|(id, _)| *id).collect();
     let (newest, its_configured) = newest(record, fenced.iter().map(|(_, welcome)| *welcome));
+    let older = older_copies(record, fenced);
+    // What an older copy has forgotten it cannot tell: it counts as away.
+    let here: ReplicaSet = fenced.iter().map(|(id, _)| *id).filter(|id| !older.contains(*id)).collect();
     let heard_more = |w: &Welcome| w.incarnation != record.incarnation || w.revision > version;
     let gone_back = kept(Rule::WentBackNeedsAll) && fenced.iter().any(|(_, w)| heard_more(w));
     let record_counts = registry == RegistryState::Attached && !gone_back;
@@ -69,10 +71,14 @@ pub fn decide(
     let away = configured.difference(&here);
     let present = newest.members.intersection(&here).intersection(&configured);
     if present.is_empty() {
-        return wait(
-            newest.members.difference(&here),
-            format!("the newest view known is {newest}, and none of its members is here"),
-        );
+        let mut why = format!("the newest view known is {newest}, and none of its members is here");
+        if !older.is_empty() {
+            why.push_str(&format!(
+                " with its newest data: {older} holds an older copy of itself (a restored snapshot, backup or clone); \
+                 bring the newest data back, or start from the older copy by force"
+            ));
+        }
+        return wait(newest.members.difference(&here), why);
     }
     let all_here = away.is_empty();
     let allowed = match registry {
@@ -111,6 +117,28 @@ pub fn decide(
         );
     }
     Decision::Start { newest, configured, members: usable(present, fenced), reseed: gone_back }
+}
+
+/// Members of the newest view whose directory is an older copy of itself: a restored snapshot or backup, or a clone.
+/// The record, or another replica, knows of a stamp that every member had persisted and that it has not. (A record
+/// takes a view only once each of its members has persisted it.)
+#[must_use]
+pub fn older_copies(record: &VolumeStatus, fenced: &[(ReplicaId, &Welcome)]) -> ReplicaSet {
+    if !kept(Rule::OlderCopyLeftOut) {
+        return ReplicaSet::new();
+    }
+    let (newest, _) = newest(record, fenced.iter().map(|(_, welcome)| *welcome));
+    let settled = fenced.iter().filter_map(|(_, welcome)| welcome.settled).max();
+    let is_older = |id: ReplicaId, welcome: &Welcome| {
+        let by_record = record.view.members.contains(id).then(|| record.view.stamp(record.round));
+        // One that was about to be added may have persisted less than the members before it.
+        let known = by_record.max(settled.filter(|_| !welcome.syncing)).map(|stamp| match welcome.stamps {
+            true => stamp,
+            false => Stamp { round: 0, ..stamp },
+        });
+        newest.members.contains(id) && welcome.basis < known
+    };
+    fenced.iter().filter(|(id, welcome)| is_older(*id, welcome)).map(|(id, _)| *id).collect()
 }
 
 /// The newest view that is known, and the configured set that belongs to it.
@@ -174,6 +202,7 @@ pub(crate) mod tests {
             generation: view.generation,
             engine_uuid: InstanceUuid::nil(),
             engine_instance: InstanceUuid::nil(),
+            round: 0,
             view,
             configured: set(configured),
             clean: false,
@@ -188,7 +217,9 @@ pub(crate) mod tests {
             configured: view.members,
             incarnation: Incarnation::nil(),
             revision: 0,
-            basis: None,
+            basis: Some(view.stamp(0)),
+            stamps: false,
+            settled: None,
             syncing: false,
             cache_lost: false,
             failed: String::new(),

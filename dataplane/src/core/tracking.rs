@@ -16,16 +16,14 @@
 
 use std::collections::BTreeSet;
 
-use holdfast_proto::ids::{Epoch, Generation, ReplicaId};
+use holdfast_proto::ids::ReplicaId;
+use holdfast_proto::record::Stamp;
 
 use super::ahead::{Ahead, Bits};
 use super::region_map::{RegionMap, regions_of};
 use super::rules::{Rule, kept};
 use crate::layout::bitmap::{PAGE_BITS, PAGE_WORDS, page_of};
 use crate::units::{GROUP_BYTES, GROUP_REGIONS, REGION_BYTES, to_usize};
-
-/// A view's place in the order of views.
-pub type Order = (Generation, Epoch);
 
 /// One of the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,7 +104,7 @@ fn first_word(page: u32) -> usize {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Dirty {
     replica: ReplicaId,
-    base: Order,
+    base: Stamp,
     paged: Paged,
 }
 
@@ -145,7 +143,7 @@ impl Tracking {
 
     /// From now on these are the replicas that dirty maps are kept for. A map that is given replaces the one there was;
     /// none: it stays as it is.
-    pub fn keep(&mut self, maps: impl IntoIterator<Item = (ReplicaId, Order, Option<RegionMap>)>) {
+    pub fn keep(&mut self, maps: impl IntoIterator<Item = (ReplicaId, Stamp, Option<RegionMap>)>) {
         let mut before = std::mem::take(&mut self.dirty);
         for (replica, base, map) in maps {
             let old =
@@ -248,7 +246,7 @@ impl Tracking {
 
     /// For the model checker, which gives other names to what is named in it.
     #[cfg(test)]
-    pub(crate) fn bases_mut(&mut self) -> impl Iterator<Item = &mut Order> {
+    pub(crate) fn bases_mut(&mut self) -> impl Iterator<Item = &mut Stamp> {
         self.dirty.iter_mut().map(|dirty| &mut dirty.base)
     }
 
@@ -279,7 +277,7 @@ impl Tracking {
 
     /// What a replica may lack that has been a member up to `base`; none: nothing is known of it.
     #[must_use]
-    pub fn base(&self, replica: ReplicaId) -> Option<Order> {
+    pub fn base(&self, replica: ReplicaId) -> Option<Stamp> {
         self.dirty.iter().find(|dirty| dirty.replica == replica).map(|dirty| dirty.base)
     }
 

@@ -3,13 +3,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use holdfast_proto::ids::{Epoch, Generation};
 
 /// Of the intent map a page and a little more, which is seventeen of a dirty map.
 const GROUPS: u64 = PAGE_BITS + 6;
 const SIZE: u64 = (GROUPS - 1) * GROUP_BYTES + REGION_BYTES;
 const REGIONS: u64 = SIZE.div_ceil(REGION_BYTES);
 const R2: ReplicaId = ReplicaId(2);
-const BASE: Order = (Generation(1), Epoch(2));
+const BASE: Stamp = Stamp { generation: Generation(1), epoch: Epoch(2), round: 0 };
 
 fn region(region: u64) -> (u64, u64) {
     (region * REGION_BYTES + 4096, 4096)

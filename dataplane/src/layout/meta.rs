@@ -1,21 +1,42 @@
-//! `meta`: who a replica is and what it promised. One file of a fixed size, so that a full disk can still record
-//! what happened; see [`super::replica_dir`] for how it is replaced.
+//! `meta`: who a replica is and what it promised. The blocks of the file are reserved, so that a full disk can still
+//! record what happened; see [`super::replica_dir`] for how it is replaced.
+//!
+//! Fields of format 2 stand in a fixed order. What came later stands behind them as [tagged fields](crate::tags), and
+//! makes it format 3; where there is none the file is written in format 2, which older builds read.
 
 use holdfast_proto::ids::{
     BootId, Epoch, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId, VolumeName,
 };
-use holdfast_proto::record::{ReplicaSet, View};
+use holdfast_proto::record::{ReplicaSet, Stamp, View};
 
 use crate::bytes_codec::{FieldError, Reader, Writer};
-use crate::wire::payload::{read_order, read_set, read_view, write_order, write_set, write_view};
+use crate::tags::{KeptTag, TagWriter, find_tag, read_tags, unknown_tags};
+use crate::wire::payload::{
+    read_set, read_stamp, read_stamp_order, read_view, write_set, write_stamp, write_stamp_order, write_view,
+};
 
-/// The size of the file.
+/// The size of the file up to format 2, and the unit of its size since.
 pub const META_BYTES: usize = 4096;
+/// The largest file, from format 3 on.
+pub const META_BYTES_MAX: usize = 64 * 1024;
 const MAGIC: &[u8; 8] = b"HFMETA\0\0";
-/// The format this build writes.
-pub const META_VERSION: u32 = 2;
+/// The newest format this build reads and writes.
+pub const META_VERSION: u32 = 3;
+/// The format without tagged fields.
+const META_VERSION_FIXED: u32 = 2;
 /// The oldest format this build reads: without `basis` and `dirty`.
 const META_VERSION_MIN: u32 = 1;
+
+/// Tagged fields. A number is never given to another meaning.
+mod tag {
+    /// `basis.round`, a `u64`.
+    pub(super) const BASIS_ROUND: u16 = 1;
+    /// `settled`: generation, epoch and round, a `u64` each.
+    pub(super) const SETTLED: u16 = 2;
+    /// `base.round` of dirty maps: for each that is not 0 the replica, a `u32`, and the round, a `u64`.
+    pub(super) const BASE_ROUNDS: u16 = 3;
+    pub(super) const KNOWN: [u16; 3] = [BASIS_ROUND, SETTLED, BASE_ROUNDS];
+}
 const PREFIX_BYTES: usize = 20;
 const TEXT_MAX: usize = 512;
 
@@ -56,11 +77,16 @@ pub struct Meta {
     pub cache_lost: bool,
     /// Why it may never claim a flush again (an fsync failed); empty: it may.
     pub failed: String,
-    /// The dirty maps whose base is not after this view cover all that this copy may lack: the newest view it persisted
-    /// as a member, or the one in which it began to be filled from nothing. None: nothing covers it.
-    pub basis: Option<(Generation, Epoch)>,
+    /// The dirty maps whose base is not after this stamp cover all that this copy may lack: the newest view and round
+    /// it persisted as a member, or those since which it is being filled. None: nothing covers it.
+    pub basis: Option<Stamp>,
+    /// Every member of that view has persisted this stamp, as the engine said. None: not known, as under an engine that
+    /// knows no stamps.
+    pub settled: Option<Stamp>,
     /// The dirty maps that count (`dirty-<id>.bm`), sorted by replica.
     pub dirty: Vec<DirtyMap>,
+    /// Tagged fields of a newer build, written back as they are.
+    pub unknown: Vec<KeptTag>,
 }
 
 /// A dirty map that counts.
@@ -68,8 +94,8 @@ pub struct Meta {
 pub struct DirtyMap {
     /// The replica that may lack what the map says.
     pub replica: ReplicaId,
-    /// The last view that it was a member in: whoever has an older basis may lack more.
-    pub base: (Generation, Epoch),
+    /// A copy of it with an older basis may lack more than the map says.
+    pub base: Stamp,
 }
 
 /// Why a `meta` cannot be used. The replica is then absent: never empty, never overwritten.
@@ -100,7 +126,7 @@ pub enum MetaError {
 }
 
 impl Meta {
-    /// The bytes of the file: always [`META_BYTES`].
+    /// The bytes of the file: a multiple of [`META_BYTES`], at most [`META_BYTES_MAX`].
     ///
     /// # Panics
     /// When the fields do not fit, which their bounds exclude.
@@ -115,20 +141,73 @@ impl Meta {
         body.uuid(self.incarnation.0).u64(self.revision).bool(self.syncing);
         body.uuid(self.boot.0).bool(self.unflushed).bool(self.cache_lost);
         body.text(&self.failed[..self.failed.floor_char_boundary(TEXT_MAX)]);
-        write_order(&mut body, self.basis);
+        write_stamp_order(&mut body, self.basis);
         body.u8(u8::try_from(self.dirty.len()).unwrap_or(u8::MAX));
         for DirtyMap { replica, base } in &self.dirty {
-            body.u32(replica.0).u64(base.0.0).u64(base.1.0);
+            body.u32(replica.0).u64(base.generation.0).u64(base.epoch.0);
         }
-        let body = body.into_bytes();
+        let tags = self.tags();
+        let version = if tags.is_empty() { META_VERSION_FIXED } else { META_VERSION };
+        let body = body.raw(&tags).bytes();
         let mut out = Writer::new();
-        out.raw(MAGIC).u32(META_VERSION);
+        out.raw(MAGIC).u32(version);
         out.u32(u32::try_from(body.len()).expect("bounded by its fields"));
-        out.u32(crc32fast::hash(&body)).raw(&body);
+        out.u32(crc32fast::hash(body)).raw(body);
         let mut bytes = out.into_bytes();
-        assert!(bytes.len() <= META_BYTES, "meta of {} bytes does not fit", bytes.len());
-        bytes.resize(META_BYTES, 0);
+        assert!(bytes.len() <= META_BYTES_MAX, "meta of {} bytes does not fit", bytes.len());
+        bytes.resize(bytes.len().next_multiple_of(META_BYTES), 0);
         bytes
+    }
+
+    /// The tagged fields that say something.
+    fn tags(&self) -> Vec<u8> {
+        let mut tags = TagWriter::new();
+        let field = |write: &dyn Fn(&mut Writer)| {
+            let mut out = Writer::new();
+            write(&mut out);
+            out.into_bytes()
+        };
+        if let Some(basis) = self.basis.filter(|basis| basis.round != 0) {
+            tags.put(tag::BASIS_ROUND, true, &basis.round.to_le_bytes());
+        }
+        if let Some(settled) = self.settled {
+            tags.put(tag::SETTLED, true, &field(&|out| write_stamp(out, settled)));
+        }
+        let rounds: Vec<_> = self.dirty.iter().filter(|map| map.base.round != 0).collect();
+        if !rounds.is_empty() {
+            let write = |out: &mut Writer| {
+                for map in &rounds {
+                    out.u32(map.replica.0).u64(map.base.round);
+                }
+            };
+            tags.put(tag::BASE_ROUNDS, true, &field(&write));
+        }
+        for unknown in &self.unknown {
+            tags.keep(&unknown.as_tag());
+        }
+        tags.into_bytes()
+    }
+
+    fn read_tags(&mut self, bytes: &[u8]) -> Result<(), MetaError> {
+        let tags = read_tags(bytes)?;
+        self.unknown = unknown_tags(&tags, &tag::KNOWN)?.iter().map(|tag| tag.kept()).collect();
+        if let Some(bytes) = find_tag(&tags, tag::BASIS_ROUND) {
+            let round = Reader::new(bytes).u64("basis.round")?;
+            self.basis = self.basis.map(|basis| Stamp { round, ..basis });
+        }
+        if let Some(bytes) = find_tag(&tags, tag::SETTLED) {
+            self.settled = Some(read_stamp(&mut Reader::new(bytes), "settled")?);
+        }
+        if let Some(bytes) = find_tag(&tags, tag::BASE_ROUNDS) {
+            let mut r = Reader::new(bytes);
+            while !r.rest().is_empty() {
+                let (replica, round) = (ReplicaId(r.u32("base.replica")?), r.u64("base.round")?);
+                for map in self.dirty.iter_mut().filter(|map| map.replica == replica) {
+                    map.base.round = round;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -148,7 +227,8 @@ impl Meta {
         }
         let len = usize::try_from(r.u32("length")?).unwrap_or(usize::MAX);
         let expected = r.u32("crc")?;
-        if len > META_BYTES - PREFIX_BYTES {
+        let max = if version == META_VERSION { META_BYTES_MAX } else { META_BYTES };
+        if len > max - PREFIX_BYTES {
             return Err(FieldError { field: "length", problem: format!("{len} does not fit") }.into());
         }
         let body = r.take("body", len)?;
@@ -161,14 +241,17 @@ impl Meta {
         if version == META_VERSION_MIN {
             // It had no maps: a member is as the others are, and whoever is none lacks everything.
             let member = meta.view.members.contains(meta.replica) && !meta.syncing;
-            meta.basis = member.then(|| meta.view.order());
+            meta.basis = member.then(|| meta.view.stamp(0));
             return Ok(meta);
         }
-        meta.basis = read_order(&mut r, "basis")?;
+        meta.basis = read_stamp_order(&mut r, "basis")?;
         for _ in 0..r.u8("dirty")? {
             let replica = ReplicaId(r.u32("dirty.replica")?);
-            let base = (Generation(r.u64("dirty.base")?), Epoch(r.u64("dirty.base")?));
-            meta.dirty.push(DirtyMap { replica, base });
+            let (generation, epoch) = (Generation(r.u64("dirty.base")?), Epoch(r.u64("dirty.base")?));
+            meta.dirty.push(DirtyMap { replica, base: Stamp { generation, epoch, round: 0 } });
+        }
+        if version == META_VERSION {
+            meta.read_tags(r.rest())?;
         }
         Ok(meta)
     }
@@ -195,7 +278,9 @@ impl Meta {
             cache_lost: r.bool("cache_lost")?,
             failed: r.text("failed", TEXT_MAX)?.to_owned(),
             basis: None,
+            settled: None,
             dirty: Vec::new(),
+            unknown: Vec::new(),
         })
     }
 }
@@ -231,8 +316,24 @@ pub(crate) mod tests {
             unflushed: true,
             cache_lost: false,
             failed: String::new(),
-            basis: Some((Generation(3), Epoch(5))),
-            dirty: vec![DirtyMap { replica: ReplicaId(3), base: (Generation(3), Epoch(5)) }],
+            basis: Some(stamp(3, 5, 0)),
+            settled: None,
+            dirty: vec![DirtyMap { replica: ReplicaId(3), base: stamp(3, 5, 0) }],
+            unknown: Vec::new(),
+        }
+    }
+
+    fn stamp(generation: u64, epoch: u64, round: u64) -> Stamp {
+        Stamp { generation: Generation(generation), epoch: Epoch(epoch), round }
+    }
+
+    /// The sample with all that came with format 3.
+    fn stamped() -> Meta {
+        Meta {
+            basis: Some(stamp(3, 5, 7)),
+            settled: Some(stamp(3, 5, 6)),
+            dirty: vec![DirtyMap { replica: ReplicaId(3), base: stamp(3, 5, 2) }],
+            ..sample()
         }
     }
 
@@ -271,20 +372,56 @@ pub(crate) mod tests {
 
     #[test]
     fn each_damaged_byte_of_the_body_is_refused() {
-        let good = sample().encode();
-        let used = 20 + usize::try_from(u32::from_le_bytes(good[12..16].try_into().unwrap())).unwrap();
-        for at in 0..used {
-            let mut bad = good.clone();
-            bad[at] ^= 0x40;
-            assert!(Meta::decode(&bad).is_err(), "byte {at}");
+        for good in [sample().encode(), stamped().encode()] {
+            let used = 20 + usize::try_from(u32::from_le_bytes(good[12..16].try_into().unwrap())).unwrap();
+            for at in 0..used {
+                let mut bad = good.clone();
+                bad[at] ^= 0x40;
+                assert!(Meta::decode(&bad).is_err(), "byte {at}");
+            }
         }
     }
 
     #[test]
-    fn a_foreign_version_is_named() {
+    fn meta_foreign_version_is_named() {
         let mut bytes = sample().encode();
-        bytes[8] = 3;
-        assert_eq!(Meta::decode(&bytes), Err(MetaError::Version(3)));
+        bytes[8] = 4;
+        assert_eq!(Meta::decode(&bytes), Err(MetaError::Version(4)));
+    }
+
+    #[test]
+    fn meta_stamps_make_format_3_golden() {
+        let bytes = stamped().encode();
+        assert_eq!((bytes.len(), bytes[8]), (META_BYTES, 3));
+        let fixed = 20 + 204;
+        let hex: String = bytes[fixed..fixed + 68].iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "01000100080000000700000000000000\
+             0200010018000000030000000000000005000000000000000600000000000000\
+             030001000c000000030000000200000000000000"
+        );
+        assert_eq!(Meta::decode(&bytes), Ok(stamped()));
+        // What an older build can read is written for it.
+        assert_eq!(sample().encode()[8], 2);
+    }
+
+    #[test]
+    fn meta_unknown_tags_are_kept_or_refused() {
+        let with = |required: bool, len: usize| {
+            let mut tags = TagWriter::new();
+            tags.put(900, required, &vec![7; len]);
+            let unknown = read_tags(&tags.into_bytes()).unwrap().iter().map(|tag| tag.kept()).collect();
+            Meta { unknown, ..stamped() }
+        };
+        for len in [3, 5000, 60_000] {
+            let meta = with(false, len);
+            let bytes = meta.encode();
+            assert!(bytes.len() <= META_BYTES_MAX && bytes.len().is_multiple_of(META_BYTES));
+            assert_eq!(Meta::decode(&bytes), Ok(meta), "an optional field of {len} bytes");
+        }
+        let error = Meta::decode(&with(true, 3).encode()).unwrap_err().to_string();
+        assert!(error.contains("900") && error.contains("newer"), "{error}");
     }
 
     proptest! {

@@ -169,8 +169,10 @@ impl ReplicaConfig {
             unflushed: false,
             cache_lost: false,
             failed: String::new(),
-            basis: Some((Generation(0), Epoch(0))),
+            basis: Some(holdfast_proto::record::Stamp::default()),
+            settled: None,
             dirty: Vec::new(),
+            unknown: Vec::new(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage, ReplicaId};
-use holdfast_proto::record::{ReplicaSet, View};
+use holdfast_proto::record::{ReplicaSet, Stamp, View};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
@@ -29,7 +29,7 @@ use crate::wire::{Header, Kind, Status};
 const SIZE: u64 = 8 << 20;
 const K64: usize = 64 * 1024;
 const R2: ReplicaId = ReplicaId(2);
-const BASE: (Generation, Epoch) = (Generation(1), Epoch(1));
+const BASE: Stamp = Stamp { generation: Generation(1), epoch: Epoch(1), round: 3 };
 
 struct Fixture {
     data: DataHandle,
@@ -386,6 +386,7 @@ fn a_view_is_answered_once_it_is_persisted() {
         rebased: false,
         adopt: Adopt::default(),
         new_history: false,
+        stamp: None,
     };
     let header = engine.header(Kind::PersistView, 0, 0);
     engine.send(header, &update.encode());
@@ -459,6 +460,7 @@ fn after_a_failed_fsync_no_flush_is_claimed_until_all_is_filled_anew() {
         rebased: false,
         adopt: Adopt::default(),
         new_history: false,
+        stamp: None,
     };
     engine.send(header, &update.encode());
     let FromData::View { from, .. } = fixture.event() else { panic!("expected the view") };
@@ -541,7 +543,7 @@ fn the_intent_is_on_the_disk_before_the_write_is_answered_and_goes_when_all_is_s
         let mut engine = fixture.engine(1);
         let part = |engine: &mut TestEngine, name: MapName| {
             let header = engine.header(Kind::ReadMap, 0, SIZE);
-            MapPart::decode(&engine.call(header, &name.encode()).1).unwrap()
+            MapPart::decode(&engine.call(header, &name.encode(true)).1).unwrap()
         };
         assert_eq!(part(&mut engine, MapName::Intent).words, [0]);
         // A copy to a replica that is being filled is remembered by the members.
@@ -578,7 +580,7 @@ fn the_intent_is_on_the_disk_before_the_write_is_answered_and_goes_when_all_is_s
 fn a_map_frame_that_makes_no_sense_ends_the_connection() {
     for (kind, offset, payload) in [
         (Kind::ReadMap, 0, vec![9, 0, 0, 0, 0]),
-        (Kind::ReadMap, 4096, MapName::Intent.encode()),
+        (Kind::ReadMap, 4096, MapName::Intent.encode(false)),
         (Kind::EditMap, 0, vec![1, 0, 0, 0, 0, 7]),
         (Kind::EditMap, 0, Vec::new()),
     ] {

@@ -196,7 +196,7 @@ impl Data {
 
     /// What a map says of a range.
     pub(super) fn map_part(&self, header: &Header, payload: &[u8]) -> Result<Vec<u8>, String> {
-        let name = MapName::decode(payload).map_err(|e| format!("{:?}: {e}", Kind::ReadMap))?;
+        let (name, rounds) = MapName::decode(payload).map_err(|e| format!("{:?}: {e}", Kind::ReadMap))?;
         if !is_map_range(header.offset, header.extent, REGION_BYTES) {
             return Err(format!("{:?} of {} bytes at {}", Kind::ReadMap, header.extent, header.offset));
         }
@@ -207,7 +207,7 @@ impl Data {
         let first = to_usize(header.offset / REGION_BYTES / 64);
         let count = to_usize(header.extent.div_ceil(REGION_BYTES).div_ceil(64));
         let words = (first..first + count).map(|index| self.maps.tracking.word(map, index)).collect();
-        Ok(MapPart { base, words }.encode())
+        Ok(MapPart::told(base, words, rounds).encode())
     }
 
     /// Changes a map as the engine says.

@@ -196,6 +196,7 @@ fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], synci
         rebased: false,
         adopt: Adopt::default(),
         new_history: false,
+        stamp: None,
     }
     .encode()
 }

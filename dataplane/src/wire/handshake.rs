@@ -16,10 +16,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use holdfast_proto::ids::{
     BootId, Epoch, Generation, Incarnation, InstanceUuid, Lineage, ProcessUuid, ReplicaId, VolumeId,
 };
-use holdfast_proto::record::{ReplicaSet, View};
+use holdfast_proto::record::{ReplicaSet, Stamp, View};
 use sha2::Sha256;
 
-use super::payload::{read_order, read_set, read_view, write_order, write_set, write_view};
+use super::payload::{read_set, read_stamp_order, read_view, write_set, write_stamp_order, write_view};
 use crate::bytes_codec::{FieldError, Reader, Writer};
 
 /// The size of the prefix of every handshake message.
@@ -173,8 +173,12 @@ pub struct Welcome {
     pub incarnation: Incarnation,
     /// The record's version it heard of last.
     pub revision: u64,
-    /// The dirty maps whose base is not after this view cover all that it may lack; none: nothing does.
-    pub basis: Option<(Generation, Epoch)>,
+    /// The dirty maps whose base is not after this stamp cover all that it may lack; none: nothing does.
+    pub basis: Option<Stamp>,
+    /// It knows stamps, and so rounds; without that `basis` has none.
+    pub stamps: bool,
+    /// Every member of that view has persisted this stamp; none: not known.
+    pub settled: Option<Stamp>,
     /// It is being filled: not a member, not a source.
     pub syncing: bool,
     /// Its node restarted after writes that no flush covered.
@@ -425,7 +429,7 @@ impl Welcome {
         write_view(&mut out, &self.view);
         write_set(&mut out, &self.configured);
         out.uuid(self.incarnation.0).u64(self.revision);
-        write_order(&mut out, self.basis);
+        write_stamp_order(&mut out, self.basis);
         out.bool(self.syncing).bool(self.cache_lost);
         out.text(cut(&self.failed)).u64(self.flush_sequence);
         out.into_bytes()
@@ -441,7 +445,9 @@ impl Welcome {
             configured: read_set(&mut r, "configured")?,
             incarnation: Incarnation(r.uuid("incarnation")?),
             revision: r.u64("revision")?,
-            basis: read_order(&mut r, "basis")?,
+            basis: read_stamp_order(&mut r, "basis")?,
+            stamps: false,
+            settled: None,
             syncing: r.bool("syncing")?,
             cache_lost: r.bool("cache_lost")?,
             failed: r.text("failed", TEXT_MAX)?.to_owned(),
@@ -586,7 +592,9 @@ mod tests {
             configured: [ReplicaId(1), ReplicaId(2)].into_iter().collect(),
             incarnation: Incarnation::random(),
             revision: 4,
-            basis: Some((Generation(1), Epoch(2))),
+            basis: Some(Stamp { generation: Generation(1), epoch: Epoch(2), round: 0 }),
+            stamps: false,
+            settled: None,
             syncing: true,
             cache_lost: false,
             failed: "fsync: EIO".to_owned(),

@@ -1,7 +1,7 @@
 //! What stands in the payload of the frames that carry more than blocks.
 
 use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage, ReplicaId};
-use holdfast_proto::record::{ReplicaSet, View};
+use holdfast_proto::record::{ReplicaSet, Stamp, View};
 
 use crate::bytes_codec::{FieldError, Reader, Writer};
 
@@ -78,15 +78,28 @@ pub struct ViewUpdate {
     pub adopt: Adopt,
     /// The lineage is new: a person started the volume from this replica alone, against the rules.
     pub new_history: bool,
+    /// None: the engine, or another member, knows no stamps.
+    pub stamp: Option<StampUpdate>,
+}
+
+/// What an engine that keeps stamps tells beside a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StampUpdate {
+    /// Of a member: the settling round of the view. Of a replica that is being filled: of its basis.
+    pub round: u64,
+    /// Every member of that view has persisted this stamp.
+    pub settled: Option<Stamp>,
+    /// This replica, which is no member, has persisted this stamp: its dirty map's base from now on.
+    pub advance: Option<(ReplicaId, Stamp)>,
 }
 
 /// Replicas that a new member remembers for from now on: which, and the base of its map.
-pub type Adopt = [Option<(ReplicaId, (Generation, Epoch))>; ReplicaSet::CAPACITY];
+pub type Adopt = [Option<(ReplicaId, Stamp)>; ReplicaSet::CAPACITY];
 
 fn write_adopt(out: &mut Writer, adopt: &Adopt) {
     out.u8(u8::try_from(adopt.iter().flatten().count()).unwrap_or(u8::MAX));
-    for (replica, (generation, epoch)) in adopt.iter().flatten() {
-        out.u32(replica.0).u64(generation.0).u64(epoch.0);
+    for (replica, base) in adopt.iter().flatten() {
+        out.u32(replica.0).u64(base.generation.0).u64(base.epoch.0);
     }
 }
 
@@ -98,7 +111,8 @@ fn read_adopt(reader: &mut Reader<'_>) -> Result<Adopt, FieldError> {
     }
     for place in adopt.iter_mut().take(count) {
         let replica = ReplicaId(reader.u32("adopt.replica")?);
-        *place = Some((replica, (Generation(reader.u64("adopt.base")?), Epoch(reader.u64("adopt.base")?))));
+        let (generation, epoch) = (Generation(reader.u64("adopt.base")?), Epoch(reader.u64("adopt.base")?));
+        *place = Some((replica, Stamp { generation, epoch, round: 0 }));
     }
     Ok(adopt)
 }
@@ -134,18 +148,31 @@ pub(crate) fn read_view(reader: &mut Reader<'_>) -> Result<View, FieldError> {
     })
 }
 
-pub(crate) fn write_order(out: &mut Writer, order: Option<(Generation, Epoch)>) {
-    let (generation, epoch) = order.unwrap_or((Generation(0), Epoch(0)));
-    out.bool(order.is_some()).u64(generation.0).u64(epoch.0);
+pub(crate) fn write_stamp(out: &mut Writer, stamp: Stamp) {
+    out.u64(stamp.generation.0).u64(stamp.epoch.0).u64(stamp.round);
 }
 
-pub(crate) fn read_order(
+pub(crate) fn read_stamp(reader: &mut Reader<'_>, field: &'static str) -> Result<Stamp, FieldError> {
+    Ok(Stamp {
+        generation: Generation(reader.u64(field)?),
+        epoch: Epoch(reader.u64(field)?),
+        round: reader.u64(field)?,
+    })
+}
+
+/// A stamp without its round: what peers and disks knew before there were rounds.
+pub(crate) fn write_stamp_order(out: &mut Writer, stamp: Option<Stamp>) {
+    let Stamp { generation, epoch, .. } = stamp.unwrap_or_default();
+    out.bool(stamp.is_some()).u64(generation.0).u64(epoch.0);
+}
+
+pub(crate) fn read_stamp_order(
     reader: &mut Reader<'_>,
     field: &'static str,
-) -> Result<Option<(Generation, Epoch)>, FieldError> {
+) -> Result<Option<Stamp>, FieldError> {
     let known = reader.bool(field)?;
-    let order = (Generation(reader.u64(field)?), Epoch(reader.u64(field)?));
-    Ok(known.then_some(order))
+    let (generation, epoch) = (Generation(reader.u64(field)?), Epoch(reader.u64(field)?));
+    Ok(known.then_some(Stamp { generation, epoch, round: 0 }))
 }
 
 impl ViewUpdate {
@@ -182,6 +209,7 @@ impl ViewUpdate {
             rebased: reader.bool("rebased")?,
             adopt: read_adopt(&mut reader)?,
             new_history: reader.bool("new_history")?,
+            stamp: None,
         })
     }
 }
@@ -211,10 +239,12 @@ mod tests {
             rebased: false,
             adopt: {
                 let mut adopt = Adopt::default();
-                adopt[0] = Some((ReplicaId(2), (Generation(2), Epoch(8))));
+                let base = Stamp { generation: Generation(2), epoch: Epoch(8), round: 0 };
+                adopt[0] = Some((ReplicaId(2), base));
                 adopt
             },
             new_history: true,
+            stamp: None,
         };
         assert_eq!(ViewUpdate::decode(&update.encode()), Ok(update));
         let bytes = update.encode();

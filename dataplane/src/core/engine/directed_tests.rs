@@ -139,7 +139,7 @@ impl Rig {
             Kind::ReadMap => {
                 let words =
                     vec![u64::MAX; usize::try_from(header.extent.div_ceil(64 * REGION_BYTES)).unwrap()];
-                MapPart { base: Some((Generation(0), Epoch(0))), words }.encode()
+                MapPart { base: Some(holdfast_proto::record::Stamp::default()), words }.encode()
             }
             _ => Vec::new(),
         };

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_proto::ids::ReplicaId;
+use holdfast_proto::record::Stamp;
 
 pub use self::pace::{Pace, Wait};
 use super::maps::{Learn, Purpose};
@@ -21,7 +22,6 @@ use super::view::Phase;
 use super::{Config, Engine, Mask, Now, bit, slots};
 use crate::core::rebuild_budget::{Limits, RebuildBudget};
 use crate::core::region_map::RegionMap;
-use crate::core::tracking::Order;
 use crate::units::REGION_BYTES;
 use crate::wire::map::MapName;
 
@@ -72,6 +72,8 @@ struct Target {
     stage: Stage,
     /// Nothing that it has is of use.
     full: bool,
+    /// The round of its basis, where that begins with the view.
+    rebased: Option<u64>,
     /// The members whose maps say what it lacks.
     reaching: Mask,
     todo: RegionMap,
@@ -81,9 +83,29 @@ struct Target {
     copied: u64,
     /// Copied since the last flush that took regions out of the members' maps, and those that the one in flight will.
     done: RegionMap,
-    flushing: Option<RegionMap>,
+    flushing: Option<Progress>,
     /// What it is to remember of others once it is a member.
     others: Vec<HandedOver>,
+}
+
+/// Regions that the target has, on their way out of the members' maps. The target first gets a stamp of its own, and the
+/// members remember it: a copy of the target from before has an older one, and lacks what they forget.
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(Hash))]
+struct Progress {
+    regions: RegionMap,
+    step: ProgressStep,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
+enum ProgressStep {
+    /// The target's stable storage has them.
+    Flushing,
+    /// It persists its stamp.
+    Stamping { round: u64 },
+    /// The members persist that stamp.
+    Telling { round: u64, owed: Mask },
 }
 
 /// What a new member is told of an absent replica: its maps begin with every region, and lose those that the members
@@ -92,7 +114,7 @@ struct Target {
 #[cfg_attr(test, derive(Hash))]
 pub(super) struct HandedOver {
     pub(super) slot: usize,
-    pub(super) base: Order,
+    pub(super) base: Stamp,
     pub(super) lacks: RegionMap,
 }
 
@@ -245,6 +267,14 @@ impl Fill {
     pub(super) fn others(&self) -> &[HandedOver] {
         self.target.as_ref().map_or(&[], |target| &target.others)
     }
+    /// A view is proposed, or a member is lost: what was on its way out of the members' maps stays in them for now.
+    pub(super) fn stop_progress(&mut self) {
+        let Some(target) = &mut self.target else { return };
+        let stops = |progress: &mut Progress| progress.step != ProgressStep::Flushing;
+        if let Some(progress) = target.flushing.take_if(stops) {
+            target.done.insert_map(&progress.regions);
+        }
+    }
     fn target_in(&self, slot: usize, stage: Stage) -> bool {
         self.target.as_ref().is_some_and(|target| target.slot == slot && target.stage == stage)
     }
@@ -346,6 +376,7 @@ impl Engine {
         self.fill.target = None;
         self.fill.failures[slot] = 0;
         self.peers[slot].missed.filled();
+        self.peers[slot].older = false;
         // Its mark was cleared with the view; what it said before no longer holds.
         if let Some(welcome) = &mut self.peers[slot].welcome {
             welcome.syncing = false;

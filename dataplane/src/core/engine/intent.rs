@@ -102,12 +102,25 @@ impl IntentClock {
     fn count(&self) -> u64 {
         self.hot.count() + self.covering.count() + self.cold.count() + self.settled.count()
     }
+    /// All that has a bit set, as far as this clock knows.
+    fn take_all(&mut self) -> RegionMap {
+        let mut all = std::mem::replace(&mut self.settled, RegionMap::of(self.hot.len()));
+        for map in [&mut self.hot, &mut self.covering, &mut self.cold] {
+            all.insert_map(map);
+            map.clear();
+        }
+        all
+    }
 }
 
 impl Engine {
     /// Also where there is one replica: another may be added, and is filled from what that one's cache holds.
     pub(super) fn wrote(&mut self, offset: u64, len: u64) {
         self.intent.wrote(offset, len);
+        let regions = regions_of(offset, len);
+        for group in regions.start / GROUP_REGIONS..regions.end.div_ceil(GROUP_REGIONS) {
+            self.rounds.wrote(group);
+        }
     }
 
     /// A flush is being sent: it covers all that was answered before.
@@ -118,40 +131,41 @@ impl Engine {
         self.intent.begin_cover(flush);
         self.intent.next_cover = now + self.config.intent_sweep / 10;
         for (offset, len) in self.ops.changing() {
-            self.intent.wrote(offset, len);
+            self.wrote(offset, len);
         }
     }
 
     /// Clears what has been cold for long, and flushes where nobody else does.
     pub(super) fn sweep_intent(&mut self, now: Now) {
         let calm = self.phase == Phase::Serving && self.proposal.is_none() && !self.any_failed_member();
-        if now < self.intent.next_sweep || !calm || self.fill.hands_over() {
+        let complete = self.members & !self.live == 0 && !self.rounds.is_busy();
+        if now < self.intent.next_sweep || !calm || !complete || self.fill.hands_over() {
             return;
         }
         self.intent.next_sweep = now + self.config.intent_sweep;
         let none = RegionMap::of(self.intent.hot.len());
         let cold = std::mem::replace(&mut self.intent.cold, none);
         let settled = std::mem::replace(&mut self.intent.settled, cold);
-        self.settle_groups(settled);
+        self.settle_cold(settled, now);
         let busy = std::mem::replace(&mut self.intent.busy, false);
-        if self.intent.wants_cover(now) && (!busy || self.intent.count() > GROUPS_MAX) {
+        let set = self.intent.count() + self.rounds.count();
+        if self.intent.wants_cover(now) && (!busy || set > GROUPS_MAX) {
             self.admit(super::ops::Work::FlushOwn, 0, 0, now);
             self.run_ready(now);
         }
     }
 
     /// All is on stable storage on every member, and nothing is under way.
-    pub(super) fn settle_all(&mut self) {
-        let clock = &mut self.intent;
-        let mut all = std::mem::replace(&mut clock.settled, RegionMap::of(clock.hot.len()));
-        for map in [&mut clock.hot, &mut clock.covering, &mut clock.cold] {
-            all.insert_map(map);
-            map.clear();
+    pub(super) fn settle_all(&mut self, now: Now) {
+        let all = self.intent.take_all();
+        self.settle_cold(all, now);
+        if !self.rounds.is_busy() {
+            self.all_flushed(now);
         }
-        self.settle_groups(all);
     }
 
-    fn settle_groups(&mut self, mut groups: RegionMap) {
+    /// The bits of these groups are cleared, but for what is still needed.
+    pub(super) fn settle_groups(&mut self, mut groups: RegionMap) {
         let differs = |group: &u64| self.unrepaired.touches(group * GROUP_BYTES, GROUP_BYTES);
         for group in groups.iter().filter(differs).collect::<Vec<_>>() {
             groups.remove(group);

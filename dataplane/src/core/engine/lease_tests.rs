@@ -212,7 +212,7 @@ impl World {
             }
             // They may differ, and lack, everything.
             Kind::ReadMap => {
-                inline = MapPart { base: Some(disk.view.order()), words: vec![1] }.encode();
+                inline = MapPart { base: Some(disk.view.stamp(0)), words: vec![1] }.encode();
                 reply.length = u32::try_from(inline.len()).unwrap();
             }
             Kind::Flush | Kind::Trim | Kind::WriteZeroes | Kind::Ping | Kind::PersistView | Kind::EditMap => {
@@ -338,7 +338,9 @@ fn welcome(view: View) -> Welcome {
         configured: ReplicaSet::new(),
         incarnation: Incarnation::nil(),
         revision: 0,
-        basis: Some(view.order()),
+        basis: Some(view.stamp(0)),
+        stamps: true,
+        settled: None,
         syncing: false,
         cache_lost: false,
         failed: String::new(),

@@ -1,12 +1,13 @@
 //! Reading and editing the replicas' maps over the wire: which regions members may differ in, and what an absent replica
 //! may lack.
 
+use holdfast_proto::record::Stamp;
+
 use super::ops::Work;
 use super::tag::Tag;
 use super::{Body, Engine, Mask, Now, bit, slots};
 use crate::core::region_map::RegionMap;
 use crate::core::rules::{Rule, kept};
-use crate::core::tracking::Order;
 use crate::units::{REGION_BYTES, to_u64, to_usize};
 use crate::wire::header::{Header, Kind};
 use crate::wire::map::{MAP_WORDS_MAX, MapEdit, MapName, MapPart, REGIONS_WINDOW_BYTES};
@@ -43,7 +44,7 @@ pub(super) struct Learn {
     /// All that any of them has.
     pub(super) map: RegionMap,
     /// How far back each of them goes.
-    pub(super) bases: [Option<Order>; 8],
+    pub(super) bases: [Option<Stamp>; 8],
 }
 
 impl Engine {

@@ -61,7 +61,7 @@ impl Rig {
             assert_eq!(rig.engine.members, 0b01);
         }
         let mut welcome = start_tests::welcome(rig.engine.registry.status.view);
-        welcome.basis = (away != Away::Unknown).then_some((Generation(0), Epoch(0)));
+        welcome.basis = (away != Away::Unknown).then_some(holdfast_proto::record::Stamp::default());
         if away == Away::Failed {
             "a flush failed".clone_into(&mut welcome.failed);
         }

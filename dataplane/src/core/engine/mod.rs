@@ -10,7 +10,7 @@
 //! - `repair`: making members equal after an unclean end.
 //! - `fill`: filling replicas that are to become members. `maps`: what they lack, by the members' word. `missed`: what
 //!   they lack for certain. `handover`: what a new member is told of others.
-//! - `intent`: when the members' write-intent bits may be cleared.
+//! - `intent`: when the members' write-intent bits may be cleared. `rounds`: stamps that grow before they are.
 //! - `lease`: when reads may be sent at all.
 //! - `lag`: members that are slow, and when one is left behind for it.
 //! - `configure`: moving the configured set towards what is wanted, one replica at a time.
@@ -44,6 +44,7 @@ mod peers;
 mod print;
 mod repair;
 mod report;
+mod rounds;
 mod tag;
 #[cfg(test)]
 mod tests;
@@ -68,10 +69,12 @@ use self::{
     lease::Lease,
     ops::Ops,
     peers::Peer,
+    rounds::Rounds,
     view::{Phase, Proposal, Registry},
 };
 use super::range_lock::RangeLock;
 use super::region_map::RegionMap;
+use crate::units::GROUP_BYTES;
 use crate::wire::header::Header;
 use crate::wire::payload::{Extent, ViewUpdate};
 
@@ -414,6 +417,7 @@ pub struct Engine {
     unrepaired: RegionMap,
     fill: Fill,
     intent: IntentClock,
+    rounds: Rounds,
     actions: VecDeque<Action>,
     /// Clients' writes that were answered, and how many of them the last flush covered.
     writes_done: u64,
@@ -436,6 +440,7 @@ impl Engine {
         let (view, configured) = (status.view, status.configured);
         let fill = Fill::new(&config);
         let intent = IntentClock::new(config.volume_bytes);
+        let rounds = Rounds::new(config.volume_bytes.div_ceil(GROUP_BYTES));
         Self {
             peers,
             view,
@@ -452,6 +457,7 @@ impl Engine {
             unrepaired: RegionMap::empty(config.volume_bytes),
             fill,
             intent,
+            rounds,
             lease: Lease::new(&status, config.predecessor_gone),
             registry: Registry::new(version, status),
             phase: Phase::New,

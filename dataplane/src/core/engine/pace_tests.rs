@@ -2,7 +2,9 @@
 
 use super::directed_tests::Rig;
 use super::*;
+use crate::core::start::tests as start_tests;
 use crate::units::REGION_BYTES;
+use crate::wire::handshake::Welcome;
 use crate::wire::header::{Kind, Status};
 
 const AT_MOST: Duration = Duration::from_secs(30);
@@ -23,7 +25,9 @@ impl Rig {
         rig.write(0);
         rig.answer_all(&[1]);
         rig.pace(waits());
-        rig.connect(2);
+        // Nothing is known of what it lacks.
+        let welcome = start_tests::welcome(rig.engine.registry.status.view);
+        rig.connect_as(2, Welcome { basis: None, ..welcome });
         rig
     }
 

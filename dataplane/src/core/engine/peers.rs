@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use holdfast_proto::ids::{BootId, Generation, ReplicaId};
+use holdfast_proto::record::Stamp;
 
 use super::lag::Lag;
 use super::lease::Presence;
@@ -21,6 +22,8 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 const STALL_GRACE: Duration = Duration::from_secs(1);
 /// A member that owes an answer for this long is reported as suspect.
 pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(2);
+/// Why a replica is rebuilt although it was a member.
+const OLDER_COPY: &str = "its directory is an older copy of itself (a restored snapshot, backup or clone): it is rebuilt";
 
 /// The connection to a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,10 @@ pub(super) struct Peer {
     attempts: u32,
     /// What it said of itself when it last promised to this engine.
     pub(super) welcome: Option<Welcome>,
+    /// The newest stamp that it told, or said to have persisted.
+    pub(super) stamp: Option<Stamp>,
+    /// It holds an older copy of itself than it did: what the members remember of it does not count.
+    pub(super) older: bool,
     boot: BootId,
     /// Frames sent and not answered, and since when nothing was answered but that it is there.
     pub(super) owes: u32,
@@ -60,6 +67,8 @@ pub(super) struct Peer {
     pub(super) failed: Option<String>,
     /// It lost what it had acknowledged: it cannot stay a member, however well it answers now.
     pub(super) lost: bool,
+    /// Its node restarted while it was a member: nothing shows that its disk did not go back to an earlier state.
+    pub(super) restarted: bool,
     /// The last thing that went wrong with it.
     pub(super) reason: String,
 }
@@ -75,6 +84,8 @@ impl Peer {
             link: Link::Down { retry_at: Duration::ZERO },
             attempts: 0,
             welcome: None,
+            stamp: None,
+            older: false,
             boot: BootId::nil(),
             owes: 0,
             quiet_since: Duration::ZERO,
@@ -84,6 +95,7 @@ impl Peer {
             missed: Missed::default(),
             failed: None,
             lost: false,
+            restarted: false,
             reason: String::new(),
         }
     }
@@ -100,12 +112,19 @@ impl Peer {
         (self.id, self.vacant).hash(h);
         (self.known, self.local, self.absent.is_some(), self.boot, self.owes).hash(h);
         (self.failed.is_some(), self.lost, self.welcome.is_some(), &self.missed).hash(h);
+        (self.stamp, self.older, self.restarted).hash(h);
         if let Some(w) = &self.welcome {
-            (w.syncing, w.cache_lost, w.failed.is_empty(), w.basis).hash(h);
+            (w.syncing, w.cache_lost, w.failed.is_empty(), w.basis, w.stamps).hash(h);
             if deciding {
-                (w.view, w.configured, w.incarnation, w.revision).hash(h);
+                (w.view, w.configured, w.incarnation, w.revision, w.settled).hash(h);
             }
         }
+    }
+    /// Its directory is an older copy of itself: only a rebuild makes it a member again.
+    pub(super) fn is_older_copy(&mut self) {
+        self.older = true;
+        self.missed.forget();
+        OLDER_COPY.clone_into(&mut self.reason);
     }
     fn backoff(&mut self) -> Duration {
         self.attempts = self.attempts.saturating_add(1);
@@ -221,7 +240,12 @@ impl Engine {
         peer.quiet_since = now;
         peer.boot = boot;
         let first = peer.welcome.is_none();
+        let older = welcome.stamps && welcome.basis < peer.stamp;
+        peer.stamp = welcome.basis;
         peer.welcome = Some(welcome);
+        if older {
+            peer.is_older_copy();
+        }
         peer.presence.welcomed(first, now);
         self.renew_lease();
         if self.required() & bit(slot) != 0 && !first {
@@ -229,7 +253,9 @@ impl Engine {
         } else {
             self.live |= bit(slot);
             self.peers[slot].failed = None;
-            self.peers[slot].reason = String::new();
+            if !self.peers[slot].older {
+                self.peers[slot].reason = String::new();
+            }
         }
         self.try_start(now);
         self.reads_again(now);
@@ -239,17 +265,24 @@ impl Engine {
     /// A member's connection was lost and is back. Its process may be another one, but what it acknowledged is in its
     /// node's page cache; unless the node restarted.
     fn member_returned(&mut self, slot: usize, former_boot: BootId, now: Now) {
+        let restarted = self.peers[slot].boot != former_boot || self.peers[slot].restarted;
+        self.peers[slot].restarted = restarted && kept(Rule::LostStays);
+        let restarted = restarted && kept(Rule::RestartedLeaves);
         let peer = &self.peers[slot];
         let unflushed = self.writes_done != self.writes_flushed || self.ops.answered_by(slot);
         let rebooted = (peer.lost && kept(Rule::LostStays))
-            || (peer.boot != former_boot && unflushed && kept(Rule::BootId));
+            || (peer.boot != former_boot && unflushed && kept(Rule::BootId))
+            || peer.older;
         let broken = peer.welcome.as_ref().map_or("", |w| &w.failed);
         let others = self.required() & !bit(slot) & !self.unsure_target();
         let alone = slots(others).all(|other| self.peers[other].failed.is_some());
-        // The last member stays although a flush failed on it: consumers were told, and no copy is better.
-        if rebooted || (!broken.is_empty() && !alone) {
+        // The last member stays although a flush failed on it: consumers were told, and no copy is better. It stays after
+        // a restart of its node, too, where all was flushed.
+        if rebooted || ((restarted || !broken.is_empty()) && !alone) {
             let reason = match rebooted {
+                true if peer.older => OLDER_COPY.to_owned(),
                 true => "its node restarted: what it answered and had not flushed may be gone".to_owned(),
+                false if broken.is_empty() => "its node restarted: it is compared with the others".to_owned(),
                 false => format!("a flush failed on it ({broken})"),
             };
             self.peers[slot].lost = rebooted;
@@ -271,6 +304,7 @@ impl Engine {
         self.peers[slot].reason = String::new();
         self.live |= bit(slot);
         self.persist_view_on(slot);
+        self.send_round(slot);
         self.send_again(slot);
         self.reconsider(now);
         self.run_held(now);
@@ -386,6 +420,8 @@ impl Engine {
         match tag {
             Some(Tag::Ping) | None => {}
             Some(Tag::Refill) => self.refilled(slot, header.status, now),
+            Some(Tag::Round { round }) => self.round_persisted(slot, round, header.status, now),
+            Some(Tag::Progress) => self.progress_persisted(slot, header.status == Status::Ok, now),
             Some(Tag::View { epoch }) => self.view_persisted(slot, epoch, header.status, now),
             Some(Tag::Op { .. }) => self.op_reply(slot, header, inline, now),
         }

@@ -33,6 +33,7 @@ impl Engine {
         (now < self.remove_not_before).hash(h);
         (self.configured, &self.configure, self.forced.new_lineage, self.config.force).hash(h);
         self.intent.fingerprint(now, h);
+        self.rounds.fingerprint(self.intent.next_sweep != Now::MAX, now, h);
         self.lease_fingerprint(deciding, now, h);
     }
 
@@ -53,6 +54,10 @@ impl Engine {
     /// Write-intent bits are cleared by a clean end alone.
     pub(crate) fn never_sweep(&mut self) {
         self.intent.next_sweep = Now::MAX;
+    }
+    /// Rounds are begun to clear bits alone, and the record is told them with a clean end alone.
+    pub(crate) fn never_tell_rounds(&mut self) {
+        self.rounds.only_for_bits();
     }
     pub(crate) fn is_serving(&self) -> bool {
         self.phase == Phase::Serving

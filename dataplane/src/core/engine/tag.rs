@@ -39,17 +39,28 @@ pub(super) enum Tag {
     },
     /// A view that says of a replica that it lacks everything.
     Refill,
+    /// The committed view again, with a settling round.
+    Round {
+        round: u64,
+    },
+    /// The committed view again, with the stamp of a replica that is being filled.
+    Progress,
 }
 
 const PING: u64 = 1 << 63;
 const VIEW: u64 = 1 << 62;
 const REFILL: u64 = VIEW | (1 << 61);
+const PROGRESS: u64 = REFILL | 1;
+const ROUND: u64 = VIEW | (1 << 60);
+const ROUND_MASK: u64 = (1 << 60) - 1;
 
 impl Tag {
     pub(super) fn encode(self) -> u64 {
         match self {
             Self::Ping => PING,
             Self::Refill => REFILL,
+            Self::Progress => PROGRESS,
+            Self::Round { round } => ROUND | (round & ROUND_MASK),
             Self::View { epoch } => VIEW | (epoch & (VIEW - 1)),
             Self::Op { op, attempt, part } => {
                 (u64::from(op.serial & SERIAL_MASK) << 38)
@@ -66,6 +77,12 @@ impl Tag {
         }
         if tag == REFILL {
             return Some(Self::Refill);
+        }
+        if tag == PROGRESS {
+            return Some(Self::Progress);
+        }
+        if tag & !ROUND_MASK == ROUND {
+            return Some(Self::Round { round: tag & ROUND_MASK });
         }
         if tag & VIEW != 0 {
             return Some(Self::View { epoch: tag & (VIEW - 1) });
@@ -93,6 +110,9 @@ mod tests {
             Tag::Ping,
             Tag::View { epoch: 77 },
             Tag::Refill,
+            Tag::Progress,
+            Tag::Round { round: 0 },
+            Tag::Round { round: 9 },
             Tag::Op { op: OpId { slot: 0xf_ffff, serial: SERIAL_MASK }, attempt: 255, part: Part::Tail },
             Tag::Op { op: OpId { slot: 0, serial: 0 }, attempt: 0, part: Part::Main },
         ] {

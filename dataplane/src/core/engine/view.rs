@@ -4,8 +4,8 @@ mod registry;
 
 use std::time::Duration;
 
-use holdfast_proto::ids::{Generation, InstanceUuid, Lineage};
-use holdfast_proto::record::{ReplicaSet, View, VolumeStatus};
+use holdfast_proto::ids::{Generation, InstanceUuid, Lineage, ReplicaId};
+use holdfast_proto::record::{ReplicaSet, Stamp, View, VolumeStatus};
 
 use self::registry::Purpose;
 pub(super) use self::registry::Registry;
@@ -13,11 +13,13 @@ use super::ops::Work;
 use super::peers::Link;
 use super::tag::Tag;
 use super::{Action, Body, Ending, Engine, Mask, Now, bit, slots};
+use crate::units::GROUP_BYTES;
 use crate::core::region_map::RegionMap;
 use crate::core::rules::{Rule, kept};
-use crate::core::start::{Decision, RegistryState, decide, majority};
+use crate::core::start::{Decision, RegistryState, decide, majority, older_copies};
+use crate::wire::handshake::Welcome;
 use crate::wire::header::{Header, Kind, Status};
-use crate::wire::payload::{Adopt, ViewUpdate};
+use crate::wire::payload::{Adopt, StampUpdate, ViewUpdate};
 
 /// Where the engine is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,12 @@ pub(super) struct Telling {
     pub(super) refill: ReplicaSet,
     /// It remembers for these from now on.
     pub(super) adopt: Adopt,
+    /// It becomes a member with this view, which all others have persisted.
+    pub(super) joins: bool,
+    /// A settling round: of the view, or, where it is being filled, of its basis.
+    pub(super) round: Option<u64>,
+    /// The base of its dirty map of this replica.
+    pub(super) advance: Option<(ReplicaId, Stamp)>,
 }
 
 /// A view that is on its way to being committed.
@@ -187,6 +195,7 @@ impl Engine {
         if self.force_pending() {
             return self.try_forced(now);
         }
+        self.note_older_copies();
         let (newest, configured, members, reseed) = match self.decision() {
             Decision::Start { newest, configured, members, reseed } => (newest, configured, members, reseed),
             Decision::Wait { missing, .. } => return self.look_for(missing, now),
@@ -236,10 +245,24 @@ impl Engine {
     }
 
     pub(super) fn decision(&self) -> Decision {
-        let fenced: Vec<_> = slots(self.live)
-            .filter_map(|slot| self.peers[slot].welcome.as_ref().map(|w| (self.peers[slot].id, w)))
-            .collect();
+        let fenced: Vec<_> = self.fenced().collect();
         decide(&self.registry.status, self.registry.version, self.registry.state, &fenced)
+    }
+
+    fn fenced(&self) -> impl Iterator<Item = (ReplicaId, &Welcome)> {
+        slots(self.live).filter_map(|slot| {
+            let peer = &self.peers[slot];
+            peer.welcome.as_ref().map(|welcome| (peer.id, welcome))
+        })
+    }
+
+    /// Replicas that a start must leave out for holding an older copy of themselves: they are rebuilt.
+    fn note_older_copies(&mut self) {
+        let fenced: Vec<_> = self.fenced().collect();
+        let older = older_copies(&self.registry.status, &fenced);
+        for slot in slots(self.mask_of(&older)) {
+            self.peers[slot].is_older_copy();
+        }
     }
 
     /// Proposes a view one epoch above the newest, and asks its members to persist it.
@@ -282,6 +305,8 @@ impl Engine {
             by_registry: needs_registry || by_registry,
             since: now,
         });
+        self.rounds.stop();
+        self.fill.stop_progress();
         self.renew_lease();
         for slot in slots(mask) {
             self.persist_view_on(slot);
@@ -314,11 +339,12 @@ impl Engine {
             return;
         }
         let view = proposal.view;
-        let adopt = match proposal.reason {
-            Reason::Add { target } if target == slot => self.handed_over(),
-            Reason::Add { .. } | Reason::Start | Reason::Remove | Reason::Configure => Adopt::default(),
+        let telling = match proposal.reason {
+            Reason::Add { target } if target == slot => {
+                Telling { adopt: self.handed_over(), joins: true, ..Telling::default() }
+            }
+            Reason::Add { .. } | Reason::Start | Reason::Remove | Reason::Configure => Telling::default(),
         };
-        let telling = Telling { adopt, ..Telling::default() };
         self.tell_view(slot, view, Tag::View { epoch: view.epoch.0 }, telling);
     }
 
@@ -328,8 +354,9 @@ impl Engine {
     }
 
     pub(super) fn tell_view(&mut self, slot: usize, view: View, tag: Tag, telling: Telling) {
-        let Telling { syncing, rebased, refill, adopt } = telling;
+        let Telling { syncing, rebased, refill, adopt, .. } = telling;
         let (configured, lineage) = self.terms_of(&view);
+        let stamp = self.stamp_update(&view, &telling);
         let update = ViewUpdate {
             view,
             configured,
@@ -344,9 +371,27 @@ impl Engine {
             refill,
             rebased,
             adopt,
+            stamp,
         };
         let header = Header::request(Kind::PersistView, tag.encode(), 0);
         self.send(slot, header, Body::View(Box::new(update)));
+    }
+
+    /// Whether this engine has committed a view.
+    fn is_committed(&self) -> bool {
+        self.serves() || (self.phase == Phase::Opening && self.rounds.is_busy())
+    }
+
+    /// What is told of stamps beside a view; none where one of its members knows none.
+    fn stamp_update(&self, view: &View, telling: &Telling) -> Option<StampUpdate> {
+        let round = telling.round.unwrap_or(if telling.syncing { 0 } else { self.round_of(view) });
+        let settled = match telling.joins {
+            true => Some(view.stamp(0)),
+            // Every member of the committed view has persisted it.
+            false => self.is_committed().then(|| self.view.stamp(self.rounds.done())),
+        };
+        let known = self.know_stamps(self.mask_of(&view.members));
+        known.then_some(StampUpdate { round, settled, advance: telling.advance })
     }
 
     /// A replica has answered about a view.
@@ -359,6 +404,7 @@ impl Engine {
             return self.member_failed(slot, format!("it cannot persist a view: {status:?}"), now);
         }
         proposal.persisted |= bit(slot);
+        self.peers[slot].stamp = self.peers[slot].stamp.max(Some(proposal.view.stamp(0)));
         if let Reason::Add { target } = proposal.reason
             && proposal.persisted | bit(target) == proposal.members
         {
@@ -396,19 +442,22 @@ impl Engine {
     fn commit(&mut self, now: Now) {
         let Some(proposal) = self.proposal.take() else { return };
         self.view = proposal.view;
+        self.rounds.begin_view();
         self.left(self.members & !proposal.members);
         self.members = proposal.members;
         self.renew_lease();
         self.configured = proposal.configured;
         match proposal.reason {
-            Reason::Start => self.opened(now),
-            Reason::Remove | Reason::Configure => {}
+            Reason::Start | Reason::Remove | Reason::Configure => {}
             Reason::Add { target } => self.target_added(target, now),
+        }
+        if self.phase == Phase::Opening {
+            self.open(proposal.by_registry, now);
         }
         for slot in 0..self.peers.len() {
             if self.members & bit(slot) == 0 {
                 self.peers[slot].failed = None;
-                self.peers[slot].lost = false;
+                (self.peers[slot].lost, self.peers[slot].restarted) = (false, false);
             }
         }
         self.seat_configured(now);
@@ -420,8 +469,19 @@ impl Engine {
         self.fill_next(now);
     }
 
-    /// The first view counts: clients may come.
-    fn opened(&mut self, now: Now) {
+    /// The first view counts. Before anything is acknowledged under it the record, or every member, remembers that all of
+    /// them have persisted it: so the copy of a member from before this start is known for what it is.
+    fn open(&mut self, recorded: bool, now: Now) {
+        let known = recorded || self.members.count_ones() < 2 || !self.know_stamps(self.members);
+        if known || !kept(Rule::SettledBeforeServing) {
+            self.opened(now);
+        } else {
+            self.begin_round(RegionMap::of(self.config.volume_bytes.div_ceil(GROUP_BYTES)), now);
+        }
+    }
+
+    /// Clients may come.
+    pub(super) fn opened(&mut self, now: Now) {
         self.phase = Phase::Serving;
         self.leave_old_history(now);
         if !self.registry.was_clean && self.members.count_ones() > 1 {
@@ -521,7 +581,8 @@ impl Engine {
 
     /// Goes on with the drain when the last operation has ended.
     pub(super) fn drained(&mut self, now: Now) {
-        let busy = self.ops.clients > 0 || self.ops.any(|_| true) || self.proposal.is_some();
+        let rounds = self.rounds.is_busy();
+        let busy = self.ops.clients > 0 || self.ops.any(|_| true) || self.proposal.is_some() || rounds;
         if self.phase == Phase::Draining && !busy && self.registry.pending.is_none() {
             self.admit(Work::FlushAll, 0, 0, now);
             self.run_ready(now);
@@ -537,7 +598,11 @@ impl Engine {
             let why = format!("{left} regions have not been compared since the last unclean end");
             return self.end(Ending::Unclean(why), now);
         }
-        self.settle_all();
+        self.settle_all(now);
+    }
+
+    /// The record is told that every member holds the same, on stable storage.
+    pub(super) fn mark_clean(&mut self) {
         let wish = VolumeStatus { clean: true, ..self.wish(self.view) };
         self.ask(Purpose::Clean, wish);
     }

@@ -40,10 +40,11 @@ const ONE: Budget = Budget {
     away: 0,
     restores: 0,
     detaches: 0,
+    rollbacks: 0,
 };
 /// An engine lives on when the next one starts.
 const ALIVE: Kind =
-    Kind { overwrite: false, zombies: true, same_instance: false, sweeps: false, as_named: false };
+    Kind { overwrite: false, zombies: true, same_instance: false, sweeps: false, stamps: true, as_named: false };
 /// It has ended by then, wherever it was.
 const DEAD: Kind = Kind { zombies: false, ..ALIVE };
 
@@ -73,17 +74,20 @@ fn world(kind: Kind, budget: Budget, record: View, views: &[View]) -> World {
             unflushed: false,
             cache_lost: false,
             failed: String::new(),
-            basis: Some(view.order()),
+            basis: Some(view.stamp(0)),
+            settled: None,
+            unknown: Vec::new(),
             dirty: absent(record.configured, *view, views[views.len() - 1]),
         })
     });
+    let nodes = nodes.map(|node| if kind.stamps { node } else { node.without_stamps() });
     World::new(kind, budget, nodes.collect(), record)
 }
 
 /// The dirty maps of those that have persisted a view without others: as far back as the view with all.
 fn absent(configured: ReplicaSet, view: View, base: View) -> Vec<DirtyMap> {
     let gone = configured.difference(&view.members);
-    gone.iter().map(|replica| DirtyMap { replica, base: base.order() }).collect()
+    gone.iter().map(|replica| DirtyMap { replica, base: base.stamp(0) }).collect()
 }
 
 /// A volume that was created and never attached.

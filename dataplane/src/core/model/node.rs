@@ -81,6 +81,10 @@ pub(super) struct Node {
     pub(super) tracking: Tracking,
     /// The bitmap files: of each the one word that the model's volume needs.
     pages: BTreeMap<MapId, u64>,
+    /// It knows stamps.
+    stamps: bool,
+    /// Its disk went back to an earlier state, and nothing was filled since.
+    pub(super) older: bool,
 }
 
 pub(super) fn boot_id(boot: u8) -> BootId {
@@ -103,9 +107,17 @@ impl Node {
             undrained: Vec::new(),
             tracking: Tracking::new(SIZE, RegionMap::of(0)),
             pages: BTreeMap::new(),
+            stamps: true,
+            older: false,
         };
         node.open_maps();
         node
+    }
+
+    /// As a build from before there were stamps.
+    pub(super) fn without_stamps(mut self) -> Self {
+        self.stamps = false;
+        self
     }
 
     /// `caches`: whether what is unflushed may be lost, or was.
@@ -119,7 +131,7 @@ impl Node {
             (frame.data, frame.header.offset, frame.header.extent).hash(h);
         }
         h.write_u8(0);
-        (&self.tracking, &self.pages).hash(h);
+        (&self.tracking, &self.pages, self.older).hash(h);
     }
 
     /// Whether it lost its cache or failed to flush it, or nobody knows yet whether it did.
@@ -137,15 +149,16 @@ impl Node {
             names.engine(&mut meta.promised_to);
             names.view(&mut meta.view);
             names.heard(&mut meta.revision);
-            for (generation, epoch) in meta.dirty.iter_mut().map(|map| &mut map.base).chain(&mut meta.basis) {
-                names.order(generation, epoch);
+            let bases = meta.dirty.iter_mut().map(|map| &mut map.base);
+            for stamp in bases.chain(&mut meta.basis).chain(&mut meta.settled) {
+                names.order(&mut stamp.generation, &mut stamp.epoch);
             }
             meta.boot = boot_id(1);
         }
         self.boot = boot;
         self.core.rename(core, self.boot());
         names.generation(&mut self.told);
-        self.tracking.bases_mut().for_each(|(generation, epoch)| names.order(generation, epoch));
+        self.tracking.bases_mut().for_each(|base| names.order(&mut base.generation, &mut base.epoch));
     }
 
     /// The word of a map on the disk.
@@ -200,6 +213,9 @@ impl Node {
         if next.promised < self.meta.promised || next.view.order() < self.meta.view.order() {
             return Err(format!("{}: a promise or a view goes back", next.replica));
         }
+        if self.meta.syncing && !next.syncing {
+            self.older = false;
+        }
         for new in begin {
             self.pages.insert(MapId::Dirty(new.replica), if new.full { u64::MAX } else { 0 });
         }
@@ -232,7 +248,7 @@ impl Node {
                     self.told = session.generation;
                     self.session = session.number;
                     self.engine = Some(engine);
-                    return Ok(Ok(*welcome));
+                    return Ok(Ok(Welcome { stamps: self.stamps, ..*welcome }));
                 }
                 Action::Refuse { refused, .. } => return Ok(Err(refused)),
                 Action::AnswerView { .. } => return Err("an answer that nobody asked for".to_owned()),
@@ -274,12 +290,7 @@ impl Node {
     pub(super) fn restart(&mut self, lost: Option<u8>) {
         if let Some(lost) = lost {
             self.boot += 1;
-            for block in 0..BLOCKS {
-                if lost >> block & 1 == 1 {
-                    self.data[block] = self.stable[block];
-                }
-            }
-            self.stable = self.data;
+            self.lose(lost);
         }
         self.engine = None;
         if let Some(next) = reopened(&self.meta, self.boot()) {
@@ -289,6 +300,25 @@ impl Node {
         self.cannot_flush = !self.meta.failed.is_empty();
         self.core = Replica::new(self.meta.clone(), self.boot());
         self.open_maps();
+    }
+
+    /// Of what was not flushed, these blocks are gone; what is left is on the disk.
+    pub(super) fn lose(&mut self, lost: u8) {
+        for block in 0..BLOCKS {
+            if lost >> block & 1 == 1 {
+                self.data[block] = self.stable[block];
+            }
+        }
+        self.stable = self.data;
+    }
+
+    /// This disk in the place of `now`'s, in a node that has just started.
+    pub(super) fn put_back(&self, now: &Self) -> Self {
+        let mut node = self.clone();
+        node.boot = now.boot;
+        node.restart(Some(0));
+        node.older = node.data != now.data || node.meta.basis != now.meta.basis || node.pages != now.pages;
+        node
     }
 
     /// Blocks that a restart of the node could lose.
@@ -346,12 +376,12 @@ impl Node {
                 reply.header.length = 32;
             }
             Kind::ReadMap => {
-                let name = MapName::decode(&frame.bytes).map_err(|error| error.to_string())?;
+                let (name, rounds) = MapName::decode(&frame.bytes).map_err(|error| error.to_string())?;
                 let (map, base) = match name {
                     MapName::Intent => (MapId::Intent, None),
                     MapName::Dirty(replica) => (MapId::Dirty(replica), self.tracking.base(replica)),
                 };
-                reply.inline = MapPart { base, words: vec![self.tracking.word(map, 0)] }.encode();
+                reply.inline = MapPart::told(base, vec![self.tracking.word(map, 0)], rounds).encode();
                 reply.header.length = u32::try_from(reply.inline.len()).expect("small");
             }
             Kind::EditMap => self.edit_map(&frame.bytes)?,
@@ -412,7 +442,7 @@ impl Node {
 
     /// What it would say of itself to an engine that fenced it now.
     pub(super) fn welcome(&self) -> Welcome {
-        welcome(&self.meta, 0)
+        Welcome { stamps: self.stamps, ..welcome(&self.meta, 0) }
     }
 }
 

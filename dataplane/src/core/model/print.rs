@@ -57,5 +57,5 @@ impl Hasher for Print {
 /// A record's status, without what no rule looks at.
 pub(crate) fn status(status: &VolumeStatus, h: &mut impl Hasher) {
     (status.incarnation, status.lineage, status.generation, status.engine_uuid).hash(h);
-    (status.view, status.configured, status.clean).hash(h);
+    (status.view, status.round, status.configured, status.clean).hash(h);
 }

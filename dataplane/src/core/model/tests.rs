@@ -9,7 +9,14 @@ use super::*;
 /// The first engine serves all replicas.
 fn serving(replicas: u8) -> Vec<Step> {
     let each = |step: fn(u8, u8) -> Step| (0..replicas).map(move |r| step(0, r));
-    [Start, Answer(0)].into_iter().chain(each(Fence)).chain(each(Deliver)).collect()
+    let first = [Start, Answer(0)].into_iter().chain(each(Fence)).chain(each(Deliver));
+    // A round, before it serves.
+    if replicas > 1 { first.chain(each(Deliver)).collect() } else { first.collect() }
+}
+
+/// The same with replicas that know no stamps.
+fn serving_unstamped() -> Vec<Step> {
+    vec![Start, Answer(0), Fence(0, 0), Fence(0, 1), Deliver(0, 0), Deliver(0, 1)]
 }
 
 /// And has written to the first of two; then it is gone, and the next one serves.
@@ -17,6 +24,7 @@ fn left_behind() -> Vec<Step> {
     let mut steps = serving(2);
     steps.extend([Write(0), Deliver(0, 0)]);
     steps.extend([Start, Answer(0), Fence(0, 0), Fence(0, 1), Deliver(0, 0), Deliver(0, 1)]);
+    steps.extend([Deliver(0, 0), Deliver(0, 1)]);
     steps
 }
 
@@ -41,6 +49,8 @@ fn late() -> Vec<Step> {
 
 /// Write-intent bits are swept.
 const SWEEPS: Kind = Kind { sweeps: true, ..DEAD };
+/// The same with replicas from before there were stamps.
+const UNSTAMPED: Kind = Kind { stamps: false, ..SWEEPS };
 const TWO: Budget = Budget { engines: 2, ..ONE };
 const THREE: Budget = Budget { engines: 3, ..ONE };
 
@@ -73,6 +83,14 @@ hold! {
     a_clean_end_between: fresh(2, DEAD, Budget { detaches: 1, reads: 1, ..TWO });
     a_cache_lost_after_another_joined: after(
         fresh(2, DEAD, Budget { reboots: 1, ..ONE }), &joined_after_a_write());
+    a_disk_that_goes_back_under_an_engine: after(
+        fresh(2, SWEEPS, Budget { flushes: 1, rollbacks: 1, ..ONE }), &serving(2));
+    a_disk_that_goes_back_between_engines: fresh(2, DEAD, Budget { rollbacks: 1, ..TWO });
+    a_disk_that_goes_back_after_a_clean_end: after(
+        fresh(2, DEAD, Budget { rollbacks: 1, detaches: 1, ..TWO }), &serving(2));
+    a_disk_that_goes_back_alone: fresh(1, DEAD, Budget { rollbacks: 1, ..TWO });
+    intent_cleared_without_stamps: after(
+        fresh(2, UNSTAMPED, Budget { faults: 1, flushes: 1, ..ONE }), &serving_unstamped());
     an_add_that_was_not_committed: uncommitted_add(ALIVE, Budget { faults: 0, ..ONE });
 }
 
@@ -126,15 +144,17 @@ need! {
     r9_repair_with_all: RepairWaits,
         after(fresh(2, DEAD, Budget { reads: 1, faults: 1, ..TWO }), &left_behind());
     r10_reads_wait: ReadWaits, fresh(2, ALIVE, Budget { reads: 1, ..ONE });
-    r12_boot_id: BootId, fresh(2, ALIVE, Budget { reads: 1, reboots: 1, ..ONE });
+    r12_boot_id: BootId, fresh(1, ALIVE, Budget { reads: 1, reboots: 1, ..ONE });
+    a_restarted_member_leaves: RestartedLeaves, after(
+        fresh(2, SWEEPS, Budget { flushes: 1, rollbacks: 1, ..ONE }), &serving(2));
     lost_caches_are_left_out: LostLeftOut, fresh(2, ALIVE, Budget { reboots: 1, ..ONE });
     lost_caches_stay_lost: LostStays, fresh(2, ALIVE, Budget { reads: 1, faults: 1, reboots: 1, ..ONE });
     answers_count_before_the_client_has_its_own: AnswersCount,
-        fresh(2, ALIVE, Budget { reads: 1, reboots: 1, ..ONE });
+        fresh(2, ALIVE, Budget { reads: 1, reboots: 2, ..ONE });
     an_unclean_end_leaves_something_unflushed: UncleanCounts,
         fresh(1, DEAD, Budget { reads: 1, reboots: 1, ..TWO });
     a_repair_leaves_something_unflushed: RepairCounts,
-        after(fresh(2, DEAD, Budget { flushes: 1, reboots: 1, ..TWO }), &left_behind());
+        after(fresh(2, DEAD, Budget { flushes: 1, reboots: 2, ..TWO }), &left_behind());
     a_clean_mark_is_of_the_newest_view: CleanIsNewest,
         fresh(2, DEAD, Budget { reads: 2, away: 1, ..TWO });
     an_older_engine_is_refused: Refuse, fresh(2, ALIVE, TWO);
@@ -146,13 +166,19 @@ need! {
     a_minority_asks_the_registry: MinorityAsks, fresh(2, ALIVE, Budget { faults: 1, ..ONE });
     intent_before_the_write: IntentFirst, fresh(2, DEAD, Budget { kills: 1, ..TWO });
     flushed_before_intent_is_cleared: FlushedBeforeCleared,
-        after(fresh(2, SWEEPS, Budget { flushes: 1, failures: 1, ..ONE }), &serving(2));
+        after(fresh(2, UNSTAMPED, Budget { flushes: 1, failures: 1, ..ONE }), &serving_unstamped());
     dirty_before_intent_is_cleared: DirtyBeforeCleared,
         after(fresh(2, SWEEPS, Budget { faults: 1, ..ONE }), &serving(2));
     a_target_is_compared: TargetCompared, after(fresh(2, DEAD, TWO), &late());
     what_a_target_had_is_compared: BeforeCompared, fresh(2, ALIVE, Budget { faults: 1, ..ONE });
     compared_before_intent_is_cleared: ComparedBeforeCleared,
         after(fresh(2, DEAD, Budget { detaches: 1, ..TWO }), &late());
+    older_copies_are_left_out: OlderCopyLeftOut, fresh(2, DEAD, Budget { rollbacks: 1, ..TWO });
+    all_know_of_a_start_before_it_serves: SettledBeforeServing, fresh(2, DEAD, Budget { rollbacks: 1, ..TWO });
+    a_round_before_intent_is_cleared: RoundBeforeCleared, after(
+        fresh(2, SWEEPS, Budget { flushes: 1, rollbacks: 1, ..ONE }), &serving(2));
+    all_know_of_it_before_intent_is_cleared: SettledBeforeCleared, after(
+        fresh(2, SWEEPS, Budget { flushes: 1, rollbacks: 1, ..TWO }), &serving(2));
     filled_before_it_is_added: FilledFirst, fresh(2, ALIVE, Budget { faults: 1, ..ONE });
 }
 

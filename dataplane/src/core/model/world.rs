@@ -59,6 +59,8 @@ pub(super) struct Budget {
     pub(super) restores: u8,
     /// Engines that are asked to end cleanly.
     pub(super) detaches: u8,
+    /// Replicas whose node and disk go back to an earlier state: a virtual machine that is restored.
+    pub(super) rollbacks: u8,
 }
 
 /// A [`Budget`] in few bits: four for each.
@@ -79,12 +81,13 @@ impl Budget {
             away,
             restores,
             detaches,
+            rollbacks,
         } = *self;
-        let all =
-            [engines, reads, flushes, faults, kills, reboots, failures, away, restores, detaches, writes];
-        Left(all.iter().fold(0, |left, n| {
-            assert!(*n < 16, "four bits");
-            left << 4 | u64::from(*n)
+        let few = [engines, reads, flushes, faults, kills, reboots, failures, away, restores, detaches];
+        let all = few.into_iter().chain([rollbacks, writes]);
+        Left(all.fold(0, |left, n| {
+            assert!(n < 16, "four bits");
+            left << 4 | u64::from(n)
         }))
     }
 }
@@ -115,6 +118,8 @@ pub(super) struct Kind {
     pub(super) same_instance: bool,
     /// With every tick write-intent bits are swept; else only at a clean end.
     pub(super) sweeps: bool,
+    /// Replicas know stamps; else they are of a build from before there were any.
+    pub(super) stamps: bool,
     /// Numbers and names stay as they are: to see that renaming them loses nothing.
     pub(super) as_named: bool,
 }
@@ -154,6 +159,10 @@ pub(super) enum Step {
     Reboot(u8, u8),
     /// A write of a connection that is gone reaches the disk: only where the drain is taken away.
     Undrained(u8),
+    /// A copy is made of a replica's disk; of what was not flushed, these blocks are not in it.
+    Copy(u8, u8),
+    /// The node begins anew with that copy.
+    GoBack,
 }
 
 /// A connection as both of its ends see it.
@@ -208,6 +217,10 @@ pub(super) struct World {
     late: Vec<(u64, VolumeStatus)>,
     /// What the record was: kept while it may be restored.
     history: Vec<(u64, VolumeStatus)>,
+    /// A copy of a replica's disk.
+    copy: Option<(u8, Rc<Node>)>,
+    /// An engine serves from an older copy alone: what is lost is said in the documents, and nothing is checked.
+    lost: bool,
     pub(super) truth: Truth,
 }
 
@@ -231,6 +244,8 @@ impl World {
             lives: 1,
             late: Vec::new(),
             history: Vec::new(),
+            copy: None,
+            lost: false,
             truth: Truth::new(),
         }
     }
@@ -246,7 +261,7 @@ impl World {
     /// Whether what is not flushed may be lost, or was.
     fn caches(&self) -> bool {
         let left = &self.left;
-        left.reboots + left.failures > 0
+        left.reboots + left.failures + left.rollbacks > 0
             || self.kind.as_named
             || self.nodes.iter().any(|node| node.lost_cache())
     }
@@ -266,7 +281,11 @@ impl World {
             print::status(status, &mut h);
         }
         self.truth.fingerprint(caches, &mut h);
-        self.starting.hash(&mut h);
+        (self.starting, self.lost, self.copy.is_some()).hash(&mut h);
+        if let Some((slot, node)) = &self.copy {
+            slot.hash(&mut h);
+            node.fingerprint(caches, &mut h);
+        }
         self.engines.iter().for_each(|running| running.fingerprint(&mut h));
         h.finish128()
     }
@@ -376,6 +395,19 @@ impl World {
                 self.left.reboots -= 1;
                 self.restart(index(r), Some(lost))?;
             }
+            Step::Copy(r, lost) => {
+                let mut node = Node::clone(&self.nodes[index(r)]);
+                node.lose(lost);
+                self.copy = Some((r, Rc::new(node)));
+            }
+            Step::GoBack => {
+                self.left.rollbacks -= 1;
+                let Some((r, copy)) = self.copy.take() else { return Ok(()) };
+                self.restart(index(r), None)?;
+                let now = &self.nodes[index(r)];
+                let node = copy.put_back(now);
+                self.nodes[index(r)] = Rc::new(node);
+            }
             Step::Undrained(r) => {
                 let node = self.node(index(r));
                 let frame = node.undrained.remove(0);
@@ -394,6 +426,9 @@ impl World {
         self.late.sort_by_key(|(version, status)| (*version, status.view.order(), status.clean));
         if restores == 0 {
             self.history.clear();
+        }
+        if self.left.rollbacks == 0 {
+            self.copy = None;
         }
         for running in &mut self.engines {
             running.engine.normalise();
@@ -443,6 +478,7 @@ impl World {
         let sweeps = self.kind.sweeps;
         self.tell(small(number), |engine, now| {
             engine.never_ping();
+            engine.never_tell_rounds();
             if !sweeps {
                 engine.never_sweep();
             }
@@ -551,6 +587,7 @@ impl World {
                 }
                 Action::Serve => {
                     let members = self.engines[ei].engine.member_set();
+                    self.lost |= members.iter().all(|id| self.nodes[slot(id)].older);
                     let lost = members.iter().all(|id| self.nodes[slot(id)].core.meta().cache_lost);
                     self.truth.serves(self.engines[ei].engine.generation(), lost);
                 }

@@ -49,6 +49,7 @@ pub(super) fn new_volume(replicas: u32) -> Registry {
         generation: Generation(0),
         engine_uuid: InstanceUuid::nil(),
         engine_instance: InstanceUuid::nil(),
+        round: 0,
         view: View { generation: Generation(0), epoch: Epoch(0), members: configured, needs_registry: false },
         configured,
         clean: true,

@@ -1,9 +1,14 @@
 //! Copying and comparing, region by region, until the target lacks nothing.
 
-use super::{PROGRESS_REGIONS, Stage, Walk};
+use super::{PROGRESS_REGIONS, Progress, ProgressStep, Stage, Walk};
+use holdfast_proto::record::Stamp;
+
 use crate::core::engine::ops::{Work, scan_window};
+use crate::core::engine::tag::Tag;
+use crate::core::engine::view::Telling;
 use crate::core::engine::{Engine, Now, bit, slots};
 use crate::core::region_map::{RegionMap, region_bytes};
+use crate::core::rules::{Rule, kept};
 use crate::units::REGION_BYTES;
 use crate::wire::map::MapEdit;
 use crate::wire::payload::Extent;
@@ -74,7 +79,8 @@ impl Engine {
         let Some(target) = self.fill.target.as_mut() else { return };
         if target.flushing.is_none() && target.done.count() >= PROGRESS_REGIONS {
             let none = RegionMap::empty(self.fill.volume_bytes);
-            target.flushing = Some(std::mem::replace(&mut target.done, none));
+            let regions = std::mem::replace(&mut target.done, none);
+            target.flushing = Some(Progress { regions, step: ProgressStep::Flushing });
             let slot = target.slot;
             self.admit(Work::FlushTarget { target: slot }, 0, 0, now);
         }
@@ -105,15 +111,84 @@ impl Engine {
         if !ok {
             return self.give_up_target(slot, "its flush failed".to_owned(), now);
         }
-        if let Some(done) = target.flushing.take() {
-            let replica = self.peers[slot].id;
-            for member in slots(self.members & self.live) {
-                self.edit_map(member, &done, REGION_BYTES, |words| MapEdit::Copied { replica, words });
-            }
+        if target.flushing.as_ref().is_some_and(|progress| progress.step == ProgressStep::Flushing) {
+            self.stamp_progress(slot);
         } else if target.stage == Stage::Flushing {
             self.hand_over(slot, now);
         }
         self.fill_next(now);
+    }
+}
+
+/// How the members forget what the target has got.
+impl Engine {
+    /// Its stable storage has it: it gets a stamp.
+    fn stamp_progress(&mut self, slot: usize) {
+        let known = self.know_stamps(self.members | bit(slot)) && kept(Rule::ProgressStamped);
+        if known && self.proposal.is_some() {
+            // No member persists anything under the view before.
+            return self.set_progress(ProgressStep::Stamping { round: 0 }, true);
+        }
+        let basis = self.peers[slot].stamp.filter(|_| known);
+        let Some(round) = basis.map(|basis| basis.round + 1) else { return self.forget_progress(slot) };
+        self.set_progress(ProgressStep::Stamping { round }, false);
+        let telling = Telling { syncing: true, round: Some(round), ..Telling::default() };
+        self.tell_view(slot, self.view, Tag::Progress, telling);
+    }
+
+    fn set_progress(&mut self, step: ProgressStep, stop: bool) {
+        if let Some(progress) = self.fill.target.as_mut().and_then(|target| target.flushing.as_mut()) {
+            progress.step = step;
+        }
+        if stop {
+            self.fill.stop_progress();
+        }
+    }
+
+    /// The target, or a member, has (or has not) persisted the target's stamp.
+    pub(in crate::core::engine) fn progress_persisted(&mut self, slot: usize, ok: bool, now: Now) {
+        let Some(target) = &self.fill.target else { return };
+        let target_slot = target.slot;
+        let Some(step) = target.flushing.as_ref().map(|progress| progress.step) else { return };
+        match step {
+            ProgressStep::Flushing => {}
+            ProgressStep::Stamping { .. } | ProgressStep::Telling { .. } if !ok => {
+                self.set_progress(step, true);
+            }
+            ProgressStep::Stamping { round } if slot == target_slot => {
+                let peer = &mut self.peers[slot];
+                peer.stamp = peer.stamp.map(|stamp| Stamp { round, ..stamp });
+                if let Some(welcome) = &mut peer.welcome {
+                    welcome.basis = peer.stamp;
+                }
+                let (advance, owed) = (peer.stamp.map(|stamp| (peer.id, stamp)), self.members);
+                self.set_progress(ProgressStep::Telling { round, owed }, false);
+                for member in slots(owed) {
+                    let telling = Telling { advance, ..Telling::default() };
+                    self.tell_view(member, self.view, Tag::Progress, telling);
+                }
+            }
+            ProgressStep::Stamping { .. } => {}
+            ProgressStep::Telling { round, owed } => {
+                let owed = owed & !bit(slot);
+                self.set_progress(ProgressStep::Telling { round, owed }, false);
+                if owed == 0 {
+                    self.forget_progress(target_slot);
+                }
+            }
+        }
+        self.fill_next(now);
+    }
+
+    /// The members forget that it lacked what it has.
+    fn forget_progress(&mut self, slot: usize) {
+        let Some(target) = self.fill.target.as_mut() else { return };
+        let Some(progress) = target.flushing.take() else { return };
+        let replica = self.peers[slot].id;
+        for member in slots(self.members & self.live) {
+            let edit = |words| MapEdit::Copied { replica, words };
+            self.edit_map(member, &progress.regions, REGION_BYTES, edit);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who is filled next, and what it lacks: by the members' maps, by its own, and by what this engine wrote without it.
 
-use holdfast_proto::record::ReplicaSet;
+use holdfast_proto::record::{ReplicaSet, Stamp};
 
 use super::{HandedOver, RETRY_MIN, Stage, Target, Walk};
 use crate::core::engine::maps::{Learn, Purpose};
@@ -23,6 +23,7 @@ impl Engine {
             slot,
             stage: Stage::Asking,
             full: false,
+            rebased: None,
             reaching: 0,
             todo: none.clone(),
             compare: none.clone(),
@@ -114,23 +115,37 @@ impl Engine {
             // A view is on its way: what they were asked under the one before need not hold.
             return self.postpone_target(now);
         }
-        let (reaching, members) = (self.reaching(learn, slot), self.members & self.required());
+        let older = self.peers[slot].older;
+        let reaching = if older { 0 } else { self.reaching(learn, slot) };
+        let members = self.members & self.required();
+        let base = self.rebased_stamp(slot, learn);
         let Some(target) = &mut self.fill.target else { return };
         target.reaching = reaching;
         if reaching != 0 {
             return self.mark_target(slot);
         }
         target.full = true;
+        target.rebased = Some(base.round);
         target.reaching = members;
         target.stage = Stage::Refilling { owed: members };
-        let refill: ReplicaSet = [self.peers[slot].id].into_iter().collect();
+        let id = self.peers[slot].id;
+        let refill = ReplicaSet::new().with(id);
         for member in slots(members) {
-            let update = Telling { refill, ..Telling::default() };
+            let update = Telling { refill, advance: Some((id, base)), ..Telling::default() };
             self.tell_view(member, self.view, Tag::Refill, update);
         }
         if members & !self.live != 0 {
             self.postpone_target(now);
         }
+    }
+
+    /// The stamp of a target that is filled from nothing: no copy of its directory had it before.
+    fn rebased_stamp(&self, slot: usize, learn: &Learn) -> Stamp {
+        let peer = &self.peers[slot];
+        let told = peer.welcome.as_ref().and_then(|welcome| welcome.basis);
+        let known = learn.bases.iter().flatten().copied().chain(told).chain(peer.stamp);
+        let here = known.filter(|stamp| stamp.generation == self.view.generation && stamp.epoch == self.view.epoch);
+        self.view.stamp(here.map(|stamp| stamp.round + 1).max().unwrap_or(0))
     }
 
     /// Begins anew after a while. Nothing of the target's has been touched yet.
@@ -150,6 +165,7 @@ impl Engine {
         if owes {
             self.postpone_target(now);
         }
+        self.fill.stop_progress();
     }
 
     /// A member has (or has not) persisted that the target lacks everything.
@@ -170,7 +186,8 @@ impl Engine {
     fn mark_target(&mut self, slot: usize) {
         let rebased = self.is_full();
         self.set_stage(Stage::Marking);
-        let update = Telling { syncing: true, rebased, ..Telling::default() };
+        let round = self.fill.target.as_ref().and_then(|target| target.rebased);
+        let update = Telling { syncing: true, rebased, round, ..Telling::default() };
         self.tell_view(slot, self.view, Tag::View { epoch: 0 }, update);
     }
 

@@ -69,8 +69,10 @@ impl Disk {
             unflushed: false,
             cache_lost: false,
             failed: String::new(),
-            basis: view.members.contains(replica).then(|| view.order()),
+            basis: view.members.contains(replica).then(|| view.stamp(0)),
+            settled: None,
             dirty: Vec::new(),
+            unknown: Vec::new(),
         };
         let mut disk = Self {
             data: BTreeMap::new(),
@@ -351,13 +353,14 @@ impl Disk {
                 out.set_inline(sum.to_le_bytes().repeat(4));
             }
             Kind::ReadMap => {
-                let (map, base) = match MapName::decode(&frame.bytes).expect("a name") {
+                let (name, rounds) = MapName::decode(&frame.bytes).expect("a name");
+                let (map, base) = match name {
                     MapName::Intent => (MapId::Intent, None),
                     MapName::Dirty(replica) => (MapId::Dirty(replica), self.tracking.base(replica)),
                 };
                 let words = 0..to_usize(h.extent.div_ceil(REGION_BYTES).div_ceil(64));
                 let words = words.map(|index| self.tracking.word(map, index)).collect();
-                out.set_inline(MapPart { base, words }.encode());
+                out.set_inline(MapPart::told(base, words, rounds).encode());
             }
             Kind::EditMap => {
                 let bits = |words: Vec<u64>, bytes: u64| {

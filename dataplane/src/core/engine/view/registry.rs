@@ -216,11 +216,28 @@ impl Engine {
             view,
             configured,
             lineage,
+            round: self.round_of(&view),
             generation: self.registry.generation,
             engine_uuid: self.config.engine,
             engine_instance: self.config.instance,
             clean: false,
             ..self.registry.status.clone()
+        }
+    }
+
+    /// The newest settling round of a view that is proposed or committed.
+    pub(super) fn round_of(&self, view: &View) -> u64 {
+        let proposed = self.proposal.as_ref().is_some_and(|proposal| proposal.view == *view);
+        if *view == self.view && !proposed { self.rounds.done() } else { 0 }
+    }
+
+    /// Tells the record the newest settling round, where nothing else is asked of it.
+    pub(in crate::core::engine) fn record_round(&mut self) {
+        let status = &self.registry.status;
+        let behind = status.view == self.view && status.round < self.rounds.done();
+        if behind && self.proposal.is_none() && self.registry.pending.is_none() {
+            let wish = self.wish(self.view);
+            self.ask(Purpose::Follow, wish);
         }
     }
 

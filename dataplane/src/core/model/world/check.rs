@@ -69,7 +69,8 @@ impl World {
             }
         }
         // I7. A target says where it has data, and nothing else is asked of it.
-        let source = matches!(header.kind, header::Kind::Read | header::Kind::Digest);
+        let source = matches!(header.kind, header::Kind::Read | header::Kind::Digest)
+            && matches!(running.links[r], Link::Up { .. });
         if source && self.nodes[r].core.meta().syncing && running.engine.member_set().contains(id_of(r)) {
             return Err(format!("{} is asked for data while it is being filled", id_of(r)));
         }
@@ -107,6 +108,9 @@ impl World {
 
     /// What holds in every state.
     pub(in crate::core::model) fn check(&self) -> Result<(), String> {
+        if self.lost {
+            return Ok(());
+        }
         self.every_start_is_sound()?;
         self.maps_cover_differences()?;
         self.settled_members_are_equal()
@@ -115,6 +119,11 @@ impl World {
     /// Whoever starts now, with any replicas and with the registry or without: each of its members has every write that
     /// was acknowledged. With all of them here, somebody can start.
     fn every_start_is_sound(&self) -> Result<(), String> {
+        if self.record.1.view.members.iter().all(|id| self.nodes[slot(id)].older) {
+            // Only older copies are left of the last members: an operator decides, and what may be lost where the record
+            // cannot be asked either is said in the documents.
+            return Ok(());
+        }
         let welcomes: Vec<Welcome> = self.nodes.iter().map(|node| node.welcome()).collect();
         let all = 1u32 << self.nodes.len();
         for here in 1..all {
@@ -134,6 +143,10 @@ impl World {
                     }
                     continue;
                 };
+                if members.iter().all(|id| self.nodes[slot(id)].older) {
+                    // Nothing tells it from the newest copy while the others are away: the documents say for how long.
+                    continue;
+                }
                 let lost = members.iter().all(|id| self.nodes[slot(id)].core.meta().cache_lost);
                 for member in members.iter() {
                     self.holds_all(slot(member), lost).map_err(|what| {
@@ -164,7 +177,7 @@ impl World {
         for member in &self.nodes {
             let meta = member.core.meta();
             let counts = meta.view == newest && newest.members.contains(meta.replica);
-            if !counts || meta.syncing || meta.cache_lost {
+            if !counts || meta.syncing || meta.cache_lost || member.older {
                 continue;
             }
             for other in self.nodes.iter().filter(|other| other.data != member.data) {
@@ -173,6 +186,7 @@ impl World {
                     Some(map) => map,
                     None if newest.members.contains(theirs.replica)
                         && !theirs.syncing
+                        && !other.older
                         && !theirs.cache_lost =>
                     {
                         member.intent() | other.intent()

@@ -127,7 +127,7 @@ impl World {
 
     fn rename_all(&mut self, names: &mut impl Names) {
         let caches = self.caches();
-        for node in &mut self.nodes {
+        for node in self.nodes.iter_mut().chain(self.copy.as_mut().map(|(_, node)| node)) {
             Rc::make_mut(node).rename(names);
         }
         for (version, status) in self.late.iter_mut().chain(&mut self.history).chain([&mut self.record]) {

@@ -26,6 +26,16 @@ impl World {
                 out.push(Step::Undrained(r));
             }
         }
+        if some(self.left.rollbacks) && self.copy.is_none() {
+            for (r, node) in self.nodes.iter().enumerate() {
+                let unflushed = node.unflushed();
+                let parts = (0..1 << BLOCKS).filter(|lost| lost & !unflushed == 0);
+                parts.for_each(|lost| out.push(Step::Copy(small(r), lost)));
+            }
+        }
+        if self.copy.is_some() {
+            out.push(Step::GoBack);
+        }
         (0..self.late.len()).for_each(|i| out.push(Step::Late(small(i))));
         if some(self.left.restores) {
             (0..self.history.len()).for_each(|i| out.push(Step::Restore(small(i))));
