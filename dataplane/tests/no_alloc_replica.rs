@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use holdfast_dataplane::control::InstanceArgs;
-use holdfast_dataplane::control::handshake::{VolumeKey, connect};
+use holdfast_dataplane::control::handshake::{Connected, VolumeKey, connect};
 use holdfast_dataplane::wire::handshake::{Hello, Role};
 use holdfast_dataplane::wire::header::FLAG_FUA;
 use holdfast_dataplane::wire::{HEADER_BYTES, Header, Kind, Status};
@@ -144,7 +144,7 @@ fn run(io_mode: &str) {
     };
     let hello = Hello {
         version_min: 2,
-        version_max: 2,
+        version_max: 3,
         features: 0,
         payload_bytes_max: 262_144,
         volume,
@@ -167,7 +167,7 @@ fn run(io_mode: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (mut client, address) = runtime.block_on(serve(&control, uuid, config));
     let key = VolumeKey { id: 1, secret: SECRET };
-    let (socket, _, _) = runtime.block_on(connect(address, &key, hello, PATIENCE)).unwrap();
+    let Connected { socket, .. } = runtime.block_on(connect(address, &key, hello, PATIENCE)).unwrap();
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
 

@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use holdfast_dataplane::control::InstanceArgs;
-use holdfast_dataplane::control::handshake::{VolumeKey, connect};
+use holdfast_dataplane::control::handshake::{Connected, VolumeKey, connect};
 use holdfast_dataplane::error::EXIT_HELD;
 use holdfast_dataplane::layout::read_label;
 use holdfast_dataplane::wire::handshake::{Hello, Role};
@@ -144,7 +144,7 @@ impl Node {
     fn engine(&self, address: SocketAddr, generation: u64) -> TcpStream {
         let hello = Hello {
             version_min: 2,
-            version_max: 2,
+            version_max: 3,
             features: 0,
             payload_bytes_max: 262_144,
             volume: self.volume,
@@ -160,7 +160,8 @@ impl Node {
             nonce: [0; 32],
         };
         let key = VolumeKey { id: 1, secret: SECRET };
-        let (socket, _, welcome) = self.runtime.block_on(connect(address, &key, hello, PATIENCE)).unwrap();
+        let connected = self.runtime.block_on(connect(address, &key, hello, PATIENCE)).unwrap();
+        let Connected { socket, welcome, .. } = connected;
         assert!(!welcome.cache_lost, "the node did not restart");
         let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

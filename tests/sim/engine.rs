@@ -306,7 +306,7 @@ impl World {
                 (Header { length, payload_crc, ..header }, Payload::Bytes(bytes))
             }
             Body::View(update) => {
-                let bytes = update.encode();
+                let bytes = update.encode(true);
                 let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 let payload_crc = crc32fast::hash(&bytes);
                 (Header { length, payload_crc, ..header }, Payload::Bytes(bytes))

@@ -70,7 +70,7 @@ impl World {
         match (header.kind, payload) {
             (Kind::Flush, _) => self.flush_wanted(slot, conn, header),
             (Kind::Ping, _) => self.reply(slot, conn, header, Status::Ok),
-            (Kind::PersistView, Payload::Bytes(bytes)) => match ViewUpdate::decode(&bytes) {
+            (Kind::PersistView, Payload::Bytes(bytes)) => match ViewUpdate::decode(&bytes, true) {
                 Ok(update) => {
                     self.tell_control(
                         slot,

@@ -6,9 +6,9 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use holdfast_dataplane::wire::handshake::{
-    Challenge, Hello, MessageKind, PREFIX_BYTES, Prefix, Proof, Refused, Role, Welcome, frame,
+    Challenge, Hello, MessageKind, PREFIX_BYTES, Prefix, Proof, Refused, Role, Transcript, Welcome, frame,
 };
-use holdfast_dataplane::wire::{HEADER_BYTES, Header};
+use holdfast_dataplane::wire::{FEATURES_KNOWN, HEADER_BYTES, Header, VERSION_MAX, VERSION_MIN};
 use holdfast_proto::ids::{BootId, Epoch, Generation, InstanceUuid, ProcessUuid, ReplicaId};
 
 use crate::cluster::Cluster;
@@ -50,9 +50,9 @@ impl Claim {
         let text = |name: &str| status[name].as_str().unwrap_or_else(|| panic!("no {name} in {record}"));
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("/proc is mounted");
         let hello = Hello {
-            version_min: 2,
-            version_max: 2,
-            features: 0,
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            features: FEATURES_KNOWN,
             payload_bytes_max: 262_144,
             volume: shown.id().parse().expect("a volume id"),
             replica: ReplicaId(replica),
@@ -91,16 +91,24 @@ impl Claim {
             Some((_, body)) => return Refused::decode(&body).map(Answer::Refused).map_err(io::Error::other),
             None => return Ok(Answer::Dropped),
         };
+        let terms = challenge.terms(&self.hello).map_err(io::Error::other)?;
         let proof = Proof::of(&self.key, &self.hello, &challenge);
         stream.write_all(&frame(MessageKind::Proof, &proof.encode()))?;
-        match receive(&mut stream)? {
-            Some((prefix, body)) if prefix.is(MessageKind::Welcome) => {
-                let welcome = Welcome::decode(&body).map_err(io::Error::other)?;
-                Ok(Answer::Welcome(Box::new(welcome), stream))
-            }
-            Some((_, body)) => Refused::decode(&body).map(Answer::Refused).map_err(io::Error::other),
-            None => Ok(Answer::Dropped),
+        let transcript = Transcript { hello: self.hello.clone(), challenge, proof };
+        let Some((prefix, body)) = receive(&mut stream)? else { return Ok(Answer::Dropped) };
+        let kind = if prefix.is(MessageKind::Welcome) { MessageKind::Welcome } else { MessageKind::Refused };
+        // One that does not believe the proof says so without a MAC.
+        let opened = transcript.open(&self.key, kind, &body);
+        let body = match (opened, kind) {
+            (Ok(opened), _) if terms.is_sealed() => opened,
+            (Err(e), MessageKind::Welcome) if terms.is_sealed() => return Err(io::Error::other(e)),
+            _ => &body,
+        };
+        if kind == MessageKind::Refused {
+            return Refused::decode(body).map(Answer::Refused).map_err(io::Error::other);
         }
+        let (welcome, _) = Welcome::decode(body, &terms, &transcript.challenge).map_err(io::Error::other)?;
+        Ok(Answer::Welcome(Box::new(welcome), stream))
     }
 }
 

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use holdfast_proto::ids::{BootId, Generation, InstanceUuid, ProcessUuid, ReplicaId, VolumeId};
+use holdfast_proto::ids::{Generation, InstanceUuid, ReplicaId, VolumeId};
 use holdfast_proto::pb::instance as pb;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -18,8 +18,8 @@ use tokio::net::TcpStream;
 use crate::error::Error;
 use crate::units::PART_BYTES_MAX;
 use crate::wire::handshake::{
-    Challenge, HandshakeError, Hello, MessageKind, PREFIX_BYTES, Prefix, Proof, RefusalKind, Refused,
-    Welcome, frame,
+    About, Challenge, HandshakeError, Hello, MessageKind, PREFIX_BYTES, Prefix, Proof, RefusalKind, Refused,
+    Terms, Transcript, Welcome, frame,
 };
 
 /// How long an unauthenticated peer may take for its part.
@@ -110,47 +110,69 @@ fn into_fd(stream: TcpStream) -> io::Result<OwnedFd> {
     Ok(stream.into())
 }
 
+/// A replica that has taken the engine.
+#[derive(Debug)]
+pub struct Connected {
+    /// For the data thread.
+    pub socket: OwnedFd,
+    /// What was agreed on.
+    pub terms: Terms,
+    /// Its state.
+    pub welcome: Welcome,
+    /// Its process.
+    pub about: About,
+}
+
 /// The engine's side: connects, proves the key both ways, and waits for the replica's word. `hello.nonce` is replaced by
 /// a fresh one. The replica may take as long as its fence takes (older I/O must end): choose `timeout` for that.
 ///
 /// # Errors
-/// See [`ConnectError`]. Only a peer that has proven the key is believed when it says "fenced".
+/// See [`ConnectError`]. Only a peer that has proven the key is believed when it says "fenced", and from version 3 on
+/// only under the MAC of this handshake.
 pub async fn connect(
     address: SocketAddr,
     key: &VolumeKey,
     mut hello: Hello,
     timeout: Duration,
-) -> Result<(OwnedFd, Challenge, Welcome), ConnectError> {
+) -> Result<Connected, ConnectError> {
     hello.nonce = nonce();
     hello.key_id = key.id;
     let shake = async {
-        let mut stream = super::tcp::connect(address).await?;
-        stream.set_nodelay(true)?;
-        stream.write_all(&frame(MessageKind::Hello, &hello.encode())).await?;
-
-        let prefix = read_prefix(&mut stream).await?;
-        if prefix.is(MessageKind::Refused) {
-            let refused = Refused::decode(&read_body(&mut stream, prefix, MessageKind::Refused).await?)?;
-            // A fenced engine stops for good: nobody without the key may bring that about.
-            if refused.kind == RefusalKind::Fenced {
-                return Err(HandshakeError::Proof.into());
-            }
-            return Err(ConnectError::Refused(refused));
-        }
-        let challenge = Challenge::decode(&read_body(&mut stream, prefix, MessageKind::Challenge).await?)?;
-        challenge.verify(&key.secret, &hello)?;
-        let proof = Proof::of(&key.secret, &hello, &challenge);
-        stream.write_all(&frame(MessageKind::Proof, &proof.encode())).await?;
-
-        let prefix = read_prefix(&mut stream).await?;
-        if prefix.is(MessageKind::Refused) {
-            let body = read_body(&mut stream, prefix, MessageKind::Refused).await?;
-            return Err(ConnectError::Refused(Refused::decode(&body)?));
-        }
-        let welcome = Welcome::decode(&read_body(&mut stream, prefix, MessageKind::Welcome).await?)?;
-        Ok((into_fd(stream)?, challenge, welcome))
+        let stream = super::tcp::connect(address).await?;
+        shake(stream, key, hello).await
     };
     tokio::time::timeout(timeout, shake).await.map_err(|_| ConnectError::TimedOut)?
+}
+
+async fn shake(mut stream: TcpStream, key: &VolumeKey, hello: Hello) -> Result<Connected, ConnectError> {
+    stream.set_nodelay(true)?;
+    stream.write_all(&frame(MessageKind::Hello, &hello.encode())).await?;
+
+    let prefix = read_prefix(&mut stream).await?;
+    if prefix.is(MessageKind::Refused) {
+        let refused = Refused::decode(&read_body(&mut stream, prefix, MessageKind::Refused).await?)?;
+        // A fenced engine stops for good: nobody without the key may bring that about.
+        if refused.kind == RefusalKind::Fenced {
+            return Err(HandshakeError::Proof.into());
+        }
+        return Err(ConnectError::Refused(refused));
+    }
+    let challenge = Challenge::decode(&read_body(&mut stream, prefix, MessageKind::Challenge).await?)?;
+    challenge.verify(&key.secret, &hello)?;
+    let terms = challenge.terms(&hello)?;
+    let proof = Proof::of(&key.secret, &hello, &challenge);
+    stream.write_all(&frame(MessageKind::Proof, &proof.encode())).await?;
+    let transcript = Transcript { hello, challenge, proof };
+
+    let prefix = read_prefix(&mut stream).await?;
+    let kind = if prefix.is(MessageKind::Refused) { MessageKind::Refused } else { MessageKind::Welcome };
+    let sealed = read_body(&mut stream, prefix, kind).await?;
+    let body = if terms.is_sealed() { transcript.open(&key.secret, kind, &sealed)? } else { &sealed };
+    if kind == MessageKind::Refused {
+        return Err(ConnectError::Refused(Refused::decode(body)?));
+    }
+    let (welcome, about) = Welcome::decode(body, &terms, &transcript.challenge)?;
+    Ok(Connected { socket: into_fd(stream)?, terms, welcome, about })
 }
 
 /// Who the accepting side is.
@@ -162,10 +184,8 @@ pub struct Acceptor {
     pub replica: ReplicaId,
     /// The volume's key.
     pub key: VolumeKey,
-    /// This run of its process.
-    pub process: ProcessUuid,
-    /// Its node's boot.
-    pub boot: BootId,
+    /// Its process.
+    pub about: About,
 }
 
 /// A peer that has proven the key and waits for [`Authenticated::welcome`] or [`Authenticated::refuse`]. Dropping it
@@ -173,7 +193,10 @@ pub struct Acceptor {
 #[derive(Debug)]
 pub struct Authenticated {
     stream: TcpStream,
-    hello: Hello,
+    transcript: Transcript,
+    terms: Terms,
+    key: VolumeKey,
+    about: About,
 }
 
 fn refusal(kind: RefusalKind, reason: String) -> Refused {
@@ -182,9 +205,9 @@ fn refusal(kind: RefusalKind, reason: String) -> Refused {
 }
 
 /// Tells the peer and closes. Errors are the peer's loss.
-async fn farewell(mut stream: TcpStream, refused: &Refused) {
+async fn farewell(mut stream: TcpStream, body: &[u8]) {
     let last_words = async {
-        stream.write_all(&frame(MessageKind::Refused, &refused.encode())).await?;
+        stream.write_all(&frame(MessageKind::Refused, body)).await?;
         stream.shutdown().await?;
         let mut dropped = 0;
         let mut bytes = [0; 1024];
@@ -207,7 +230,10 @@ impl Acceptor {
     pub async fn accept(&self, mut stream: TcpStream) -> Result<Authenticated, ConnectError> {
         let shake = tokio::time::timeout(PEER_DEADLINE, self.shake(&mut stream)).await;
         let failure = match shake.unwrap_or(Err(ConnectError::TimedOut)) {
-            Ok(hello) => return Ok(Authenticated { stream, hello }),
+            Ok((transcript, terms)) => {
+                let (key, about) = (self.key.clone(), self.about.clone());
+                return Ok(Authenticated { stream, transcript, terms, key, about });
+            }
             Err(failure) => failure,
         };
         let refused = match &failure {
@@ -222,38 +248,30 @@ impl Acceptor {
             }
             ConnectError::Handshake(e) => refusal(RefusalKind::Version, e.to_string()),
         };
-        farewell(stream, &refused).await;
+        farewell(stream, &refused.encode()).await;
         Err(failure)
     }
 
-    async fn shake(&self, stream: &mut TcpStream) -> Result<Hello, ConnectError> {
+    async fn shake(&self, stream: &mut TcpStream) -> Result<(Transcript, Terms), ConnectError> {
         stream.set_nodelay(true)?;
         let prefix = read_prefix(stream).await?;
         let hello = Hello::decode(&read_body(stream, prefix, MessageKind::Hello).await?)?;
-        let version = hello.common_version()?;
-        self.check_identity(&hello).map_err(ConnectError::Refused)?;
         let largest = u32::try_from(PART_BYTES_MAX).unwrap_or(u32::MAX);
-        let challenge = Challenge {
-            version,
-            features: 0,
-            payload_bytes_max: hello.payload_bytes_max.min(largest),
-            process: self.process,
-            boot: self.boot,
-            nonce: nonce(),
-            proof: [0; 32],
-        }
-        .proven(&self.key.secret, &hello);
+        let terms = hello.terms(largest)?;
+        self.check_identity(&hello).map_err(ConnectError::Refused)?;
+        let challenge = Challenge::under(&terms, &self.about, nonce()).proven(&self.key.secret, &hello);
         stream.write_all(&frame(MessageKind::Challenge, &challenge.encode())).await?;
         let prefix = read_prefix(stream).await?;
         let proof = Proof::decode(&read_body(stream, prefix, MessageKind::Proof).await?)?;
         proof.verify(&self.key.secret, &hello, &challenge)?;
-        Ok(hello)
+        Ok((Transcript { hello, challenge, proof }, terms))
     }
 
+    /// The peer hears what does not match and not what would: it has not proven the key.
     fn check_identity(&self, hello: &Hello) -> Result<(), Refused> {
         let differs = |what: &str, ours: &dyn fmt::Display, theirs: &dyn fmt::Display| {
-            let reason = format!("this is {what} {ours}, not {theirs}");
-            Err(refusal(RefusalKind::Identity, reason))
+            tracing::debug!("a peer asked for {what} {theirs}; this is {ours}");
+            Err(refusal(RefusalKind::Identity, format!("this is not {what} {theirs}")))
         };
         if hello.volume != self.volume {
             return differs("volume", &self.volume, &hello.volume);
@@ -272,7 +290,17 @@ impl Authenticated {
     /// What the engine said of itself.
     #[must_use]
     pub fn hello(&self) -> &Hello {
-        &self.hello
+        &self.transcript.hello
+    }
+
+    /// What was agreed on.
+    #[must_use]
+    pub fn terms(&self) -> Terms {
+        self.terms
+    }
+
+    fn last_word(&self, kind: MessageKind, body: Vec<u8>) -> Vec<u8> {
+        if self.terms.is_sealed() { self.transcript.seal(&self.key.secret, kind, body) } else { body }
     }
 
     /// Takes the engine; the socket is then for the data thread.
@@ -280,13 +308,15 @@ impl Authenticated {
     /// # Errors
     /// When the peer is gone, or does not take the message in time.
     pub async fn welcome(mut self, welcome: &Welcome) -> io::Result<OwnedFd> {
-        let message = frame(MessageKind::Welcome, &welcome.encode());
+        let body = self.last_word(MessageKind::Welcome, welcome.encode(&self.terms, &self.about));
+        let message = frame(MessageKind::Welcome, &body);
         tokio::time::timeout(FAREWELL_WITHIN, self.stream.write_all(&message)).await??;
         into_fd(self.stream)
     }
 
     /// Sends the engine away.
     pub async fn refuse(self, refused: &Refused) {
-        farewell(self.stream, refused).await;
+        let body = self.last_word(MessageKind::Refused, refused.encode());
+        farewell(self.stream, &body).await;
     }
 }

@@ -17,7 +17,7 @@ use crate::control::handshake::{ConnectError, connect};
 use crate::core::engine::ConnectFailure;
 use crate::units::PART_BYTES_MAX;
 use crate::wire::handshake::{Hello, RefusalKind, Role};
-use crate::wire::{VERSION_MAX, VERSION_MIN};
+use crate::wire::{FEATURES_KNOWN, VERSION_MAX, VERSION_MIN};
 
 /// The agent is asked for a replica's address at most this often: its answer may be the same, and as wrong.
 const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -95,12 +95,7 @@ impl Connector {
             // The replica answers only when its older I/O has ended: as long as for any answer, and no longer.
             let timeout = settings.core.replica_timeout;
             match connect(address, &settings.key, hello, timeout).await {
-                Ok((socket, challenge, welcome)) => data.tell(Command::Connected {
-                    attempt,
-                    socket,
-                    welcome: Box::new(welcome),
-                    boot: challenge.boot,
-                }),
+                Ok(connected) => data.tell(Command::Connected { attempt, connected: Box::new(connected) }),
                 Err(e) => {
                     let reason = format!("{address}: {e}");
                     tracing::debug!(replica = %attempt.replica, reason, "not connected");
@@ -118,7 +113,7 @@ impl Connector {
         Hello {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
-            features: 0,
+            features: FEATURES_KNOWN,
             payload_bytes_max: u32::try_from(PART_BYTES_MAX).unwrap_or(u32::MAX),
             volume: self.settings.volume,
             replica: attempt.replica,

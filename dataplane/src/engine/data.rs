@@ -13,6 +13,7 @@ use super::buffers::{Buffers, User};
 use super::frontends::{Context, Frontends};
 use super::message::{Attempt, Command, DataHandle, Event, Whereabouts};
 use super::replicas::{Broken, Link, Links, Step, deliver};
+use crate::control::handshake::Connected;
 use crate::core::engine::{Action, ConnectFailure, Ending, Engine, Now, Report};
 use crate::error::Error;
 use crate::frontend::IoCounters;
@@ -314,19 +315,21 @@ impl Data {
             Command::Want(wanted) => self.core.want(wanted, self.now),
             Command::Pace(pace) => self.core.pace_fill(pace, self.now),
             Command::Force(force) => self.core.force(force, self.now),
-            Command::Connected { attempt, socket, welcome, boot } => {
+            Command::Connected { attempt, connected } => {
                 if !self.is_last(attempt) {
                     return;
                 }
                 let replica = attempt.replica;
+                let Connected { socket, terms, welcome, about } = *connected;
                 match self.driver.add_conn(socket) {
                     Ok(conn) => {
                         let session = self.next_session;
                         self.next_session += 1;
-                        self.links.add(Link::new(replica, session, conn));
-                        tracing::info!(%replica, "connected");
+                        self.links.add(Link::new(replica, session, conn, terms));
+                        tracing::info!(%replica, version = terms.version, features = terms.features,
+                            build = about.build, "connected");
                         let promised = attempt.generation;
-                        self.core.connected(replica, session, promised, *welcome, boot, self.now);
+                        self.core.connected(replica, session, promised, welcome, about.boot, self.now);
                     }
                     Err(e) => {
                         let why = ConnectFailure::Unreachable(e.to_string());

@@ -4,14 +4,14 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use holdfast_proto::ids::{BootId, Epoch, Generation, Lineage, ReplicaId};
+use holdfast_proto::ids::{Epoch, Generation, Lineage, ReplicaId};
 use holdfast_proto::record::VolumeStatus;
 
+use crate::control::handshake::Connected;
 use crate::core::engine::{ConnectFailure, Ending, Force, Pace, RegistryOutcome, Report, Wanted};
 use crate::frontend::IoCounters;
 use crate::frontend::nbd::Negotiated;
 use crate::io::Waker;
-use crate::wire::handshake::Welcome;
 
 /// Where a replica is, as far as the core wants to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,9 +44,7 @@ pub(super) enum Command {
     /// The handshake with a replica is done.
     Connected {
         attempt: Attempt,
-        socket: OwnedFd,
-        welcome: Box<Welcome>,
-        boot: BootId,
+        connected: Box<Connected>,
     },
     ConnectFailed {
         attempt: Attempt,

@@ -9,6 +9,7 @@ use super::buffers::Buffers;
 use crate::core::engine::{Body, Engine, Now, OpId, PayloadUse};
 use crate::io::{Buf, ConnId, Driver};
 use crate::units::{PART_BYTES_MAX, to_usize};
+use crate::wire::handshake::Terms;
 use crate::wire::header::{FrameError, HEADER_BYTES, Header};
 use crate::wire::map::MAP_WORDS_MAX;
 use crate::wire::payload::EXTENTS_MAX;
@@ -51,6 +52,7 @@ pub(super) struct Link {
     pub(super) replica: ReplicaId,
     pub(super) session: u64,
     pub(super) conn: ConnId,
+    terms: Terms,
     rx: Rx,
 }
 
@@ -63,8 +65,8 @@ pub(super) enum Step {
 }
 
 impl Link {
-    pub(super) fn new(replica: ReplicaId, session: u64, conn: ConnId) -> Self {
-        Self { replica, session, conn, rx: Rx::Header }
+    pub(super) fn new(replica: ReplicaId, session: u64, conn: ConnId, terms: Terms) -> Self {
+        Self { replica, session, conn, terms, rx: Rx::Header }
     }
 
     /// Works the stream off up to the next reply that the core is to hear of.
@@ -193,7 +195,7 @@ impl Link {
                 let header = Header { length, payload_crc, ..header };
                 driver.send(self.conn, &header.encode(), Some((buf, from..from + len)));
             }
-            Body::View(update) => self.send_small(header, &update.encode(), driver),
+            Body::View(update) => self.send_small(header, &update.encode(self.terms.has_tags()), driver),
             Body::Bytes(payload) => self.send_small(header, payload, driver),
         }
         true

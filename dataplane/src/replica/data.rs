@@ -32,6 +32,7 @@ use crate::io::{
     Waker,
 };
 use crate::units::{PART_BYTES_MAX, to_usize};
+use crate::wire::handshake::Terms;
 use crate::wire::payload::{EXTENTS_MAX, Extent};
 use crate::wire::{Header, Status};
 
@@ -206,6 +207,7 @@ pub(super) enum Waiter {
 pub(super) struct Connection {
     pub(super) conn: ConnId,
     pub(super) session: Session,
+    pub(super) terms: Terms,
     /// A header whose payload, or whose turn, has not come.
     pub(super) pending: Option<Header>,
     /// A write whose payload is on its way into a buffer of its own.
@@ -439,7 +441,7 @@ impl Data {
 
     fn command(&mut self, command: ToData) {
         match command {
-            ToData::Attach { socket, session } => self.attach(socket, session),
+            ToData::Attach { socket, session, terms } => self.attach(socket, session, terms),
             ToData::Drop => {
                 self.drop_wanted = true;
                 self.end_session("a newer connection takes over".to_owned());
@@ -451,7 +453,7 @@ impl Data {
         }
     }
 
-    fn attach(&mut self, socket: std::os::fd::OwnedFd, session: Session) {
+    fn attach(&mut self, socket: std::os::fd::OwnedFd, session: Session, terms: Terms) {
         assert!(self.connection.is_none(), "an engine is attached after the older one was dropped");
         if session.generation != self.generation {
             self.generation = session.generation;
@@ -462,6 +464,7 @@ impl Data {
                 self.connection = Some(Connection {
                     conn,
                     session,
+                    terms,
                     pending: None,
                     receiving: None,
                     paused: false,

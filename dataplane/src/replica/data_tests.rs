@@ -21,10 +21,11 @@ use crate::io::SpinMode;
 use crate::layout::bitmap::decode_page;
 use crate::layout::meta::DirtyMap;
 use crate::units::{GROUP_BYTES, REGION_BYTES};
+use crate::wire::handshake::Terms;
 use crate::wire::header::{FLAG_FILL, FLAG_FUA, FLAG_HOLE, FLAG_PUNCH, FLAG_SPARSE};
 use crate::wire::map::{MapEdit, MapName, MapPart};
 use crate::wire::payload::{Adopt, Extent, ViewUpdate, decode_extents};
-use crate::wire::{Header, Kind, Status};
+use crate::wire::{FEATURE_TAGS, Header, Kind, Status};
 
 const SIZE: u64 = 8 << 20;
 const K64: usize = 64 * 1024;
@@ -117,7 +118,8 @@ impl Fixture {
         let socket = listener.accept().unwrap().0.into();
         self.sessions += 1;
         let session = Session { number: self.sessions, generation: Generation(generation) };
-        self.data.send(ToData::Attach { socket, session });
+        let terms = Terms { version: 3, features: FEATURE_TAGS, payload_bytes_max: 262_144 };
+        self.data.send(ToData::Attach { socket, session, terms });
         TestEngine::new(stream, generation)
     }
 
@@ -389,7 +391,7 @@ fn a_view_is_answered_once_it_is_persisted() {
         stamp: None,
     };
     let header = engine.header(Kind::PersistView, 0, 0);
-    engine.send(header, &update.encode());
+    engine.send(header, &update.encode(true));
     let FromData::View { from, update: asked } = fixture.event() else { panic!("expected the view") };
     assert_eq!(*asked, update);
     // The data path does not wait for it.
@@ -462,7 +464,7 @@ fn after_a_failed_fsync_no_flush_is_claimed_until_all_is_filled_anew() {
         new_history: false,
         stamp: None,
     };
-    engine.send(header, &update.encode());
+    engine.send(header, &update.encode(true));
     let FromData::View { from, .. } = fixture.event() else { panic!("expected the view") };
     fixture.data.send(ToData::AnswerView { from, status: Status::Ok, reopen: true });
     assert_eq!(engine.receive().0.status, Status::Ok);

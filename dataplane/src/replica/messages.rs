@@ -8,6 +8,7 @@ use crate::core::replica::Session;
 use crate::error::Error;
 use crate::io::ConnId;
 use crate::layout::meta::DirtyMap;
+use crate::wire::handshake::Terms;
 use crate::wire::payload::ViewUpdate;
 use crate::wire::{Header, Status};
 
@@ -15,7 +16,7 @@ use crate::wire::{Header, Status};
 #[derive(Debug)]
 pub(crate) enum ToData {
     /// Serve this engine. Only after [`FromData::Dropped`].
-    Attach { socket: OwnedFd, session: Session },
+    Attach { socket: OwnedFd, session: Session, terms: Terms },
     /// Drop the engine's connection, if any, and let its I/O end: answered by [`FromData::Dropped`].
     Drop,
     /// Remember changes for these from now on.

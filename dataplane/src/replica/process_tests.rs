@@ -18,16 +18,17 @@ use tonic::transport::{Channel, Endpoint};
 use super::config::tests::sample;
 use super::test_engine::{PATIENCE, TestEngine};
 use super::{ReplicaConfig, ReplicaRole};
-use crate::control::handshake::{ConnectError, VolumeKey, connect, nonce};
+use crate::control::handshake::{ConnectError, Connected, VolumeKey, connect, nonce};
 use crate::control::{Instance, InstanceArgs, server};
 use crate::error::Error;
 use crate::layout::read_label;
+use crate::tags::TagWriter;
 use crate::wire::handshake::{
-    HandshakeError, Hello, MessageKind, PREFIX_BYTES, Prefix, Proof, RefusalKind, Refused, Role, Welcome,
-    frame,
+    About, Challenge, HandshakeError, Hello, MessageKind, PREFIX_BYTES, Prefix, Proof, RefusalKind, Refused,
+    Role, Terms, Welcome, frame,
 };
 use crate::wire::payload::{Adopt, ViewUpdate};
-use crate::wire::{Kind, Status};
+use crate::wire::{FEATURES_KNOWN, Kind, Status, VERSION_MAX, VERSION_MIN};
 
 struct Replica {
     thread: Option<JoinHandle<Result<(), Error>>>,
@@ -112,9 +113,9 @@ impl Replica {
 
     fn hello(&self, generation: u64, engine: InstanceUuid) -> Hello {
         Hello {
-            version_min: 2,
-            version_max: 2,
-            features: 0,
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            features: FEATURES_KNOWN,
             payload_bytes_max: 262_144,
             volume: self.config.volume_id.parse().unwrap(),
             replica: ReplicaId(2),
@@ -133,8 +134,11 @@ impl Replica {
     async fn connect(&mut self, hello: Hello) -> Result<(TestEngine, Welcome), ConnectError> {
         let address = self.address().await;
         let generation = hello.generation.0;
-        let (socket, challenge, welcome) = connect(address, &self.key(), hello, PATIENCE).await?;
-        assert_eq!(challenge.version, 2);
+        let newest = hello.version_max.min(VERSION_MAX);
+        let boot = crate::control::lifecycle::boot_id().unwrap();
+        let Connected { socket, terms, welcome, about } =
+            connect(address, &self.key(), hello, PATIENCE).await?;
+        assert_eq!((terms.version, about.boot), (newest, boot));
         Ok((TestEngine::new(socket.into(), generation), welcome))
     }
 
@@ -198,7 +202,7 @@ fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], synci
         new_history: false,
         stamp: None,
     }
-    .encode()
+    .encode(true)
 }
 
 #[test]
@@ -225,10 +229,10 @@ fn from_creation_to_a_clean_end() {
             let header = engine.header(Kind::PersistView, 0, 0);
             assert_eq!(engine.call(header, &view).0.status, Status::Ok);
             let header = engine.header(Kind::PersistView, 0, 0);
-            assert_eq!(
-                engine.call(header, &[view.as_slice(), b"newer fields"].concat()).0.status,
-                Status::Ok
-            );
+            let mut newer = TagWriter::new();
+            newer.put(999, false, b"a newer field");
+            let newer = [view.as_slice(), &newer.into_bytes()].concat();
+            assert_eq!(engine.call(header, &newer).0.status, Status::Ok);
             assert_eq!(engine.write(4096, &[7; 4096], 0), Status::Ok);
         })
         .await;
@@ -485,7 +489,7 @@ fn neither_side_goes_on_without_the_key() {
         stream.read_exact(&mut prefix).await.unwrap();
         let mut body = vec![0; Prefix::decode(&prefix).unwrap().body_bytes()];
         stream.read_exact(&mut body).await.unwrap();
-        let challenge = crate::wire::handshake::Challenge::decode(&body).unwrap();
+        let challenge = Challenge::decode(&body).unwrap();
         let proof = Proof::of(&wrong.secret, &hello, &challenge);
         stream.write_all(&frame(MessageKind::Proof, &proof.encode())).await.unwrap();
         assert_eq!(read_refusal(&mut stream).await.unwrap().kind, RefusalKind::Identity);
@@ -535,6 +539,142 @@ fn an_engine_does_not_believe_a_stranger_that_says_fenced() {
         drop(listener);
         let nobody = connect(address, &config.key, hello, Duration::from_secs(5)).await.unwrap_err();
         assert!(matches!(nobody, ConnectError::Unreachable(_)), "{nobody}");
+    });
+}
+
+/// What a replica of version 2 says, which has no MAC for its last word, or a man in the middle from version 3 on.
+async fn answer_by_hand(
+    mut stream: tokio::net::TcpStream,
+    key: &VolumeKey,
+    version: u16,
+    last_word: &(MessageKind, Vec<u8>),
+) -> tokio::net::TcpStream {
+    let read = async |stream: &mut tokio::net::TcpStream| {
+        let mut prefix = [0; PREFIX_BYTES];
+        stream.read_exact(&mut prefix).await.unwrap();
+        let mut body = vec![0; Prefix::decode(&prefix).unwrap().body_bytes()];
+        stream.read_exact(&mut body).await.unwrap();
+        body
+    };
+    let hello = Hello::decode(&read(&mut stream).await).unwrap();
+    let terms = Terms { version, features: 0, payload_bytes_max: hello.payload_bytes_max };
+    let about = About { process: ProcessUuid::random(), boot: BootId::random(), build: String::new() };
+    let challenge = Challenge::under(&terms, &about, nonce()).proven(&key.secret, &hello);
+    stream.write_all(&frame(MessageKind::Challenge, &challenge.encode())).await.unwrap();
+    if version > hello.version_max {
+        return stream;
+    }
+    let proof = Proof::decode(&read(&mut stream).await).unwrap();
+    proof.verify(&key.secret, &hello, &challenge).unwrap();
+    stream.write_all(&frame(last_word.0, &last_word.1)).await.unwrap();
+    stream
+}
+
+#[test]
+fn engine_believes_no_last_word_without_its_mac() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        let key = replica.key();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let fenced = Refused {
+            kind: RefusalKind::Fenced,
+            generation: Generation(u64::MAX - 1),
+            engine: InstanceUuid::random(),
+            reason: String::new(),
+        };
+        let hello = replica.hello(1, InstanceUuid::random());
+        let (_, welcome) = replica.connect(hello.clone()).await.unwrap();
+        let terms = Terms { version: 2, features: 0, payload_bytes_max: 262_144 };
+        let about = About { process: ProcessUuid::nil(), boot: BootId::nil(), build: String::new() };
+        let words =
+            [(MessageKind::Refused, fenced.encode()), (MessageKind::Welcome, welcome.encode(&terms, &about))];
+        for word in &words {
+            for version in [2, 3, 4] {
+                let by_hand = async {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    answer_by_hand(stream, &key, version, word).await
+                };
+                let (result, _stream) =
+                    tokio::join!(connect(address, &key, hello.clone(), PATIENCE), by_hand);
+                match (version, word.0, result) {
+                    // Today's replicas have no MAC.
+                    (2, MessageKind::Welcome, Ok(connected)) => assert_eq!(connected.welcome, welcome),
+                    (2, MessageKind::Refused, Err(ConnectError::Refused(said))) => assert_eq!(said, fenced),
+                    (3, kind, Err(ConnectError::Handshake(HandshakeError::Mac { kind: said }))) => {
+                        assert_eq!(said, kind);
+                    }
+                    (4, _, Err(ConnectError::Handshake(HandshakeError::Terms { what, found: 4 }))) => {
+                        assert_eq!(what, "version");
+                    }
+                    (_, _, other) => panic!("version {version}: {other:?}"),
+                }
+            }
+        }
+        replica.stop().await.unwrap();
+    });
+}
+
+/// Relays both ways; the first Hello is given to `change`.
+async fn relay(from: tokio::net::TcpStream, to: SocketAddr, change: impl FnOnce(&mut Hello)) {
+    let (mut from, mut to) = (from, tokio::net::TcpStream::connect(to).await.unwrap());
+    let mut prefix = [0; PREFIX_BYTES];
+    from.read_exact(&mut prefix).await.unwrap();
+    let mut body = vec![0; Prefix::decode(&prefix).unwrap().body_bytes()];
+    from.read_exact(&mut body).await.unwrap();
+    let mut hello = Hello::decode(&body).unwrap();
+    change(&mut hello);
+    to.write_all(&frame(MessageKind::Hello, &hello.encode())).await.unwrap();
+    let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+}
+
+#[test]
+fn handshake_downgraded_on_the_way_is_found() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        let (real, key) = (replica.address().await, replica.key());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let hello = replica.hello(1, InstanceUuid::random());
+        let changes: [(fn(&mut Hello), bool); 3] =
+            [(|_| {}, true), (|hello| hello.version_max = 2, false), (|hello| hello.features = 0, false)];
+        for (change, taken) in changes {
+            let middle = async {
+                let (stream, _) = listener.accept().await.unwrap();
+                relay(stream, real, change).await;
+            };
+            let engine = async { connect(address, &key, hello.clone(), PATIENCE).await.map(drop) };
+            let (result, ()) = tokio::join!(engine, middle);
+            let found = matches!(result, Err(ConnectError::Handshake(HandshakeError::Proof)));
+            assert!(if taken { result.is_ok() } else { found }, "{result:?}");
+        }
+        replica.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn engine_of_version_2_is_served_as_before() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        let uuid = InstanceUuid::random();
+        let before = |hello| Hello { version_max: 2, features: 0, ..hello };
+        let hello = before(replica.hello(3, uuid));
+        let (engine, _) = replica.connect(hello).await.unwrap();
+        let payload = update(&replica, 3, 1, &[1, 2], false);
+        let (engine, status) = with(engine, move |e| {
+            let header = e.header(Kind::PersistView, 0, 0);
+            e.call(header, &payload).0.status
+        })
+        .await;
+        assert_eq!(status, Status::Ok);
+        let older = before(replica.hello(2, uuid));
+        let refused = replica.refused(older).await;
+        assert_eq!((refused.kind, refused.generation), (RefusalKind::Fenced, Generation(3)));
+        drop(engine);
+        replica.stop().await.unwrap();
     });
 }
 

@@ -382,7 +382,8 @@ impl Data {
         if let Err(e) = header.verify(payload) {
             return Step::Foreign(e.to_string());
         }
-        match ViewUpdate::decode(payload) {
+        let tags = self.connection.as_ref().is_some_and(|c| c.terms.has_tags());
+        match ViewUpdate::decode(payload, tags) {
             Ok(update) => {
                 self.driver.consume(conn, len);
                 if let Some(c) = &mut self.connection {

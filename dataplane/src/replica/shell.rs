@@ -27,7 +27,7 @@ use crate::layout::bitmap_file::file_name;
 use crate::layout::{Meta, ReplicaDir, ReplicaDirError, create_replica_dir};
 use crate::units::{GROUP_BYTES, REGION_BYTES};
 use crate::wire::Status;
-use crate::wire::handshake::{RefusalKind, Refused, Welcome};
+use crate::wire::handshake::{About, RefusalKind, Refused, Welcome};
 
 /// The agent's calls under way.
 pub(super) const COMMANDS_MAX: usize = 16;
@@ -188,8 +188,11 @@ impl Shell {
             volume: config.volume,
             replica: config.replica,
             key: config.key.clone(),
-            process: self.instance.process,
-            boot: self.instance.boot,
+            about: About {
+                process: self.instance.process,
+                boot: self.instance.boot,
+                build: env!("CARGO_PKG_VERSION").to_owned(),
+            },
         }));
         let (to_shell, engines) = mpsc::channel(listen::AUTHENTICATED_MAX);
         let accepting = tokio::task::spawn_local(listen::accept(listener, Rc::clone(&acceptor), to_shell));
@@ -482,12 +485,13 @@ async fn attach(open: &mut Open, engine: Authenticated, welcome: &Welcome, sessi
         tokio::task::spawn_local(async move { engine.refuse(&refused).await });
         return open.core.handle_session_lost(session.number);
     }
-    let (id, generation) = (engine.hello().engine, engine.hello().generation);
+    let (id, generation, terms) = (engine.hello().engine, engine.hello().generation, engine.terms());
     match engine.welcome(welcome).await {
         Ok(socket) => {
-            tracing::info!(engine = %id, %generation, session = session.number, view = %welcome.view, "engine taken");
+            tracing::info!(engine = %id, %generation, session = session.number, view = %welcome.view,
+                version = terms.version, features = terms.features, "engine taken");
             open.session = Some(session.number);
-            open.data.send(ToData::Attach { socket, session });
+            open.data.send(ToData::Attach { socket, session, terms });
         }
         Err(e) => {
             tracing::info!(engine = %id, %generation, "engine left before it was taken: {e}");

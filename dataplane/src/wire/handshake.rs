@@ -10,17 +10,24 @@
 //! ```
 //! Each message is `magic u32, kind u8, reserved u8, length u16, CRC-32 of the body u32`, then the body. Both proofs
 //! are HMAC-SHA-256 with the volume's key over a label, the Hello and the Challenge without its proof: over everything negotiated
-//! and both nonces. Nothing of the replica's state is sent before the engine's proof was verified.
+//! and both nonces. Nothing of the replica's state is sent before the engine's proof was verified. From version 3 on the
+//! replica's last word has a MAC over the whole of it ([`Transcript`]), and the replica says which process of which boot
+//! it is there and not in the Challenge.
 
-use hmac::{Hmac, KeyInit, Mac};
+mod transcript;
+
 use holdfast_proto::ids::{
     BootId, Epoch, Generation, Incarnation, InstanceUuid, Lineage, ProcessUuid, ReplicaId, VolumeId,
 };
 use holdfast_proto::record::{ReplicaSet, Stamp, View};
-use sha2::Sha256;
 
-use super::payload::{read_set, read_stamp_order, read_view, write_set, write_stamp_order, write_view};
+pub use self::transcript::{MAC_BYTES, Proof, Transcript};
+use super::payload::{
+    read_set, read_stamp, read_stamp_order, read_view, write_set, write_stamp, write_stamp_order, write_view,
+};
+use super::{FEATURE_TAGS, FEATURES_KNOWN, VERSION_MAX, VERSION_MIN, VERSION_SEALED};
 use crate::bytes_codec::{FieldError, Reader, Writer};
+use crate::tags::{TagWriter, find_tag, read_tags, unknown_tags};
 
 /// The size of the prefix of every handshake message.
 pub const PREFIX_BYTES: usize = 12;
@@ -85,6 +92,20 @@ pub enum HandshakeError {
     /// The peer does not have the volume's key.
     #[error("the peer did not prove that it has the volume's key")]
     Proof,
+    /// The replica's last word is not of the peer that has proven the key, or was changed on the way.
+    #[error("{kind:?} carries no valid MAC of this handshake: expected one by the volume's key")]
+    Mac {
+        /// Which message.
+        kind: MessageKind,
+    },
+    /// The replica chose what was not offered.
+    #[error("the replica chose {what} {found:#x}, which was not offered")]
+    Terms {
+        /// Of what.
+        what: &'static str,
+        /// Its choice.
+        found: u64,
+    },
 }
 
 /// What the connection is for.
@@ -104,7 +125,7 @@ pub struct Hello {
     pub version_min: u16,
     /// See `version_min`.
     pub version_max: u16,
-    /// Feature bits offered; none is defined yet.
+    /// Feature bits offered.
     pub features: u64,
     /// The largest payload it accepts.
     pub payload_bytes_max: u32,
@@ -141,9 +162,9 @@ pub struct Challenge {
     pub features: u64,
     /// The largest payload both accept.
     pub payload_bytes_max: u32,
-    /// This run of its process.
+    /// This run of its process; nil from version 3 on, see [`About`].
     pub process: ProcessUuid,
-    /// Its node's boot.
+    /// Its node's boot; nil from version 3 on, see [`About`].
     pub boot: BootId,
     /// Random.
     pub nonce: [u8; 32],
@@ -151,12 +172,45 @@ pub struct Challenge {
     pub proof: [u8; 32],
 }
 
-/// The engine's proof that it has the key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proof {
-    /// HMAC over the Hello and the Challenge.
-    pub proof: [u8; 32],
+/// What both sides agreed on; it holds for the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// The version.
+    pub version: u16,
+    /// Feature bits that the engine offered and the replica knows.
+    pub features: u64,
+    /// The largest payload.
+    pub payload_bytes_max: u32,
 }
+
+impl Terms {
+    /// Whether the replica's last word carries a MAC.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.version >= VERSION_SEALED
+    }
+    /// Whether tagged fields stand behind the fixed ones.
+    #[must_use]
+    pub fn has_tags(&self) -> bool {
+        self.features & FEATURE_TAGS != 0
+    }
+}
+
+/// What a replica says of its process, which only an engine that has proven the key may know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// This run of its process.
+    pub process: ProcessUuid,
+    /// Its node's boot.
+    pub boot: BootId,
+    /// The version of its program, for people; empty: not said.
+    pub build: String,
+}
+
+/// The tag of [`About::build`] in a Welcome.
+const TAG_BUILD: u16 = 1;
+/// The tag of the round of [`Welcome::basis`] and of [`Welcome::settled`]: the replica knows stamps.
+const TAG_STAMPS: u16 = 2;
 
 /// The whole state of a replica, as it is on its disk once the promise is persisted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -320,25 +374,64 @@ impl Hello {
             nonce: r.array("nonce")?,
         })
     }
-    /// The version both sides speak.
+    /// What a replica of this build agrees to: the newest version and all features that both know.
     ///
     /// # Errors
-    /// When there is none.
-    pub fn common_version(&self) -> Result<u16, HandshakeError> {
-        let version = self.version_max.min(super::VERSION_MAX);
-        if version < self.version_min || version < super::VERSION_MIN {
+    /// When there is no common version.
+    pub fn terms(&self, payload_bytes_max: u32) -> Result<Terms, HandshakeError> {
+        let version = self.version_max.min(VERSION_MAX);
+        if version < self.version_min || version < VERSION_MIN {
             return Err(HandshakeError::Version {
-                ours_min: super::VERSION_MIN,
-                ours_max: super::VERSION_MAX,
+                ours_min: VERSION_MIN,
+                ours_max: VERSION_MAX,
                 theirs_min: self.version_min,
                 theirs_max: self.version_max,
             });
         }
-        Ok(version)
+        Ok(Terms {
+            version,
+            // Version 2 has none, whatever its engine offers.
+            features: if version >= VERSION_SEALED { self.features & FEATURES_KNOWN } else { 0 },
+            payload_bytes_max: self.payload_bytes_max.min(payload_bytes_max),
+        })
     }
 }
 
 impl Challenge {
+    /// What a replica answers under these terms, but for its proof.
+    #[must_use]
+    pub fn under(terms: &Terms, about: &About, nonce: [u8; 32]) -> Self {
+        let told =
+            if terms.is_sealed() { (ProcessUuid::nil(), BootId::nil()) } else { (about.process, about.boot) };
+        let Terms { version, features, payload_bytes_max } = *terms;
+        Self { version, features, payload_bytes_max, process: told.0, boot: told.1, nonce, proof: [0; 32] }
+    }
+
+    /// What the replica agreed to. Its proof is verified before that: it covers the choice and what was offered.
+    ///
+    /// # Errors
+    /// When it chose what `hello` did not offer.
+    pub fn terms(&self, hello: &Hello) -> Result<Terms, HandshakeError> {
+        let offered = hello.version_min..=hello.version_max;
+        let wrong = if !offered.contains(&self.version) {
+            Some(("version", u64::from(self.version)))
+        } else if self.features & !hello.features != 0 {
+            Some(("features", self.features))
+        } else if self.payload_bytes_max > hello.payload_bytes_max {
+            Some(("payload limit", u64::from(self.payload_bytes_max)))
+        } else {
+            None
+        };
+        match wrong {
+            Some((what, found)) => Err(HandshakeError::Terms { what, found }),
+            None => Ok(Terms {
+                version: self.version,
+                features: self.features,
+                payload_bytes_max: self.payload_bytes_max,
+            }),
+        }
+    }
+
     fn unproven(&self) -> Vec<u8> {
         let mut out = Writer::new();
         out.u16(self.version).u64(self.features).u32(self.payload_bytes_max);
@@ -366,64 +459,12 @@ impl Challenge {
             proof: r.array("proof")?,
         })
     }
-    /// Fills in the replica's proof.
-    #[must_use]
-    pub fn proven(mut self, key: &[u8; 32], hello: &Hello) -> Self {
-        self.proof = transcript(key, b"holdfast replica v1", hello, &self).finalize().into_bytes().into();
-        self
-    }
-    /// Checks the replica's proof, in constant time.
-    ///
-    /// # Errors
-    /// When it does not have the key.
-    pub fn verify(&self, key: &[u8; 32], hello: &Hello) -> Result<(), HandshakeError> {
-        transcript(key, b"holdfast replica v1", hello, self)
-            .verify_slice(&self.proof)
-            .map_err(|_| HandshakeError::Proof)
-    }
-}
-
-fn transcript(key: &[u8; 32], label: &[u8], hello: &Hello, challenge: &Challenge) -> Hmac<Sha256> {
-    let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes a key of any length");
-    mac.update(label);
-    mac.update(&hello.encode());
-    mac.update(&challenge.unproven());
-    mac
-}
-
-impl Proof {
-    /// The engine's proof.
-    #[must_use]
-    pub fn of(key: &[u8; 32], hello: &Hello, challenge: &Challenge) -> Self {
-        Self {
-            proof: transcript(key, b"holdfast engine v1", hello, challenge).finalize().into_bytes().into(),
-        }
-    }
-    /// The body.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        self.proof.to_vec()
-    }
-    /// # Errors
-    /// When it is too short.
-    pub fn decode(body: &[u8]) -> Result<Self, HandshakeError> {
-        Ok(Self { proof: Reader::new(body).array("proof")? })
-    }
-    /// Checks the engine's proof, in constant time.
-    ///
-    /// # Errors
-    /// When it does not have the key.
-    pub fn verify(&self, key: &[u8; 32], hello: &Hello, challenge: &Challenge) -> Result<(), HandshakeError> {
-        transcript(key, b"holdfast engine v1", hello, challenge)
-            .verify_slice(&self.proof)
-            .map_err(|_| HandshakeError::Proof)
-    }
 }
 
 impl Welcome {
-    /// The body.
+    /// The body under these terms, without the MAC.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self, terms: &Terms, about: &About) -> Vec<u8> {
         let mut out = Writer::new();
         out.u64(self.size_bytes).uuid(self.lineage.0);
         write_view(&mut out, &self.view);
@@ -432,20 +473,64 @@ impl Welcome {
         write_stamp_order(&mut out, self.basis);
         out.bool(self.syncing).bool(self.cache_lost);
         out.text(cut(&self.failed)).u64(self.flush_sequence);
+        if terms.is_sealed() {
+            out.uuid(about.process.0).uuid(about.boot.0);
+        }
+        if terms.has_tags() {
+            let mut tags = TagWriter::new();
+            tags.put(TAG_BUILD, false, cut(&about.build).as_bytes());
+            if self.stamps {
+                let mut field = Writer::new();
+                field.u64(self.basis.map_or(0, |basis| basis.round)).bool(self.settled.is_some());
+                write_stamp(&mut field, self.settled.unwrap_or_default());
+                tags.put(TAG_STAMPS, false, field.bytes());
+            }
+            out.raw(&tags.into_bytes());
+        }
         out.into_bytes()
     }
+    /// From a body without its MAC, and the Challenge before it.
+    ///
     /// # Errors
-    /// When a field is missing or not valid.
-    pub fn decode(body: &[u8]) -> Result<Self, HandshakeError> {
+    /// When a field is missing or not valid, or a tagged field is required and not known.
+    pub fn decode(
+        body: &[u8],
+        terms: &Terms,
+        challenge: &Challenge,
+    ) -> Result<(Self, About), HandshakeError> {
         let mut r = Reader::new(body);
+        let mut welcome = Self::read(&mut r)?;
+        let mut about = About { process: challenge.process, boot: challenge.boot, build: String::new() };
+        if terms.is_sealed() {
+            about.process = ProcessUuid(r.uuid("process")?);
+            about.boot = BootId(r.uuid("boot")?);
+        }
+        if terms.has_tags() {
+            let tags = read_tags(r.rest())?;
+            unknown_tags(&tags, &[TAG_BUILD, TAG_STAMPS])?;
+            if let Some(field) = find_tag(&tags, TAG_STAMPS) {
+                let mut r = Reader::new(field);
+                let round = r.u64("basis.round")?;
+                let (known, settled) = (r.bool("settled")?, read_stamp(&mut r, "settled")?);
+                welcome.stamps = true;
+                welcome.basis = welcome.basis.map(|basis| Stamp { round, ..basis });
+                welcome.settled = known.then_some(settled);
+            }
+            let build = find_tag(&tags, TAG_BUILD).unwrap_or_default();
+            about.build = cut(&String::from_utf8_lossy(build)).to_owned();
+        }
+        Ok((welcome, about))
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, HandshakeError> {
         Ok(Self {
             size_bytes: r.u64("size_bytes")?,
             lineage: Lineage(r.uuid("lineage")?),
-            view: read_view(&mut r)?,
-            configured: read_set(&mut r, "configured")?,
+            view: read_view(r)?,
+            configured: read_set(r, "configured")?,
             incarnation: Incarnation(r.uuid("incarnation")?),
             revision: r.u64("revision")?,
-            basis: read_stamp_order(&mut r, "basis")?,
+            basis: read_stamp_order(r, "basis")?,
             stamps: false,
             settled: None,
             syncing: r.bool("syncing")?,
@@ -515,6 +600,60 @@ mod tests {
             nonce: [10; 32],
         }
     }
+    const TODAY: Terms = Terms { version: 3, features: FEATURE_TAGS, payload_bytes_max: 262_144 };
+    const BEFORE: Terms = Terms { version: 2, features: 0, payload_bytes_max: 262_144 };
+
+    const GOLDEN_WELCOME_2: &str = concat!(
+        "000000400000000000000000000000000000000000000004010000000000000002000000000000000101010000000201",
+        "000000020000000000000000000000000000000000000e04000000000000000101000000000000000200000000000000",
+        "01000a006673796e633a2045494f4d00000000000000",
+    );
+    const GOLDEN_WELCOME_3: &str =
+        "0000000000000000000000000000000b0000000000000000000000000000000c0100000005000000312e322e33";
+    const GOLDEN_WELCOME_MAC: &str = "f3bdf08556cffc6ba646a553614fb8061ed1465cc33560884dfb3600deabaa7c";
+    const GOLDEN_REFUSED: &str = concat!(
+        "0109000000000000000000000000000000000000000000000602006e6f650d030613047c011aabfef07b2491cbfed79b",
+        "26e1c1e4146d1c6bf8b92e9163",
+    );
+
+    fn about() -> About {
+        About {
+            process: ProcessUuid(uuid::Uuid::from_u128(11)),
+            boot: BootId(uuid::Uuid::from_u128(12)),
+            build: "1.2.3".to_owned(),
+        }
+    }
+    fn welcome() -> Welcome {
+        Welcome {
+            size_bytes: 1 << 30,
+            lineage: Lineage(uuid::Uuid::from_u128(4)),
+            view: View {
+                generation: Generation(1),
+                epoch: Epoch(2),
+                members: [ReplicaId(1)].into_iter().collect(),
+                needs_registry: true,
+            },
+            configured: [ReplicaId(1), ReplicaId(2)].into_iter().collect(),
+            incarnation: Incarnation(uuid::Uuid::from_u128(14)),
+            revision: 4,
+            basis: Some(Stamp { generation: Generation(1), epoch: Epoch(2), round: 0 }),
+            stamps: false,
+            settled: None,
+            syncing: true,
+            cache_lost: false,
+            failed: "fsync: EIO".to_owned(),
+            flush_sequence: 77,
+        }
+    }
+    fn transcript_of(key: &[u8; 32]) -> Transcript {
+        let hello = hello();
+        let challenge = Challenge::under(&TODAY, &about(), [13; 32]).proven(key, &hello);
+        let proof = Proof::of(key, &hello, &challenge);
+        Transcript { hello, challenge, proof }
+    }
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
     fn challenge() -> Challenge {
         Challenge {
             version: 1,
@@ -569,37 +708,136 @@ mod tests {
 
     #[test]
     fn versions_without_overlap_are_refused_by_name() {
-        let future = Hello { version_min: 3, version_max: 4, ..hello() };
-        let said = future.common_version().unwrap_err().to_string();
-        assert!(said.contains("this side speaks 2 to 2, the peer 3 to 4"), "{said}");
+        let terms = |hello: Hello| hello.terms(262_144);
+        let future = Hello { version_min: 4, version_max: 5, ..hello() };
+        let said = terms(future).unwrap_err().to_string();
+        assert!(said.contains("this side speaks 2 to 3, the peer 4 to 5"), "{said}");
         // The first version knew no maps: what it acknowledges, nobody would remember.
         let past = Hello { version_max: 1, ..hello() };
-        assert!(past.common_version().is_err());
-        assert_eq!(Hello { version_max: 9, ..hello() }.common_version(), Ok(2));
+        assert!(terms(past).is_err());
+        assert_eq!(terms(Hello { version_max: 9, ..hello() }).unwrap().version, 3);
+        assert_eq!(terms(Hello { version_max: 2, ..hello() }).unwrap().version, 2);
+    }
+
+    #[test]
+    fn features_are_those_that_both_know() {
+        let offer = |version_max, features| Hello { version_max, features, ..hello() }.terms(4096).unwrap();
+        assert_eq!(offer(3, u64::MAX), Terms { payload_bytes_max: 4096, ..TODAY });
+        assert_eq!(offer(3, 1 << 40).features, 0);
+        assert_eq!(offer(2, u64::MAX), Terms { payload_bytes_max: 4096, ..BEFORE });
+    }
+
+    #[test]
+    fn terms_that_were_not_offered_are_refused() {
+        let hello = Hello { version_max: 3, features: FEATURE_TAGS, ..hello() };
+        let chosen = |terms: Terms| Challenge::under(&terms, &about(), [13; 32]).terms(&hello);
+        for good in [TODAY, BEFORE] {
+            assert_eq!(chosen(good), Ok(good));
+        }
+        for (bad, field) in [
+            (Terms { version: 4, ..TODAY }, "version"),
+            (Terms { features: FEATURE_TAGS | 2, ..TODAY }, "features"),
+            (Terms { payload_bytes_max: 262_145, ..TODAY }, "payload limit"),
+        ] {
+            assert!(matches!(chosen(bad), Err(HandshakeError::Terms { what, .. }) if what == field));
+        }
+    }
+
+    #[test]
+    fn challenge_names_no_process_from_version_3_on() {
+        let before = Challenge::under(&BEFORE, &about(), [13; 32]);
+        assert_eq!((before.process, before.boot), (about().process, about().boot));
+        let today = Challenge::under(&TODAY, &about(), [13; 32]);
+        assert_eq!((today.process, today.boot), (ProcessUuid::nil(), BootId::nil()));
+    }
+
+    #[test]
+    fn last_words_are_opened_only_as_they_were_sealed() {
+        let key = [1; 32];
+        let transcript = transcript_of(&key);
+        let body = welcome().encode(&TODAY, &about());
+        let sealed = transcript.seal(&key, MessageKind::Welcome, body.clone());
+        assert_eq!(transcript.open(&key, MessageKind::Welcome, &sealed), Ok(&body[..]));
+        let refused = |transcript: &Transcript, key: &[u8; 32], kind, sealed: &[u8]| {
+            assert_eq!(transcript.open(key, kind, sealed), Err(HandshakeError::Mac { kind }));
+        };
+        refused(&transcript, &key, MessageKind::Refused, &sealed);
+        refused(&transcript, &[2; 32], MessageKind::Welcome, &sealed);
+        for at in 0..sealed.len() {
+            let mut bent = sealed.clone();
+            bent[at] ^= 1;
+            refused(&transcript, &key, MessageKind::Welcome, &bent);
+            refused(&transcript, &key, MessageKind::Welcome, &sealed[..at]);
+        }
+        // A last word of another handshake, whichever part of it differs.
+        let mut other = transcript.clone();
+        other.hello.version_max = 2;
+        refused(&other, &key, MessageKind::Welcome, &sealed);
+        let mut other = transcript.clone();
+        other.challenge.nonce = [14; 32];
+        refused(&other, &key, MessageKind::Welcome, &sealed);
+        let mut other = transcript.clone();
+        other.proof.proof = [0; 32];
+        refused(&other, &key, MessageKind::Welcome, &sealed);
+    }
+
+    #[test]
+    fn welcome_stamps_round_trip_as_a_tag() {
+        let stamp = Stamp { generation: Generation(1), epoch: Epoch(2), round: 5 };
+        let transcript = transcript_of(&[1; 32]);
+        for settled in [None, Some(Stamp { round: 4, ..stamp })] {
+            let stamped = Welcome { basis: Some(stamp), stamps: true, settled, ..welcome() };
+            let today = stamped.encode(&TODAY, &about());
+            let read = Welcome::decode(&today, &TODAY, &transcript.challenge).unwrap().0;
+            assert_eq!(read, stamped);
+            // A peer of before knows none of it.
+            let before = stamped.encode(&BEFORE, &about());
+            let read = Welcome::decode(&before, &BEFORE, &transcript.challenge).unwrap().0;
+            assert_eq!((read.stamps, read.settled, read.basis.unwrap().round), (false, None, 0));
+        }
+    }
+
+    #[test]
+    fn golden_last_words() {
+        let key = [1; 32];
+        let transcript = transcript_of(&key);
+        let before = welcome().encode(&BEFORE, &about());
+        let today = welcome().encode(&TODAY, &about());
+        assert_eq!(hex(&before), GOLDEN_WELCOME_2);
+        assert_eq!(hex(&today), [GOLDEN_WELCOME_2, GOLDEN_WELCOME_3].concat());
+        let sealed = transcript.seal(&key, MessageKind::Welcome, today.clone());
+        assert_eq!(hex(&sealed[today.len()..]), GOLDEN_WELCOME_MAC);
+        let refused = Refused {
+            kind: RefusalKind::Fenced,
+            generation: Generation(9),
+            engine: InstanceUuid(uuid::Uuid::from_u128(6)),
+            reason: "no".to_owned(),
+        };
+        let sealed = transcript.seal(&key, MessageKind::Refused, refused.encode());
+        assert_eq!(hex(&sealed), GOLDEN_REFUSED);
+    }
+
+    #[test]
+    fn welcome_tags_unknown_are_skipped_required_refused() {
+        let extended = |required: bool| {
+            let mut tags = TagWriter::new();
+            tags.put(999, required, b"of the future");
+            let mut body = welcome().encode(&TODAY, &about());
+            body.extend_from_slice(&tags.into_bytes());
+            Welcome::decode(&body, &TODAY, &challenge())
+        };
+        assert_eq!(extended(false), Ok((welcome(), about())));
+        let refused = extended(true).unwrap_err().to_string();
+        assert!(refused.contains("999 is required"), "{refused}");
+        // Without the feature there are none, and what follows is not looked at.
+        let plain = Terms { features: 0, ..TODAY };
+        let body = [welcome().encode(&plain, &about()), vec![0xff; 3]].concat();
+        assert_eq!(Welcome::decode(&body, &plain, &challenge()).unwrap().1.build, "");
     }
 
     #[test]
     fn messages_round_trip_and_survive_truncation() {
-        let welcome = Welcome {
-            size_bytes: 1 << 30,
-            lineage: Lineage::random(),
-            view: View {
-                generation: Generation(1),
-                epoch: Epoch(2),
-                members: [ReplicaId(1)].into_iter().collect(),
-                needs_registry: true,
-            },
-            configured: [ReplicaId(1), ReplicaId(2)].into_iter().collect(),
-            incarnation: Incarnation::random(),
-            revision: 4,
-            basis: Some(Stamp { generation: Generation(1), epoch: Epoch(2), round: 0 }),
-            stamps: false,
-            settled: None,
-            syncing: true,
-            cache_lost: false,
-            failed: "fsync: EIO".to_owned(),
-            flush_sequence: 77,
-        };
+        let welcome = welcome();
         let refused = Refused {
             kind: RefusalKind::Fenced,
             generation: Generation(9),
@@ -608,12 +846,20 @@ mod tests {
         };
         assert_eq!(Hello::decode(&hello().encode()), Ok(hello()));
         assert_eq!(Challenge::decode(&challenge().encode()), Ok(challenge()));
-        assert_eq!(Welcome::decode(&welcome.encode()), Ok(welcome.clone()));
+        for terms in [BEFORE, TODAY] {
+            let body = welcome.encode(&terms, &about());
+            let challenge = Challenge::under(&terms, &about(), [13; 32]);
+            let (decoded, said) = Welcome::decode(&body, &terms, &challenge).unwrap();
+            let build = if terms == TODAY { "1.2.3".to_owned() } else { String::new() };
+            assert_eq!((decoded, said), (welcome.clone(), About { build, ..about() }));
+            // All tags may be missing: each is optional.
+            let tags = if terms == TODAY { 8 + 5 } else { 0 };
+            for end in (0..body.len()).filter(|end| end + tags != body.len()) {
+                assert!(Welcome::decode(&body[..end], &terms, &challenge).is_err(), "{end} bytes");
+            }
+        }
         let cut_short = Refused::decode(&refused.encode()).unwrap();
         assert!(refused.reason.starts_with(&cut_short.reason) && cut_short.reason.len() == 512);
-        for end in 0..welcome.encode().len() {
-            assert!(Welcome::decode(&welcome.encode()[..end]).is_err());
-        }
     }
 
     proptest! {
@@ -622,7 +868,11 @@ mod tests {
             let _ = Hello::decode(&bytes);
             let _ = Challenge::decode(&bytes);
             let _ = Proof::decode(&bytes);
-            let _ = Welcome::decode(&bytes);
+            for terms in [BEFORE, TODAY] {
+                let _ = Welcome::decode(&bytes, &terms, &challenge());
+            }
+            let transcript = transcript_of(&[1; 32]);
+            prop_assert!(transcript.open(&[1; 32], MessageKind::Welcome, &bytes).is_err());
             let _ = Refused::decode(&bytes);
             if let Some(prefix) = bytes.first_chunk::<PREFIX_BYTES>() {
                 let _ = Prefix::decode(prefix);

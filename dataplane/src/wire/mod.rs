@@ -10,7 +10,17 @@ pub mod payload;
 
 pub use header::{FrameError, HEADER_BYTES, Header, Kind, Status};
 
-/// The oldest protocol version this build speaks.
+/// The oldest protocol version this build speaks: that of the build before it.
 pub const VERSION_MIN: u16 = 2;
 /// The newest protocol version this build speaks.
-pub const VERSION_MAX: u16 = 2;
+pub const VERSION_MAX: u16 = 3;
+/// From this version on Welcome and Refused carry a MAC, and feature bits are negotiated.
+pub(crate) const VERSION_SEALED: u16 = 3;
+
+// Feature bits: what a peer of the same version may know and another not. The engine offers, the replica chooses; the
+// proofs of the handshake cover both. A bit never gets another meaning.
+
+/// Tagged fields stand behind the fixed ones of Welcome and PersistView; see [`crate::tags`].
+pub const FEATURE_TAGS: u64 = 1;
+/// All that this build knows.
+pub const FEATURES_KNOWN: u64 = FEATURE_TAGS;

@@ -4,6 +4,7 @@ use holdfast_proto::ids::{Epoch, Generation, Incarnation, Lineage, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, Stamp, View};
 
 use crate::bytes_codec::{FieldError, Reader, Writer};
+use crate::tags::{TagWriter, find_tag, read_tags, unknown_tags};
 
 /// A run of bytes of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,11 @@ pub struct ViewUpdate {
     /// None: the engine, or another member, knows no stamps.
     pub stamp: Option<StampUpdate>,
 }
+
+/// The tag of a [`StampUpdate`] behind the fields of a view.
+const TAG_STAMP: u16 = 1;
+/// The tag of the rounds of adopted bases: for each that is not 0 the replica, a `u32`, and the round, a `u64`.
+const TAG_ADOPT_ROUNDS: u16 = 2;
 
 /// What an engine that keeps stamps tells beside a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -176,9 +182,9 @@ pub(crate) fn read_stamp_order(
 }
 
 impl ViewUpdate {
-    /// The bytes of the payload.
+    /// The bytes of the payload; `tags`: the session has tagged fields.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self, tags: bool) -> Vec<u8> {
         let mut out = Writer::new();
         write_view(&mut out, &self.view);
         write_set(&mut out, &self.configured);
@@ -189,25 +195,80 @@ impl ViewUpdate {
         out.bool(self.rebased);
         write_adopt(&mut out, &self.adopt);
         out.bool(self.new_history);
+        if tags {
+            out.raw(&self.tags());
+        }
         out.into_bytes()
     }
 
+    /// `tags`: the session has tagged fields.
+    ///
     /// # Errors
-    /// When a field is missing or not valid.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
+    /// When a field is missing or not valid, or a tagged field is required and not known.
+    pub fn decode(bytes: &[u8], tags: bool) -> Result<Self, FieldError> {
         let mut reader = Reader::new(bytes);
+        let mut update = Self::read(&mut reader)?;
+        if tags {
+            update.read_tags(reader.rest())?;
+        }
+        Ok(update)
+    }
+
+    fn tags(&self) -> Vec<u8> {
+        let mut tags = TagWriter::new();
+        let Some(StampUpdate { round, settled, advance }) = self.stamp else { return tags.into_bytes() };
+        let mut field = Writer::new();
+        field.u64(round).bool(settled.is_some());
+        write_stamp(&mut field, settled.unwrap_or_default());
+        let (replica, base) = advance.unwrap_or((ReplicaId(0), Stamp::default()));
+        field.bool(advance.is_some()).u32(replica.0);
+        write_stamp(&mut field, base);
+        tags.put(TAG_STAMP, false, field.bytes());
+        let mut rounds = Writer::new();
+        for (replica, base) in self.adopt.iter().flatten().filter(|(_, base)| base.round != 0) {
+            rounds.u32(replica.0).u64(base.round);
+        }
+        if !rounds.bytes().is_empty() {
+            tags.put(TAG_ADOPT_ROUNDS, false, rounds.bytes());
+        }
+        tags.into_bytes()
+    }
+
+    fn read_tags(&mut self, bytes: &[u8]) -> Result<(), FieldError> {
+        let tags = read_tags(bytes)?;
+        unknown_tags(&tags, &[TAG_STAMP, TAG_ADOPT_ROUNDS])?;
+        if let Some(field) = find_tag(&tags, TAG_STAMP) {
+            let mut r = Reader::new(field);
+            let round = r.u64("stamp.round")?;
+            let (known, settled) = (r.bool("stamp.settled")?, read_stamp(&mut r, "stamp.settled")?);
+            let (advances, replica) = (r.bool("stamp.advance")?, ReplicaId(r.u32("stamp.advance")?));
+            let base = read_stamp(&mut r, "stamp.advance")?;
+            let (settled, advance) = (known.then_some(settled), advances.then_some((replica, base)));
+            self.stamp = Some(StampUpdate { round, settled, advance });
+        }
+        let mut r = Reader::new(find_tag(&tags, TAG_ADOPT_ROUNDS).unwrap_or_default());
+        while !r.rest().is_empty() {
+            let (replica, round) = (ReplicaId(r.u32("adopt.replica")?), r.u64("adopt.round")?);
+            for (_, base) in self.adopt.iter_mut().flatten().filter(|(adopted, _)| *adopted == replica) {
+                base.round = round;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, FieldError> {
         Ok(Self {
-            view: read_view(&mut reader)?,
-            configured: read_set(&mut reader, "configured")?,
+            view: read_view(reader)?,
+            configured: read_set(reader, "configured")?,
             lineage: Lineage(reader.uuid("lineage")?),
             incarnation: Incarnation(reader.uuid("incarnation")?),
             revision: reader.u64("revision")?,
             syncing: reader.bool("syncing")?,
             repaired: reader.bool("repaired")?,
-            keep: read_set(&mut reader, "keep")?,
-            refill: read_set(&mut reader, "refill")?,
+            keep: read_set(reader, "keep")?,
+            refill: read_set(reader, "refill")?,
             rebased: reader.bool("rebased")?,
-            adopt: read_adopt(&mut reader)?,
+            adopt: read_adopt(reader)?,
             new_history: reader.bool("new_history")?,
             stamp: None,
         })
@@ -246,10 +307,25 @@ mod tests {
             new_history: true,
             stamp: None,
         };
-        assert_eq!(ViewUpdate::decode(&update.encode()), Ok(update));
-        let bytes = update.encode();
-        for end in 0..bytes.len() {
-            assert!(ViewUpdate::decode(&bytes[..end]).is_err());
+        let stamp = Stamp { generation: Generation(3), epoch: Epoch(9), round: 4 };
+        let mut stamped = update;
+        stamped.stamp = Some(StampUpdate { round: 5, settled: Some(stamp), advance: Some((ReplicaId(2), stamp)) });
+        stamped.adopt[0] = Some((ReplicaId(2), stamp));
+        assert_eq!(ViewUpdate::decode(&stamped.encode(true), true), Ok(stamped));
+        assert_eq!(ViewUpdate::decode(&stamped.encode(false), false).unwrap().stamp, None);
+        for tags in [false, true] {
+            let bytes = update.encode(tags);
+            assert_eq!(ViewUpdate::decode(&bytes, tags), Ok(update));
+            for end in 0..bytes.len() {
+                assert!(ViewUpdate::decode(&bytes[..end], tags).is_err());
+            }
+            let extended = |required: bool| {
+                let mut out = TagWriter::new();
+                out.put(999, required, b"of the future");
+                ViewUpdate::decode(&[&bytes[..], &out.into_bytes()].concat(), tags)
+            };
+            assert_eq!(extended(false), Ok(update));
+            assert_eq!(extended(true).is_err(), tags, "behind the fields of version 2 nothing is looked at");
         }
     }
 
@@ -263,7 +339,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = decode_extents(&bytes);
-            let _ = ViewUpdate::decode(&bytes);
+            let _ = (ViewUpdate::decode(&bytes, false), ViewUpdate::decode(&bytes, true));
         }
     }
 }

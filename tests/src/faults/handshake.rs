@@ -1,11 +1,13 @@
-//! A replica's handshake on its way to an engine, which then finds another boot of the replica's node in it. Both sides
-//! prove the volume's key over all that was said, so both proofs are made anew.
+//! A replica's handshake on its way to an engine, which then finds another boot of the replica's node in it. The boot
+//! stands in the Welcome under a MAC by the volume's key, which is made anew.
 
 use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::sync::{Mutex, PoisonError};
 
-use holdfast_dataplane::wire::handshake::{Challenge, Hello, MessageKind, Prefix, Proof, frame};
+use holdfast_dataplane::wire::handshake::{
+    About, Challenge, Hello, MessageKind, Prefix, Proof, Transcript, Welcome, frame,
+};
 use holdfast_proto::ids::BootId;
 
 use crate::wire::receive;
@@ -16,12 +18,12 @@ pub(super) struct Translation {
     key: [u8; 32],
     boot: BootId,
     hello: Mutex<Option<Hello>>,
-    challenge: Mutex<Option<Challenge>>,
+    proof: Mutex<Option<Proof>>,
 }
 
 impl Translation {
     pub(super) fn new(key: [u8; 32], boot: BootId) -> Self {
-        Self { key, boot, hello: Mutex::default(), challenge: Mutex::default() }
+        Self { key, boot, hello: Mutex::default(), proof: Mutex::default() }
     }
 
     /// Passes on what the engine says first, as soon as `pass` returns.
@@ -35,13 +37,13 @@ impl Translation {
         keep(&self.hello, Hello::decode(&body).map_err(io::Error::other)?);
         pass();
         to.write_all(&frame(MessageKind::Hello, &body))?;
-        message(&mut from)?;
-        let proof = Proof::of(&self.key, &kept(&self.hello)?, &kept(&self.challenge)?);
+        let (_, body) = message(&mut from)?;
+        keep(&self.proof, Proof::decode(&body).map_err(io::Error::other)?);
         pass();
-        to.write_all(&frame(MessageKind::Proof, &proof.encode()))
+        to.write_all(&frame(MessageKind::Proof, &body))
     }
 
-    /// Passes on what the replica says first.
+    /// Passes on what the replica says, to its last word.
     pub(super) fn to_engine(
         &self,
         mut from: &TcpStream,
@@ -54,10 +56,29 @@ impl Translation {
             return to.write_all(&frame(MessageKind::Refused, &body));
         }
         let challenge = Challenge::decode(&body).map_err(io::Error::other)?;
-        let told = Challenge { boot: self.boot, ..challenge.clone() }.proven(&self.key, &kept(&self.hello)?);
-        keep(&self.challenge, challenge);
         pass();
-        to.write_all(&frame(MessageKind::Challenge, &told.encode()))
+        to.write_all(&frame(MessageKind::Challenge, &body))?;
+        let (prefix, body) = message(&mut from)?;
+        if !prefix.is(MessageKind::Welcome) {
+            pass();
+            return to.write_all(&frame(MessageKind::Refused, &body));
+        }
+        let told = self.elsewhere(challenge, &body)?;
+        pass();
+        to.write_all(&frame(MessageKind::Welcome, &told))
+    }
+
+    /// The same Welcome, from a replica on a node of another boot.
+    fn elsewhere(&self, challenge: Challenge, sealed: &[u8]) -> io::Result<Vec<u8>> {
+        let transcript = Transcript { hello: kept(&self.hello)?, challenge, proof: kept(&self.proof)? };
+        let terms = transcript.challenge.terms(&transcript.hello).map_err(io::Error::other)?;
+        assert!(terms.is_sealed(), "both sides are of this build");
+        let kind = MessageKind::Welcome;
+        let body = transcript.open(&self.key, kind, sealed).map_err(io::Error::other)?;
+        let (welcome, about) =
+            Welcome::decode(body, &terms, &transcript.challenge).map_err(io::Error::other)?;
+        let told = welcome.encode(&terms, &About { boot: self.boot, ..about });
+        Ok(transcript.seal(&self.key, kind, told))
     }
 }
 

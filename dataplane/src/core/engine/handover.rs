@@ -5,16 +5,19 @@
 //! they say too much and never too little. No bit of write intent is cleared from the reading of the members' maps to
 //! that telling, so that nothing written meanwhile can be taken for told.
 
-use super::Engine;
+use super::{Engine, bit};
 use crate::core::region_map::RegionMap;
 use crate::units::REGION_BYTES;
 use crate::wire::map::MapEdit;
 use crate::wire::payload::Adopt;
 
 impl Engine {
-    pub(super) fn handed_over(&self) -> Adopt {
+    /// To one that knows no rounds a base with one cannot be told: it remembers nothing of that replica.
+    pub(super) fn handed_over(&self, target: usize) -> Adopt {
         let mut adopt = Adopt::default();
-        for (place, other) in adopt.iter_mut().zip(self.fill.others()) {
+        let rounds = self.know_stamps(bit(target));
+        let others = self.fill.others().iter().filter(|other| rounds || other.base.round == 0);
+        for (place, other) in adopt.iter_mut().zip(others) {
             *place = Some((self.peers[other.slot].id, other.base));
         }
         adopt

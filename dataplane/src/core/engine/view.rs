@@ -341,7 +341,7 @@ impl Engine {
         let view = proposal.view;
         let telling = match proposal.reason {
             Reason::Add { target } if target == slot => {
-                Telling { adopt: self.handed_over(), joins: true, ..Telling::default() }
+                Telling { adopt: self.handed_over(target), joins: true, ..Telling::default() }
             }
             Reason::Add { .. } | Reason::Start | Reason::Remove | Reason::Configure => Telling::default(),
         };
