@@ -61,6 +61,12 @@ impl World {
         }
         let members = self.members_of(engine);
         trace!(self, "e{engine} serves {generation:?} with {members:?}");
+        let (lost, older) = (|slot: &usize| self.replicas[*slot].lost, |slot: &usize| self.replicas[*slot].older);
+        if members.iter().any(older) && members.iter().all(|slot| lost(slot) || older(slot)) {
+            // What that may lose is in the documents: nothing is left that knows better.
+            trace!(self, "only older copies and lost caches");
+            self.beyond = true;
+        }
         if members.iter().all(|slot| self.replicas[*slot].lost) {
             trace!(self, "every member has lost its cache");
             self.registers.caches_lost();

@@ -23,7 +23,7 @@ struct Block {
 }
 
 /// The image.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Image {
     cached: Vec<Block>,
     stable: Vec<Block>,
@@ -140,6 +140,15 @@ impl Image {
     }
 }
 
+impl Image {
+    /// The disk as it is without the page cache.
+    #[must_use]
+    pub fn snapshot(&self) -> Self {
+        let stable = self.stable.clone();
+        Self { cached: stable.clone(), stable, dirty: BTreeSet::new(), syncing: Vec::new(), error_unheard: false }
+    }
+}
+
 type Bytes = Box<[u8]>;
 
 /// `meta` and `meta.spare`: two files, and which of them has the name.
@@ -199,6 +208,14 @@ impl MetaFiles {
     /// When it is damaged.
     pub fn load(&self) -> Result<Meta, MetaError> {
         Meta::decode(&self.cached[self.current])
+    }
+    /// The disk as it is without the page cache.
+    #[must_use]
+    pub fn snapshot(&self) -> Self {
+        let mut files = self.clone();
+        files.cached = files.stable.clone();
+        files.current = files.current_stable;
+        files
     }
     /// The directory is synced, as everyone does who opens it.
     pub fn sync_directory(&mut self) {

@@ -1,9 +1,11 @@
 //! What goes wrong, and when it stops.
 
-use super::engine::now_of;
+use holdfast_dataplane::core::start::majority;
+
+use super::engine::{id_of, now_of};
 use super::plan::Fault;
 use super::queue::{MS, SEC};
-use super::world::{Event, Mending, World};
+use super::world::{Event, Mending, Snapshot, World};
 
 impl World {
     pub(super) fn fault_due(&mut self) {
@@ -121,6 +123,8 @@ impl World {
             Fault::DiskStalls => {
                 self.replicas[replica].stalled_until = self.queue.now() + lasts;
             }
+            Fault::Snapshot => self.snapshot(node),
+            Fault::RollBack => self.roll_back(lasts),
             Fault::FlipMeta => {
                 self.end_replica(replica, false);
                 let (spare, bit) = (self.random.one_in(3), self.random.index(4096 * 8));
@@ -221,6 +225,53 @@ impl World {
         self.nodes[node].up = false;
         self.nodes[node].boot += 1;
         self.queue.after(lasts, Event::NodeUp { node });
+    }
+
+    fn on_node(&self, node: usize) -> Vec<usize> {
+        (0..self.replicas.len()).filter(|slot| self.replicas[*slot].node == node).collect()
+    }
+
+    fn snapshot(&mut self, node: usize) {
+        let disks = self.on_node(node).into_iter().map(|slot| {
+            let host = &self.replicas[slot];
+            (slot, host.image.snapshot(), host.meta.snapshot(), host.map_files.clone())
+        });
+        self.copy = Some(Snapshot { node, disks: disks.collect() });
+    }
+
+    /// A node goes back to its copy, if the newest data is on another node for sure: the record has the newest view, an
+    /// engine serves by it, and one of its members is elsewhere and has kept its disk. (Where two faults of this kind
+    /// meet, or the record is old as well, nothing could tell the older copy from the newest.)
+    fn roll_back(&mut self, lasts: u64) {
+        let Some(copy) = &self.copy else { return };
+        let node = copy.node;
+        let Some(engine) = self.wanted.engine.filter(|engine| self.engines[*engine].serving) else { return };
+        let members = self.members_of(engine);
+        let report = self.engines[engine].core.report(now_of(self.queue.now()));
+        let (record, order) = (self.registry.status.view.order(), (report.generation, report.epoch));
+        let elsewhere = members.iter().any(|slot| {
+            let host = &self.replicas[*slot];
+            host.node != node && !host.older && !host.lost && host.running
+        });
+        // A start needs so many replicas that remember; where it cannot have them a person decides.
+        let configured = self.registry.status.configured;
+        let here = self.on_node(node).into_iter().filter(|slot| configured.contains(id_of(*slot))).count();
+        let remembered = here < majority(configured.len());
+        let older = self.replicas.iter().any(|host| host.older);
+        if record != order || !elsewhere || !remembered || older || !self.nodes[node].up {
+            return;
+        }
+        let Some(copy) = self.copy.take() else { return };
+        self.reboot(node, lasts);
+        for (slot, image, meta, maps) in copy.disks {
+            let host = &mut self.replicas[slot];
+            if host.node != node {
+                continue;
+            }
+            (host.image, host.meta, host.map_files) = (image, meta, maps);
+            host.older = true;
+            trace!(self, "r{} goes back", slot + 1);
+        }
     }
 
     pub(super) fn node_up(&mut self, node: usize) {

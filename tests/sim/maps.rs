@@ -21,7 +21,7 @@ use super::world::{Event, World};
 type Bytes = Box<[u8]>;
 
 /// The bitmap files of a replica. Each has one page here; a write of it is on stable storage when it ends.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Files {
     /// The file's number (a file made in the place of another is another), and its page.
     files: BTreeMap<MapId, (u64, Bytes)>,
@@ -162,7 +162,7 @@ impl Maps {
         }
     }
 
-    fn part(&self, header: &Header, name: MapName) -> MapPart {
+    fn part(&self, header: &Header, name: MapName, rounds: bool) -> MapPart {
         let (map, base) = match name {
             MapName::Intent => (MapId::Intent, None),
             MapName::Dirty(replica) => (MapId::Dirty(replica), self.tracking.base(replica)),
@@ -170,7 +170,7 @@ impl Maps {
         let first = to_usize(header.offset / REGION_BYTES / 64);
         let count = to_usize(header.extent.div_ceil(REGION_BYTES).div_ceil(64));
         let words = (first..first + count).map(|index| self.tracking.word(map, index)).collect();
-        MapPart { base, words }
+        MapPart::told(base, words, rounds)
     }
 
     fn edit(&mut self, header: &Header, edit: MapEdit, size: u64) {
@@ -269,11 +269,11 @@ impl World {
         let size = self.size;
         let Some(open) = &mut self.replicas[slot].open else { return true };
         if header.kind == Kind::ReadMap {
-            let Ok(name) = MapName::decode(payload) else { return false };
+            let Ok((name, rounds)) = MapName::decode(payload) else { return false };
             if !is_map_range(header.offset, header.extent, REGION_BYTES) {
                 return false;
             }
-            let part = open.maps.part(header, name).encode();
+            let part = open.maps.part(header, name, rounds).encode();
             self.reply_small(slot, conn, header, part);
             return true;
         }

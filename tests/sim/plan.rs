@@ -44,6 +44,10 @@ pub enum Fault {
     DiskStalls,
     /// A bit turns in a replica's meta or its spare.
     FlipMeta,
+    /// The disks of a node are copied.
+    Snapshot,
+    /// That node begins anew with them: a virtual machine that is restored.
+    RollBack,
 }
 
 /// A kind of world.
@@ -239,6 +243,9 @@ impl Plan {
         let mut plan = Self { era: Era::Now, ..Self::second(seed) };
         plan.faults.extend(of_agents(plan.kind));
         plan.grace = (!random.one_in(3)).then(|| random.between(2, 45) * SEC);
+        if plan.kind == Kind::Reboots && plan.replicas > 1 && !plan.one_node {
+            plan.faults.extend([(Fault::Snapshot, 3), (Fault::RollBack, 2)]);
+        }
         plan
     }
 

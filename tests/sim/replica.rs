@@ -102,6 +102,8 @@ pub(super) struct Host {
     pub(super) open: Option<Box<Open>>,
     /// What was read from it once is gone, and has not been filled in since.
     pub(super) lost: bool,
+    /// Its disk went back to an earlier state, and has not been filled since.
+    pub(super) older: bool,
     /// File operations take their time instead of ending at once.
     pub(super) direct: bool,
     /// One in so many file operations fails.
@@ -121,6 +123,7 @@ impl Host {
             running: false,
             open: None,
             lost: false,
+            older: false,
             direct,
             bad_one_in: 0,
             stalled_until: 0,
@@ -382,6 +385,7 @@ impl World {
             if filled || repaired {
                 host.lost = false;
             }
+            host.older &= !filled;
             Ok(())
         };
         trace!(self, "r{} persisted {result:?}: {next:?}", slot + 1);

@@ -229,7 +229,17 @@ pub(super) struct World {
     pub(super) faults: bool,
     load: bool,
     pub(super) failure: Option<String>,
+    /// Nothing is left that tells an older copy from the newest: the world ends, and nothing more is asked of it.
+    pub(super) beyond: bool,
+    pub(super) copy: Option<Snapshot>,
     pub(super) trace: bool,
+}
+
+/// A copy of a node's disks.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) node: usize,
+    pub(super) disks: Vec<(usize, super::disk::Image, super::disk::MetaFiles, super::maps::Files)>,
 }
 
 /// The creation of a replica's instance.
@@ -354,6 +364,8 @@ impl World {
             faults: true,
             load: true,
             failure: None,
+            beyond: false,
+            copy: None,
             queue: Queue::new(),
             random,
             plan,
@@ -395,8 +407,10 @@ impl World {
     }
 
     pub(super) fn fail(&mut self, why: String) {
-        trace!(self, "FAILED: {why}");
-        self.failure.get_or_insert(why);
+        if !self.beyond {
+            trace!(self, "FAILED: {why}");
+            self.failure.get_or_insert(why);
+        }
     }
 
     /// Runs it to its end.
@@ -407,7 +421,7 @@ impl World {
         self.run_until(busy_until + 2 * SEC);
         self.load = false;
         let healthy_by = busy_until + self.plan.healthy_within;
-        while self.failure.is_none() && !self.at_rest() {
+        while self.failure.is_none() && !self.beyond && !self.at_rest() {
             if self.queue.now() > healthy_by {
                 let why = self.why_not_healthy();
                 self.fail(format!("not healthy in time: {why}"));
@@ -415,7 +429,7 @@ impl World {
             let next = self.queue.now() + 100 * MS;
             self.run_until(next);
         }
-        if self.failure.is_none() {
+        if self.failure.is_none() && !self.beyond {
             self.check_copies();
         }
         if self.failure.is_none() && self.plan.has_agents() {
