@@ -7,6 +7,8 @@ pub mod complaint;
 pub mod config;
 pub mod core;
 pub mod error;
+#[cfg(test)]
+mod golden_tests;
 pub mod metrics;
 pub mod node;
 pub mod preflight;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::ids::{Epoch, Generation, InstanceUuid};
 use crate::pb::instance as pb;
 use crate::record::{ReplicaSet, View, VolumeStatus};
+use crate::unknown::Unknown;
 
 /// A message that does not say what its type needs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +91,8 @@ impl TryFrom<&pb::VolumeStatus> for VolumeStatus {
                 .ok_or_else(|| bad("configured", &format!("{:?}", status.configured)))?,
             clean: status.clean,
             instance_uuids,
+            // Engines are not told of them; the agent keeps those of the record.
+            unknown: Unknown::default(),
         })
     }
 }

@@ -7,6 +7,7 @@ pub mod ids;
 pub mod inventory;
 pub mod record;
 pub mod status;
+pub mod unknown;
 
 /// The generated gRPC code.
 #[allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::pedantic)]

@@ -2,6 +2,8 @@
 //!
 //! `spec` is written by operators. `status` is changed only by compare-and-swap on the whole record, and only by
 //! attach and membership changes. What is merely observed (pids, ports, progress) is never here.
+//!
+//! Records grow: each type but [`View`] keeps the fields that this build does not know ([`Unknown`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{
     Epoch, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId, VolumeName,
 };
+use crate::unknown::Unknown;
 
 /// The schema this build writes.
 pub const RECORD_SCHEMA: u32 = 1;
@@ -137,6 +140,9 @@ impl<'de> Deserialize<'de> for ReplicaSet {
 }
 
 /// One period of the volume with a fixed set of members. Views are ordered by `(generation, epoch)`.
+///
+/// It takes no unknown fields: it goes through engines and replicas, which would lose them. What belongs to a view and is
+/// new becomes a field of [`VolumeStatus`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct View {
@@ -190,7 +196,6 @@ impl fmt::Display for Stamp {
 
 /// The part of a record that attach and membership changes write, by compare-and-swap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct VolumeStatus {
     /// The registry's life in which this was written.
     pub incarnation: Incarnation,
@@ -215,11 +220,13 @@ pub struct VolumeStatus {
     /// Instance name to the UUID of its creation.
     #[serde(default)]
     pub instance_uuids: BTreeMap<String, InstanceUuid>,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// What operators wish for a whole node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct NodeRecord {
     /// [`NODE_SCHEMA`].
     pub schema: u32,
@@ -236,6 +243,9 @@ pub struct NodeRecord {
     /// It does not come back: nobody waits for it any more, and its replicas are placed elsewhere.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub forgotten: bool,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 impl NodeRecord {
@@ -249,6 +259,7 @@ impl NodeRecord {
             uninstall_allowed: false,
             draining: false,
             forgotten: false,
+            unknown: Unknown::default(),
         }
     }
 }
@@ -267,7 +278,6 @@ pub enum Desired {
 
 /// A claim of a controller that is not Holdfast: an instance belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ClaimRecord {
     /// [`CLAIM_SCHEMA`].
     pub schema: u32,
@@ -290,11 +300,13 @@ pub struct ClaimRecord {
     /// Grows by one with each write; 0: never written.
     #[serde(default)]
     pub version: u64,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// Where one replica belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ReplicaSpec {
     /// Its number.
     pub id: ReplicaId,
@@ -309,11 +321,13 @@ pub struct ReplicaSpec {
     /// Those that stay members until this one is.
     #[serde(default, skip_serializing_if = "ReplicaSet::is_empty")]
     pub replaces: ReplicaSet,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A person's word that a volume starts from one replica, whatever the rules say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ForceFrom {
     /// Whose data the volume is to have.
     pub replica: ReplicaId,
@@ -327,6 +341,9 @@ pub struct ForceFrom {
     pub generation: Generation,
     /// See `generation`.
     pub epoch: Epoch,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 impl ForceFrom {
@@ -339,7 +356,6 @@ impl ForceFrom {
 
 /// Where the volume is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct AttachSpec {
     /// The node whose agent runs the engine.
     pub node: NodeName,
@@ -349,6 +365,9 @@ pub struct AttachSpec {
     /// Start from this replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_from: Option<ForceFrom>,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// What an operator wants to become of the volume.
@@ -366,7 +385,6 @@ pub enum Intent {
 
 /// What operators write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct VolumeSpec {
     /// A multiple of 4096.
     pub size_bytes: u64,
@@ -390,6 +408,9 @@ pub struct VolumeSpec {
     pub intent: Intent,
     /// How replicas do file I/O: "buffered" or "direct".
     pub io_mode: String,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
@@ -404,7 +425,6 @@ fn is_no_round(round: &u64) -> bool {
 
 /// A volume as the registry keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct VolumeRecord {
     /// [`RECORD_SCHEMA`].
     pub schema: u32,
@@ -418,6 +438,9 @@ pub struct VolumeRecord {
     pub spec: VolumeSpec,
     /// What engines did.
     pub status: VolumeStatus,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 impl VolumeRecord {
@@ -506,5 +529,32 @@ mod tests {
         assert!(record.was_removed(ReplicaId(5)) && record.was_removed(ReplicaId(7)));
         assert!(!record.was_removed(ReplicaId(2)) && !record.was_removed(ReplicaId(8)));
         assert_eq!(record.fresh_replica_id(), ReplicaId(8));
+    }
+
+    #[test]
+    fn records_keep_what_they_do_not_know_at_every_level() {
+        let spec = r#"{"size_bytes":4096,"replicas":[{"id":"r1","node":"a"}],"leaving":[{"id":"r2","node":"a"}],
+            "attach":{"node":"a","force_from":{"replica":"r1","even_if_syncing":false,
+            "lineage":"00000000-0000-0000-0000-000000000002","generation":1,"epoch":1}},"io_mode":"buffered"}"#;
+        let known = serde_json::to_value(record(spec)).unwrap();
+        let levels = [
+            "",
+            "/spec",
+            "/status",
+            "/spec/replicas/0",
+            "/spec/leaving/0",
+            "/spec/attach",
+            "/spec/attach/force_from",
+        ];
+        for level in levels {
+            let mut grown = known.clone();
+            grown.pointer_mut(level).unwrap()["later"] = serde_json::json!({"a": [1, null, u64::MAX, 0.5]});
+            let read: VolumeRecord = serde_json::from_value(grown.clone()).unwrap();
+            assert_ne!(serde_json::to_value(&read).unwrap(), known, "{level}");
+            assert_eq!(serde_json::to_value(&read).unwrap(), grown, "{level}");
+        }
+        let mut view = known;
+        view["status"]["view"]["later"] = 1.into();
+        assert!(serde_json::from_value::<VolumeRecord>(view).is_err(), "a view could not keep it");
     }
 }

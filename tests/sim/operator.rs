@@ -3,6 +3,7 @@
 use holdfast::core::instance::{Instance, InstanceName};
 use holdfast_proto::ids::InstanceUuid;
 use holdfast_proto::record::{AttachSpec, Intent, VolumeRecord};
+use holdfast_proto::unknown::Unknown;
 use uuid::Uuid;
 
 use super::agent::node_name;
@@ -76,8 +77,12 @@ impl World {
                 self.wanted.engine = None;
                 self.wanted.settled = true;
                 self.edit_record(|record| {
-                    record.spec.attach =
-                        Some(AttachSpec { node: node_name(node), nbd_tcp: None, force_from: None });
+                    record.spec.attach = Some(AttachSpec {
+                        node: node_name(node),
+                        nbd_tcp: None,
+                        force_from: None,
+                        unknown: Unknown::default(),
+                    });
                     record.spec.detaching = None;
                     let engine = InstanceName::engine(&record.name).to_string();
                     record.status.instance_uuids.insert(engine, InstanceUuid(Uuid::from_u128(uuid)));

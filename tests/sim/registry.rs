@@ -7,6 +7,7 @@ use holdfast::registry::engine_cas;
 use holdfast_dataplane::core::engine::{RegistryOutcome, Wanted};
 use holdfast_proto::ids::{Generation, Incarnation};
 use holdfast_proto::record::{RECORD_SCHEMA, VolumeRecord, VolumeSpec, VolumeStatus};
+use holdfast_proto::unknown::Unknown;
 use uuid::Uuid;
 
 use super::engine::now_of;
@@ -77,6 +78,7 @@ impl Registry {
             version: self.version,
             spec: self.spec.clone(),
             status: self.status.clone(),
+            unknown: Unknown::default(),
         }
     }
 

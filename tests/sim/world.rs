@@ -8,6 +8,7 @@ use holdfast_proto::ids::{
     BootId, Epoch, Generation, Incarnation, InstanceUuid, Lineage, NodeName, ReplicaId,
 };
 use holdfast_proto::record::{Intent, ReplicaSet, ReplicaSpec, View, VolumeSpec, VolumeStatus};
+use holdfast_proto::unknown::Unknown;
 use uuid::Uuid;
 
 use super::agent::{Agent, Turn, node_name};
@@ -249,7 +250,14 @@ pub(super) fn replica_instance(replica: ReplicaId) -> InstanceUuid {
 
 fn first_spec(size_bytes: u64, replicas: impl Iterator<Item = (ReplicaId, NodeName)>) -> VolumeSpec {
     let replicas: Vec<_> = replicas
-        .map(|(id, node)| ReplicaSpec { id, node, disk: None, to_make: false, replaces: ReplicaSet::new() })
+        .map(|(id, node)| ReplicaSpec {
+            id,
+            node,
+            disk: None,
+            to_make: false,
+            replaces: ReplicaSet::new(),
+            unknown: Unknown::default(),
+        })
         .collect();
     VolumeSpec {
         size_bytes,
@@ -260,6 +268,7 @@ fn first_spec(size_bytes: u64, replicas: impl Iterator<Item = (ReplicaId, NodeNa
         detaching: None,
         intent: Intent::Keep,
         io_mode: "buffered".to_owned(),
+        unknown: Unknown::default(),
     }
 }
 
@@ -307,6 +316,7 @@ impl World {
             configured,
             clean: true,
             instance_uuids: std::collections::BTreeMap::new(),
+            unknown: Unknown::default(),
         };
         let mut wanted = Vec::new();
         if plan.change_every > 0 {

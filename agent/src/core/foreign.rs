@@ -179,6 +179,7 @@ pub(crate) mod tests {
             desired,
             lease_s: 60,
             version: 1,
+            unknown: Default::default(),
         };
         (name.parse().unwrap(), Stored::Readable(Box::new(claim)))
     }

@@ -6,6 +6,7 @@ pub mod blocked;
 pub mod claims;
 pub mod creation;
 pub mod elsewhere;
+pub mod features;
 pub mod follow;
 pub mod foreign;
 pub mod instance;

@@ -211,23 +211,12 @@ mod tests {
 
     use holdfast_proto::inventory::{FORMAT, encode};
     use holdfast_proto::pb::inventory as pb;
-    use uuid::Uuid;
 
     use super::*;
-    use crate::core::presence::PRESENCE_SCHEMA;
-    use crate::core::testing::{published_instance, published_node};
+    use crate::core::testing::{presence, published_instance, published_node};
 
     const fn secs(s: u64) -> Moment {
         Duration::from_secs(s)
-    }
-
-    fn presence() -> Presence {
-        Presence {
-            schema: PRESENCE_SCHEMA,
-            home: Uuid::nil(),
-            run: Uuid::nil(),
-            address: "10.0.0.2".to_owned(),
-        }
     }
 
     fn full(node: &str) -> Documents {

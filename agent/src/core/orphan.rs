@@ -17,6 +17,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use holdfast_proto::unknown::Unknown;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -159,6 +160,8 @@ pub struct Tracker {
     lost: BTreeSet<Class>,
     voice: Voice,
     totals: BTreeMap<Class, Totals>,
+    /// What a newer build saved of all of them.
+    unknown: Unknown,
     unsaved: bool,
     saved_at: Option<Moment>,
 }

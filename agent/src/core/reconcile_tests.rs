@@ -285,6 +285,23 @@ fn absence_stops_nothing() {
 }
 
 #[test]
+fn a_record_that_is_not_understood_leaves_all_as_it_is() {
+    let record = attached("demo", "node-a", 3);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.run_all(&record);
+    let needs = serde_json::json!({"requires": ["tomorrow"]});
+    let newer = RecordState::Unreadable(crate::core::features::check(&needs).unwrap_err());
+    node.records = Records::Known(BTreeMap::from([("demo".into(), newer)]));
+    assert_eq!(node.plan(), Plan::default());
+    for name in ["demo.r2", "demo.engine"] {
+        node.feed(name, Event::Ended("killed by signal 9".into()));
+        assert_eq!(node.plan(), Plan::default(), "{name} is not started again");
+    }
+    node.record_all(std::slice::from_ref(&record));
+    assert!(node.words().contains(&"spawn demo.r2".into()), "it is understood again");
+}
+
+#[test]
 fn another_creation_under_the_name_is_left_alone_and_reported() {
     let record = attached("demo", "node-a", 1);
     let mut node = Node::new(std::slice::from_ref(&record));

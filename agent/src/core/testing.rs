@@ -9,9 +9,11 @@ use holdfast_proto::pb::inventory as ipb;
 use holdfast_proto::record::{
     AttachSpec, Intent, RECORD_SCHEMA, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec, VolumeStatus,
 };
+use holdfast_proto::unknown::Unknown;
 
 use super::elsewhere::{Elsewhere, OtherNode};
 use super::instance::InstanceName;
+use super::presence::Presence;
 
 /// A new, detached volume with all its replicas on `node`.
 pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
@@ -37,6 +39,7 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
                     disk: None,
                     to_make: false,
                     replaces: ReplicaSet::new(),
+                    unknown: Unknown::default(),
                 })
                 .collect(),
             leaving: Vec::new(),
@@ -45,6 +48,7 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
             detaching: None,
             intent: Intent::Keep,
             io_mode: "buffered".into(),
+            unknown: Unknown::default(),
         },
         status: VolumeStatus {
             incarnation: Incarnation::random(),
@@ -57,17 +61,29 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
             configured: all,
             clean: true,
             instance_uuids,
+            unknown: Unknown::default(),
         },
+        unknown: Unknown::default(),
     }
 }
 
 /// The same, wanted on `node`, with its engine's creation minted.
 pub(crate) fn attached(name: &str, node: &str, replicas: u32) -> VolumeRecord {
     let mut record = record(name, node, replicas);
-    record.spec.attach = Some(AttachSpec { node: node.parse().unwrap(), nbd_tcp: None, force_from: None });
+    record.spec.attach = Some(AttachSpec {
+        node: node.parse().unwrap(),
+        nbd_tcp: None,
+        force_from: None,
+        unknown: Unknown::default(),
+    });
     let engine = InstanceName::engine(&record.name).to_string();
     record.status.instance_uuids.insert(engine, InstanceUuid::random());
     record
+}
+
+/// An agent that lives, and reads no feature of records.
+pub(crate) fn presence() -> Presence {
+    Presence { address: "10.0.0.2".to_owned(), ..Presence::not_understood() }
 }
 
 /// The node's own entry in a published inventory.

@@ -192,6 +192,20 @@ fn a_volume_whose_record_is_damaged_is_still_listed() {
 }
 
 #[test]
+fn a_volume_that_is_not_understood_shows_why_and_runs() {
+    let record = attached("demo", "node-a", 1);
+    let mut scene = Scene::new(&record);
+    scene.run(&record, "demo.engine", engine("healthy", &["member"]));
+    let needs = serde_json::json!({"requires": ["tomorrow"]});
+    let newer = RecordState::Unreadable(crate::core::features::check(&needs).unwrap_err());
+    scene.records = Records::Known(BTreeMap::from([("demo".into(), newer)]));
+    let shown = scene.show();
+    assert_eq!(shown.state, "healthy");
+    let reason = shown.reason.unwrap();
+    assert!(reason.contains("\"tomorrow\"") && reason.contains("upgrade this node's agent"), "{reason}");
+}
+
+#[test]
 fn an_instance_says_its_state_claim_and_reason() {
     let record = attached("demo", "node-a", 1);
     let mut scene = Scene::new(&record);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use holdfast_proto::ids::{InstanceUuid, VolumeId};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::{CLAIM_SCHEMA, ClaimRecord, Desired};
+use holdfast_proto::unknown::Unknown;
 
 use super::shared::Shared;
 use crate::core::foreign::Stored;
@@ -74,10 +75,14 @@ pub(super) async fn put(shared: &Arc<Shared>, request: &pb::PutClaimRequest) -> 
                         found.owner
                     )));
                 }
+                wanted.unknown = found.unknown;
                 found.version
             }
             Some(Stored::Unreadable(why)) => return Err(Error::failed(format!("claim {name}: {why}"))),
-            None => 0,
+            None => {
+                wanted.unknown = Unknown::default();
+                0
+            }
         };
         if shared.registry.put_claim(wanted.clone()).await? {
             shared.reconcile().await?;
@@ -170,6 +175,7 @@ fn wanted(shared: &Shared, name: &InstanceName, request: &pb::PutClaimRequest) -
         desired,
         lease_s: request.lease_s,
         version: 0,
+        unknown: Unknown::default(),
     })
 }
 

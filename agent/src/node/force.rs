@@ -6,6 +6,7 @@ use holdfast_dataplane::layout::{Meta, read_label};
 use holdfast_proto::ids::{Lineage, ReplicaId, VolumeName};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::{ForceFrom, ReplicaSet, View, VolumeRecord};
+use holdfast_proto::unknown::Unknown;
 
 use super::replicas::no_such;
 use super::roles;
@@ -59,7 +60,14 @@ pub(super) async fn wanted(
     tracing::error!(volume = %name, "a person starts it by force from {id}: {explained}");
     let lineage = before.map_or_else(Lineage::random, |before| before.lineage);
     let (generation, epoch) = record.status.view.order();
-    Ok(Some(ForceFrom { replica: id, even_if_syncing: request.even_if_syncing, lineage, generation, epoch }))
+    Ok(Some(ForceFrom {
+        replica: id,
+        even_if_syncing: request.even_if_syncing,
+        lineage,
+        generation,
+        epoch,
+        unknown: Unknown::default(),
+    }))
 }
 
 /// The replica's label, and the newest view that anything on this node knows of.

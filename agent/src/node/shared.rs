@@ -25,6 +25,7 @@ use crate::core::records::Records;
 use crate::core::upkeep::DiskReserve;
 use crate::error::Error;
 use crate::registry::Registry;
+use crate::registry::features::Features;
 use crate::store::DataDir;
 use crate::store::instances::InstanceStore;
 use crate::store::replica_dirs::Labels;
@@ -79,7 +80,9 @@ pub(super) struct Shared {
     /// Since when each of these claims counts.
     pub(super) leases: Mutex<Leases>,
     /// All nodes, as the registry tells of them.
-    pub(super) nodes: Mutex<Nodes>,
+    pub(super) nodes: Arc<Mutex<Nodes>>,
+    /// What may be written into records, as far as those nodes read it.
+    pub(super) features: Features,
     /// The others, as plans need them.
     pub(super) elsewhere: watch::Sender<Arc<Elsewhere>>,
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
@@ -130,6 +133,11 @@ impl Shared {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let (orphans, replenish_after) = (config.orphans.clone(), config.replenish_after);
         let disk_reserve = config.disk_reserve;
+        let nodes = Arc::<Mutex<Nodes>>::default();
+        let features = match config.registry.is_shared() {
+            true => Features::shared(Arc::clone(&nodes)),
+            false => Features::alone(),
+        };
         let shared = Self {
             config,
             store: InstanceStore::new(homes.data.instances()),
@@ -145,7 +153,8 @@ impl Shared {
             last_healthy: Mutex::default(),
             foreign: Mutex::new(Arc::new(Foreign::Unavailable("not read yet".to_owned()))),
             leases: Mutex::default(),
-            nodes: Mutex::default(),
+            nodes,
+            features,
             elsewhere: watch::Sender::new(Arc::new(homes.elsewhere)),
             operations: Mutex::default(),
             orphan_settings: Mutex::new(orphans),

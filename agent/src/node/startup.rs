@@ -64,6 +64,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let context = Context {
         store: shared.store.clone(),
         registry: Arc::clone(&shared.registry),
+        features: shared.features.clone(),
         boot_id: shared.boot_id,
         binary: prepared.binary,
         cgroup: prepared.cgroup,

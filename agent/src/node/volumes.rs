@@ -15,6 +15,7 @@ use holdfast_proto::record::{
     VolumeStatus,
 };
 use holdfast_proto::status::ErrorKind;
+use holdfast_proto::unknown::Unknown;
 
 use super::shared::{Shared, blocking};
 use super::{force, nodes, roles};
@@ -196,6 +197,7 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
                     node,
                     disk: None,
                     replaces: ReplicaSet::new(),
+                    unknown: Unknown::default(),
                 })
                 .collect(),
             leaving: Vec::new(),
@@ -204,6 +206,7 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
             detaching: None,
             intent: Intent::Keep,
             io_mode: io_mode.to_owned(),
+            unknown: Unknown::default(),
         },
         status: VolumeStatus {
             incarnation: shared.registry.incarnation(),
@@ -217,8 +220,10 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
             // Nothing was ever written: there is nothing in which the members could differ.
             clean: true,
             instance_uuids,
+            unknown: Unknown::default(),
         },
         name,
+        unknown: Unknown::default(),
     })
 }
 
@@ -263,6 +268,7 @@ pub(super) async fn attach(
         node: node.clone(),
         nbd_tcp: Some(request.nbd_tcp.clone()).filter(|tcp| !tcp.is_empty()),
         force_from: force_from.clone(),
+        unknown: Unknown::default(),
     };
     let conflict = |why: &str| Error::conflict(format!("attach volume {name}: {why}"));
     change(shared, "attach", &name, |record| {

@@ -27,6 +27,7 @@ use crate::blocking::blocking;
 use crate::core::instance::{Event, InstanceName};
 use crate::error::Error;
 use crate::registry::Registry;
+use crate::registry::features::Features;
 use crate::store::instances::{InstanceStore, SpawnRecord};
 
 /// A drain flushes what is in flight; longer than any flush of a healthy disk, shorter than a person's patience.
@@ -45,6 +46,8 @@ pub struct Context {
     pub store: InstanceStore,
     /// What engines ask things of.
     pub registry: Arc<dyn Registry>,
+    /// What may be written into its records.
+    pub features: Features,
     /// This boot.
     pub boot_id: BootId,
     /// What new processes run.

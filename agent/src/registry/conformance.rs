@@ -6,6 +6,10 @@ use std::time::Duration;
 use holdfast_proto::ids::{InstanceUuid, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{AttachSpec, ClaimRecord, Desired, Intent, NodeRecord, VolumeRecord};
 use holdfast_proto::status::ErrorKind;
+use holdfast_proto::unknown::Unknown;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -32,6 +36,8 @@ pub(super) async fn all(home: Arc<dyn Registry>) {
     wishes_for_a_node_are_compared_too(&*home).await;
     an_inventory_is_found_as_it_was_written(&*home).await;
     claims_are_of_a_node_and_compared_too(&*home).await;
+    what_this_build_does_not_know_stays_in_a_record(&*home).await;
+    what_needs_an_unknown_feature_is_left_alone(&*home).await;
 }
 
 fn name(name: &str) -> VolumeName {
@@ -43,8 +49,12 @@ async fn stored(home: &dyn Registry, name: &str) -> VolumeRecord {
 }
 
 fn attached(mut record: VolumeRecord) -> VolumeRecord {
-    record.spec.attach =
-        Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: None });
+    record.spec.attach = Some(AttachSpec {
+        node: "node-a".parse().unwrap(),
+        nbd_tcp: None,
+        force_from: None,
+        unknown: Unknown::default(),
+    });
     record
 }
 
@@ -209,4 +219,88 @@ async fn claims_are_of_a_node_and_compared_too(home: &dyn Registry) {
     assert_eq!(home.claims(&b).await.unwrap().len(), 1);
     let nonsense = ClaimRecord { instance: "nonsense".into(), ..first };
     assert_eq!(home.put_claim(nonsense).await.unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+/// The record with one field more in each of these objects, given as paths.
+fn grown<T: Serialize + DeserializeOwned>(record: &T, at: &[&str], field: &str, value: &Value) -> T {
+    let mut json = serde_json::to_value(record).unwrap();
+    for path in at {
+        json.pointer_mut(path).unwrap()[field] = value.clone();
+    }
+    serde_json::from_value(json).unwrap()
+}
+
+/// How often the field is in the record, at whatever level.
+fn count(record: &impl Serialize, field: &str) -> usize {
+    serde_json::to_string(record).unwrap().matches(&format!("{field:?}:")).count()
+}
+
+async fn what_this_build_does_not_know_stays_in_a_record(home: &dyn Registry) {
+    let later = json!({"a": [1, {"b": null}], "c": "d"});
+    let levels = ["", "/spec", "/status", "/spec/replicas/0", "/spec/replicas/2", "/spec/attach"];
+    let record = grown(&attached(record("grown", "node-a", 3)), &levels, "later", &later);
+    let mut record = home.create(record).await.unwrap();
+    for _ in 0..2 {
+        record.status.generation = record.status.generation.next();
+        record.spec.intent = Intent::Keep;
+        let Swap::Stored(stored) = home.compare_and_swap(record.version, record.clone()).await.unwrap()
+        else {
+            panic!("nobody else writes");
+        };
+        let Read::Found(read) = home.get(&record.name).await.unwrap() else { panic!("it is there") };
+        assert_eq!((&*stored, count(&read, "later")), (&read, levels.len()));
+        record = read;
+    }
+    home.delete(&record.name, record.id, record.version).await.unwrap();
+
+    let node: NodeName = "node-grown".parse().unwrap();
+    assert!(home.put_node(grown(&NodeRecord::new(node.clone()), &[""], "later", &later)).await.unwrap());
+    let Read::Found(read) = home.node(&node).await.unwrap() else { panic!("it is there") };
+    assert!(home.put_node(NodeRecord { draining: true, ..read }).await.unwrap());
+    let Read::Found(read) = home.node(&node).await.unwrap() else { panic!("it is there") };
+    assert_eq!((count(&read, "later"), read.draining), (1, true));
+
+    let (name, Stored::Readable(claim)) = claim("grown.r1", VolumeId::random(), Desired::Keep) else {
+        panic!("it can be read");
+    };
+    let claim = ClaimRecord { version: 0, node: node.clone(), ..*claim };
+    assert!(home.put_claim(grown(&claim, &[""], "later", &later)).await.unwrap());
+    let claims = home.claims(&node).await.unwrap();
+    let Stored::Readable(read) = &claims[&name] else { panic!("{claims:?}") };
+    assert_eq!(count(read, "later"), 1);
+}
+
+async fn what_needs_an_unknown_feature_is_left_alone(home: &dyn Registry) {
+    let needs = json!(["stamps", "tomorrow"]);
+    let told = |reason: &str| {
+        assert!(reason.contains("\"tomorrow\"") && reason.contains("upgrade this node's agent"), "{reason}");
+    };
+    let (before, known) = (stored(home, "newer").await, stored(home, "known").await);
+    let known = grown(&known, &[""], "requires", &json!(["stamps"]));
+    let known = home.compare_and_swap(1, known).await.unwrap();
+    assert!(matches!(&known, Swap::Stored(_)), "{known:?}");
+    let newer = grown(&before, &[""], "requires", &needs);
+    assert!(matches!(home.compare_and_swap(1, newer).await.unwrap(), Swap::Stored(_)));
+    let Read::Unreadable(reason) = home.get(&before.name).await.unwrap() else {
+        panic!("it is not understood")
+    };
+    told(&reason);
+    let listed = home.list().await.unwrap();
+    let entry = listed.iter().find(|entry| entry.name() == "newer");
+    assert!(matches!(entry, Some(Entry::Unreadable { reason, .. }) if { told(reason); true }), "{entry:?}");
+    assert!(listed.iter().any(|entry| entry.name() == "known" && matches!(entry, Entry::Readable(_))));
+    for version in [1, 2] {
+        let swap = home.compare_and_swap(version, before.clone()).await.unwrap_err();
+        told(&swap.to_string());
+        let deleted = home.delete(&before.name, before.id, version).await.unwrap_err();
+        told(&deleted.to_string());
+    }
+    let taken = home.create(before).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Conflict, "{taken}");
+
+    let node: NodeName = "node-newer".parse().unwrap();
+    assert!(home.put_node(grown(&NodeRecord::new(node.clone()), &[""], "requires", &needs)).await.unwrap());
+    let Read::Unreadable(reason) = home.node(&node).await.unwrap() else { panic!("it is not understood") };
+    told(&reason);
+    told(&home.put_node(NodeRecord { version: 1, ..NodeRecord::new(node) }).await.unwrap_err().to_string());
 }

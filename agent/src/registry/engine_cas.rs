@@ -31,7 +31,9 @@ pub async fn execute(
         Read::Found(_) | Read::Absent => return Ok(Outcome::Missing(Missing {})),
         Read::Unreadable(reason) => return Err(Error::failed(format!("read volume {name}: {reason}"))),
     };
-    let Some(status) = wished(ask, &record, registry) else { return Ok(conflict(&record, registry)) };
+    let Some(mut status) = wished(ask, &record, registry) else { return Ok(conflict(&record, registry)) };
+    // Engines are not told of what this build does not know, and so cannot mean to take it away.
+    status.unknown.clone_from(&record.status.unknown);
     if takes_over_from_another(&record, &status) {
         return Ok(Outcome::Missing(Missing {}));
     }
@@ -100,6 +102,7 @@ mod tests {
     use crate::registry::file::FileRegistry;
     use holdfast_proto::ids::InstanceUuid;
     use holdfast_proto::record::{AttachSpec, ForceFrom};
+    use holdfast_proto::unknown::Unknown;
 
     struct Fixture {
         _tmp: tempfile::TempDir,
@@ -156,8 +159,12 @@ mod tests {
         assert_eq!(f.execute(&ask).await, stored(2));
         // An operator's wish in between changes the version, not what the engine did.
         let mut wish = f.now().await;
-        wish.spec.attach =
-            Some(AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: None });
+        wish.spec.attach = Some(AttachSpec {
+            node: "node-a".parse().unwrap(),
+            nbd_tcp: None,
+            force_from: None,
+            unknown: Unknown::default(),
+        });
         f.registry.compare_and_swap(2, wish).await.unwrap();
         assert_eq!(f.execute(&ask).await, stored(3));
         assert_eq!(f.now().await.version, 3);
@@ -226,8 +233,14 @@ mod tests {
                 lineage,
                 generation: Generation(generation),
                 epoch,
+                unknown: Unknown::default(),
             };
-            AttachSpec { node: "node-a".parse().unwrap(), nbd_tcp: None, force_from: Some(force) }
+            AttachSpec {
+                node: "node-a".parse().unwrap(),
+                nbd_tcp: None,
+                force_from: Some(force),
+                unknown: Unknown::default(),
+            }
         };
         let mut wish = f.now().await;
         wish.spec.attach = Some(word(7));
@@ -256,6 +269,34 @@ mod tests {
         assert!(execute(&f.registry, &f.record.name, f.record.id, &ask).await.is_err());
         std::fs::remove_file(&path).unwrap();
         assert_eq!(f.execute(&ask).await, Outcome::Missing(Missing {}));
+    }
+
+    #[tokio::test]
+    async fn fields_that_engines_are_not_told_of_outlive_their_changes() {
+        let f = fixture().await;
+        let mut grown = serde_json::to_value(&f.record).unwrap();
+        for level in ["", "/spec", "/status", "/spec/replicas/1"] {
+            grown.pointer_mut(level).unwrap()["later"] = level.into();
+        }
+        let grown = serde_json::from_value(grown).unwrap();
+        f.registry.compare_and_swap(1, grown).await.unwrap();
+        let ask = f.attach(2, 1);
+        assert_eq!(f.execute(&ask).await, stored(3));
+        assert_eq!(f.execute(&ask).await, stored(3), "a repeat is known by what engines are told");
+        let now = serde_json::to_string(&f.now().await).unwrap();
+        assert_eq!(now.matches("\"later\":").count(), 4, "{now}");
+    }
+
+    #[tokio::test]
+    async fn what_needs_an_unknown_feature_is_no_answer_for_an_engine() {
+        let f = fixture().await;
+        let path = f._tmp.path().join("registry/volumes/demo.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let newer = text.replacen('{', "{\"requires\": [\"tomorrow\"],", 1);
+        std::fs::write(&path, &newer).unwrap();
+        let said = execute(&f.registry, &f.record.name, f.record.id, &f.attach(1, 1)).await.unwrap_err();
+        assert!(said.to_string().contains("upgrade this node's agent"), "{said}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), newer);
     }
 
     #[tokio::test]

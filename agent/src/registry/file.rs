@@ -30,8 +30,8 @@ use crate::store::remembered::Remembered;
 
 const HOME_SCHEMA: u32 = 1;
 
+/// Written once, and so loses nothing that it does not know.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Home {
     schema: u32,
     incarnation: Incarnation,
@@ -79,10 +79,10 @@ impl FileRegistry {
         let incarnation = match atomic::read_json::<Home>(&home, HOME_SCHEMA) {
             Read::Found(found) => found.incarnation,
             Read::Unreadable(reason) => {
-                return Err(Error::failed(format!(
-                    "open the registry: {reason}; restore that file, or remove it to begin a new incarnation \
-                     (every replica of a volume must then be present at its next attach)"
-                )));
+                let remedy = "restore that file, or remove it to begin a new incarnation (every replica of a volume \
+                              must then be present at its next attach)";
+                let why = atomic::with_remedy(&home, HOME_SCHEMA, reason, remedy);
+                return Err(Error::failed(format!("open the registry: {why}")));
             }
             Read::Absent => {
                 for dir in [root, &volumes, &keys] {
@@ -255,7 +255,7 @@ impl Inner {
 
     fn key(&self, id: VolumeId) -> Read<VolumeKey> {
         let path = self.key_path(id);
-        let read = atomic::read_json::<StoredKey>(&path, KEY_SCHEMA);
+        let read = atomic::read_json(&path, KEY_SCHEMA);
         StoredKey::to_key(read, &path.display().to_string())
     }
 

@@ -45,7 +45,7 @@ async fn one_damaged_record_is_unreadable_and_the_others_are_listed() {
         ("empty", String::new()),
         ("foreign", text.replace("\"schema\": 1", "\"schema\": 9").replace("\"good\"", "\"foreign\"")),
         ("partial", text.replace("\"size_bytes\"", "\"size\"").replace("\"good\"", "\"partial\"")),
-        ("newer", text.replacen('{', "{\"surprise\": 1,", 1).replace("\"good\"", "\"newer\"")),
+        ("newer", text.replacen('{', "{\"requires\": [\"tomorrow\"],", 1).replace("\"good\"", "\"newer\"")),
         ("renamed", text.clone()),
         ("absurd", text.replace("\"good\"", "\"absurd\"").replace("\"buffered\"", "\"psychic\"")),
         ("Not A Name", text.clone()),
@@ -66,6 +66,7 @@ async fn one_damaged_record_is_unreadable_and_the_others_are_listed() {
         other => panic!("{file}: {other:?}"),
     };
     assert!(said("foreign").contains("expected schema 1, found 9"));
+    assert!(said("newer").contains("\"tomorrow\"") && said("newer").contains("upgrade this node's agent"));
     assert!(said("renamed").contains("expected renamed, found good"));
     assert!(said("absurd").contains("psychic"));
 

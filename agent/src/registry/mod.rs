@@ -9,6 +9,7 @@
 mod conformance;
 pub mod engine_cas;
 pub mod etcd;
+pub mod features;
 pub mod file;
 pub mod inventory;
 pub mod measured;
@@ -155,8 +156,8 @@ pub trait Registry: fmt::Debug + Send + Sync {
 /// Expected and found.
 pub fn check_record(record: &VolumeRecord) -> Result<(), String> {
     let spec = &record.spec;
-    if record.schema != RECORD_SCHEMA {
-        return Err(format!("schema: expected {RECORD_SCHEMA}, found {}", record.schema));
+    if !(1..=RECORD_SCHEMA).contains(&record.schema) {
+        return Err(format!("schema: expected 1 to {RECORD_SCHEMA}, found {}", record.schema));
     }
     check_size(spec.size_bytes)?;
     if spec.replicas.is_empty() || spec.replicas.len() > REPLICAS_MAX {
@@ -217,8 +218,8 @@ fn check_claim(claim: &ClaimRecord, node: &NodeName, name: &InstanceName, place:
     let told = |what: &str, expected: String, found: &str| {
         Err(format!("{place}: {what}: expected {expected}, found {found}; write it again or delete it"))
     };
-    if claim.schema != CLAIM_SCHEMA {
-        return told("schema", CLAIM_SCHEMA.to_string(), &claim.schema.to_string());
+    if !(1..=CLAIM_SCHEMA).contains(&claim.schema) {
+        return told("schema", format!("1 to {CLAIM_SCHEMA}"), &claim.schema.to_string());
     }
     if claim.node != *node {
         return told("node", node.to_string(), claim.node.as_str());

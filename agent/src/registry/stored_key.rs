@@ -3,14 +3,15 @@
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Read, VolumeKey};
 
 pub(super) const KEY_SCHEMA: u32 = 1;
 
-/// What is stored. It has no `Debug`: that would print the key.
+/// What is stored. It has no `Debug`: that would print the key. It is replaced whole, with all that belongs to the key
+/// before it.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct StoredKey {
     schema: u32,
     key_id: u64,
@@ -28,16 +29,19 @@ impl StoredKey {
     }
 
     /// The key; what is wrong with one at `place` is told without quoting it.
-    pub(super) fn to_key(read: Read<Self>, place: &str) -> Read<VolumeKey> {
-        match read {
-            Read::Found(stored) => match unhex(&stored.key_hex) {
-                Some(key) => Read::Found(VolumeKey { key_id: stored.key_id, key }),
-                // Without the text: it may be most of a key.
-                None => Read::Unreadable(format!("{place}: expected 64 hexadecimal digits")),
-            },
-            Read::Absent => Read::Absent,
+    pub(super) fn to_key(read: Read<Value>, place: &str) -> Read<VolumeKey> {
+        let stored = match read {
             // serde's message may quote what it found, which may be the key.
-            Read::Unreadable(_) => Read::Unreadable(format!("{place} is damaged")),
+            Read::Found(value) => serde_json::from_value::<Self>(value).map_err(|_| " is damaged"),
+            Read::Absent => return Read::Absent,
+            Read::Unreadable(reason) => return Read::Unreadable(reason),
+        };
+        // Without the text: it may be most of a key.
+        let wrong = ": expected 64 hexadecimal digits";
+        let key = stored.and_then(|stored| Ok((stored.key_id, unhex(&stored.key_hex).ok_or(wrong)?)));
+        match key {
+            Ok((key_id, key)) => Read::Found(VolumeKey { key_id, key }),
+            Err(why) => Read::Unreadable(format!("{place}{why}")),
         }
     }
 }

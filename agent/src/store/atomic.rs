@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::core::features;
 use crate::error::Error;
 
 /// Larger than any record this build writes, by far; bounds what a foreign file can make us read.
@@ -99,7 +100,8 @@ pub fn replace_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     replace(path, &bytes)
 }
 
-/// Reads `path` as JSON whose field `schema` is `schema`.
+/// Reads `path` as JSON whose field `schema` is one from 1 to `schema`, and which needs no feature that this build does
+/// not know.
 #[must_use]
 pub fn read_json<T: DeserializeOwned>(path: &Path, schema: u32) -> Read<T> {
     let bytes = match read_bounded(path) {
@@ -117,21 +119,45 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8], place: &str, schema: u32) -
         Ok(value) => value,
         Err(error) => return Read::Unreadable(format!("{place} is damaged: {error}")),
     };
-    match value.get("schema").and_then(serde_json::Value::as_u64) {
-        Some(found) if found == u64::from(schema) => {}
-        Some(found) => {
-            return Read::Unreadable(format!(
-                "{place}: expected schema {schema}, found {found}: use a holdfast that knows it"
-            ));
-        }
-        None => {
-            return Read::Unreadable(format!("{place}: expected schema {schema}, found none"));
-        }
+    if value.get("schema").and_then(serde_json::Value::as_u64).is_none_or(|found| found == 0) {
+        return Read::Unreadable(format!("{place}: expected schema {}, found none", known(schema)));
+    }
+    if let Err(why) = check_newer(&value, schema) {
+        return Read::Unreadable(format!("{place}: {why}"));
     }
     match serde_json::from_value(value) {
         Ok(found) => Read::Found(found),
         Err(error) => Read::Unreadable(format!("{place}: {error}")),
     }
+}
+
+/// The schemas that are read where `schema` is written.
+fn known(schema: u32) -> String {
+    if schema == 1 { schema.to_string() } else { format!("1 to {schema}") }
+}
+
+/// Checks that this build is new enough for a record.
+fn check_newer(value: &serde_json::Value, schema: u32) -> Result<(), String> {
+    match value.get("schema").and_then(serde_json::Value::as_u64) {
+        Some(found) if found > u64::from(schema) => {
+            Err(format!("expected schema {}, found {found}; {}", known(schema), features::REMEDY))
+        }
+        Some(_) | None => features::check(value),
+    }
+}
+
+/// Why the file at `path` is one of a newer build, which this one must not replace; none: it is not.
+#[must_use]
+pub fn newer(path: &Path, schema: u32) -> Option<String> {
+    let value = serde_json::from_slice(&read_bounded(path).ok()?).ok()?;
+    check_newer(&value, schema).err().map(|why| format!("{}: {why}", path.display()))
+}
+
+/// What cannot be read at `path` and why, with the remedy for one that is damaged. One of a newer build needs another,
+/// which its reason says.
+#[must_use]
+pub fn with_remedy(path: &Path, schema: u32, reason: String, remedy: &str) -> String {
+    if newer(path, schema).is_some() { reason } else { format!("{reason}; {remedy}") }
 }
 
 /// The whole of a regular file that is not larger than any of ours.
@@ -155,7 +181,6 @@ mod tests {
     use serde::Deserialize;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    #[serde(deny_unknown_fields)]
     struct Sample {
         schema: u32,
         text: String,
@@ -182,20 +207,48 @@ mod tests {
     #[test]
     fn only_a_missing_file_is_absent() {
         assert_eq!(read_json::<Sample>(Path::new("/nonexistent/a.json"), 1), Read::Absent);
-        let bad: [&[u8]; 7] = [
+        let bad: [&[u8]; 8] = [
             b"",
             b"{",
             b"\0\0\0",
             br#"{"text":"no schema"}"#,
             br#"{"schema":2,"text":"newer"}"#,
+            br#"{"schema":0,"text":"x"}"#,
             br#"{"schema":1}"#,
-            br#"{"schema":1,"text":"x","more":1}"#,
+            br#"{"schema":1,"text":"x","requires":["tomorrow"]}"#,
         ];
         for bytes in bad {
             assert!(matches!(read(bytes), Read::Unreadable(_)), "{:?}", String::from_utf8_lossy(bytes));
         }
         let tmp = tempfile::tempdir().unwrap();
         assert!(matches!(read_json::<Sample>(tmp.path(), 1), Read::Unreadable(_)), "a directory");
+    }
+
+    #[test]
+    fn a_file_of_a_newer_build_is_told_from_a_damaged_one() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("a.json");
+        let newer = [r#"{"schema":2}"#, r#"{"schema":1,"text":"x","requires":["tomorrow"]}"#];
+        for text in newer {
+            std::fs::write(&path, text).unwrap();
+            let Read::Unreadable(reason) = read_json::<Sample>(&path, 1) else { panic!("{text}") };
+            assert!(reason.contains("upgrade this node's agent"), "{reason}");
+            assert_eq!(super::newer(&path, 1), Some(reason.clone()));
+            assert_eq!(with_remedy(&path, 1, reason.clone(), "remove it"), reason);
+        }
+        for text in
+            ["", "{", r#"{"text":"x"}"#, r#"{"schema":1,"text":"x"}"#, r#"{"schema":1,"text":"x","more":1}"#]
+        {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(super::newer(&path, 1), None, "{text}");
+        }
+        assert_eq!(with_remedy(&path, 1, "damaged".into(), "remove it"), "damaged; remove it");
+        std::fs::write(&path, r#"{"schema":1,"text":"x"}"#).unwrap();
+        assert_eq!(
+            read_json(&path, 2),
+            Read::Found(Sample { schema: 1, text: "x".into() }),
+            "an older schema"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use holdfast_proto::ids::{BootId, InstanceUuid, VolumeId};
+use holdfast_proto::unknown::Unknown;
 use serde::{Deserialize, Serialize};
 
 use super::atomic::{self, Read};
@@ -16,7 +17,8 @@ use crate::error::Error;
 /// The schema this build writes.
 pub const SPAWN_SCHEMA: u32 = 1;
 
-/// A process as the kernel tells it from a later one with the same number.
+/// A process as the kernel tells it from a later one with the same number. It takes no unknown fields: what is new of a
+/// process becomes a field of [`SpawnRecord`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessId {
@@ -28,7 +30,6 @@ pub struct ProcessId {
 
 /// One creation of an instance on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SpawnRecord {
     /// [`SPAWN_SCHEMA`].
     pub schema: u32,
@@ -50,6 +51,9 @@ pub struct SpawnRecord {
     pub preferred_port: Option<u16>,
     /// How often its process was started again.
     pub restarts: u32,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 impl SpawnRecord {
@@ -132,19 +136,32 @@ impl InstanceStore {
     /// Makes `record` durable.
     ///
     /// # Errors
-    /// When the file system refuses; the old record then stands.
+    /// When the file system refuses, or the old record is one of a newer build; the old record then stands.
     pub fn write(&self, record: &SpawnRecord) -> Result<(), Error> {
         let name = record.name.to_string();
+        self.check_newer("start", &name)?;
         let dir = self.dir_of(&name);
         atomic::make_dir(&dir)?;
         atomic::replace_json(&self.record_of(&name), record)
     }
 
+    /// A record of a newer build may say what this one must not do.
+    ///
+    /// # Errors
+    /// When `name` has one.
+    pub fn check_newer(&self, operation: &str, name: &str) -> Result<(), Error> {
+        match atomic::newer(&self.record_of(name), SPAWN_SCHEMA) {
+            Some(why) => Err(Error::refused(format!("{operation} instance {name}: {why}"))),
+            None => Ok(()),
+        }
+    }
+
     /// Forgets an instance whose process is proven to have ended. Volume data is never in here.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system refuses, or the record is one of a newer build.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
+        self.check_newer("forget", name)?;
         let dir = self.dir_of(name);
         // The record first: a directory without one and without a held lock is known to be nothing.
         remove_if_there(&self.record_of(name))?;
@@ -179,6 +196,7 @@ pub(crate) mod tests {
             process: Some(ProcessId { pid: 12, start_time_ticks: 34 }),
             preferred_port: Some(20001),
             restarts: 2,
+            unknown: Unknown::default(),
         }
     }
 
@@ -199,6 +217,36 @@ pub(crate) mod tests {
         assert_eq!(list[1], ("demo.r1".into(), Read::Found(record)));
         assert!(matches!(&list[2].1, Read::Unreadable(why) if why.contains("damaged")), "{:?}", list[2]);
         assert!(matches!(&list[3].1, Read::Unreadable(why) if why.contains("expected the name demo.r3")));
+    }
+
+    #[test]
+    fn records_keep_what_this_build_does_not_know() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = InstanceStore::new(tmp.path().to_owned());
+        let mut json = serde_json::to_value(sample("demo.r1")).unwrap();
+        json["later"] = 7.into();
+        store.write(&serde_json::from_value(json).unwrap()).unwrap();
+        let Read::Found(mut record) = store.read("demo.r1") else { panic!("it can be read") };
+        record.restarts += 1;
+        store.write(&record).unwrap();
+        let Read::Found(record) = store.read("demo.r1") else { panic!("it can be read") };
+        assert_eq!(record.unknown.names().collect::<Vec<_>>(), ["later"]);
+    }
+
+    #[test]
+    fn records_of_a_newer_build_are_neither_replaced_nor_removed() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = InstanceStore::new(tmp.path().to_owned());
+        let record = sample("demo.r1");
+        store.write(&record).unwrap();
+        let text = std::fs::read_to_string(store.record_of("demo.r1")).unwrap();
+        let newer = text.replacen('{', "{\"requires\": [\"tomorrow\"],", 1);
+        std::fs::write(store.record_of("demo.r1"), &newer).unwrap();
+        for refused in [store.write(&record), store.remove("demo.r1")] {
+            let said = refused.unwrap_err().to_string();
+            assert!(said.contains("\"tomorrow\"") && said.contains("upgrade"), "{said}");
+        }
+        assert_eq!(std::fs::read_to_string(store.record_of("demo.r1")).unwrap(), newer);
     }
 
     #[test]

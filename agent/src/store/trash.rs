@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::ids::{Generation, VolumeId};
+use holdfast_proto::unknown::Unknown;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -24,17 +25,23 @@ const TRASH_SCHEMA: u32 = 1;
 
 /// One directory on its way into the trash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Move {
     /// Where it was.
     pub from: PathBuf,
     /// Where it waits.
     pub to: PathBuf,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+impl Move {
+    fn new(from: PathBuf, to: PathBuf) -> Self {
+        Self { from, to, unknown: Unknown::default() }
+    }
 }
 
 /// Everything that one intent deletes on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TrashList {
     schema: u32,
     /// The volume whose data it is.
@@ -43,6 +50,14 @@ pub struct TrashList {
     pub at_unix_s: u64,
     /// Exactly these.
     pub moves: Vec<Move>,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+impl TrashList {
+    fn new(volume_id: VolumeId, at_unix_s: u64, moves: Vec<Move>) -> Self {
+        Self { schema: TRASH_SCHEMA, volume_id, at_unix_s, moves, unknown: Unknown::default() }
+    }
 }
 
 /// The trash of a data directory.
@@ -101,7 +116,8 @@ impl Trash {
                 list
             }
             Read::Unreadable(reason) => {
-                return Err(Error::refused(format!("purge volume {volume}: {reason}; remove that file")));
+                let why = atomic::with_remedy(path, TRASH_SCHEMA, reason, "remove that file");
+                return Err(Error::refused(format!("purge volume {volume}: {why}")));
             }
         };
         for step in &list.moves {
@@ -127,10 +143,10 @@ impl Trash {
             .filter(|dir| !dir.marked && dir.label.as_ref().is_ok_and(|label| label.volume == volume))
             .filter_map(|dir| {
                 let name = dir.path.file_name()?.to_string_lossy().into_owned();
-                Some(Move { to: self.trash.join(format!("{at_unix_s}-{name}")), from: dir.path })
+                Some(Move::new(dir.path.clone(), self.trash.join(format!("{at_unix_s}-{name}"))))
             })
             .collect();
-        Ok(TrashList { schema: TRASH_SCHEMA, volume_id: volume, at_unix_s, moves })
+        Ok(TrashList::new(volume, at_unix_s, moves))
     }
 
     /// Unlinks what has waited for `ttl`. Returns what went.
@@ -311,7 +327,7 @@ mod tests {
         let mut list = f.trash.plan(f.record.id, 1).unwrap();
         let victim = f.tmp.path().join("victim");
         std::fs::create_dir(&victim).unwrap();
-        list.moves = vec![Move { from: f.tmp.path().join("gone"), to: victim.clone() }];
+        list.moves = vec![Move::new(f.tmp.path().join("gone"), victim.clone())];
         atomic::replace_json(&f.trash.list_path(f.record.id, Generation(1)), &list).unwrap();
         assert!(f.trash.sweep(Duration::ZERO, u64::MAX).unwrap().is_empty());
         assert!(victim.is_dir());

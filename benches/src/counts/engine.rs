@@ -41,6 +41,7 @@ fn nothing_written(members: ReplicaSet) -> VolumeStatus {
         configured: members,
         clean: true,
         instance_uuids: std::collections::BTreeMap::new(),
+        unknown: Default::default(),
     }
 }
 

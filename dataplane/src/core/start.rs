@@ -207,6 +207,7 @@ pub(crate) mod tests {
             configured: set(configured),
             clean: false,
             instance_uuids: std::collections::BTreeMap::new(),
+            unknown: Default::default(),
         }
     }
     pub(crate) fn welcome(view: View) -> Welcome {

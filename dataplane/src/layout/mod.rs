@@ -3,6 +3,8 @@
 
 pub mod bitmap;
 pub mod bitmap_file;
+#[cfg(test)]
+mod golden_tests;
 pub mod meta;
 pub mod replica_dir;
 

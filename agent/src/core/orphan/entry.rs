@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use holdfast_proto::unknown::Unknown;
 use serde::{Deserialize, Serialize};
 
 use super::{Class, MAX_STALENESS, Moment, READ_APART, Settings, Standing};
@@ -58,6 +59,8 @@ pub(super) struct Entry {
     /// For how long it is confirmed; only grows while the entry is there.
     pub(super) confirmed: Duration,
     pub(super) hold: Hold,
+    /// What a newer build saved of it.
+    pub(super) unknown: Unknown,
     /// The last answer that said unclaimed, of all this agent has seen.
     pub(super) last_confirmed: Option<Moment>,
     /// The same, where nothing else was heard since: from here on time may count.
@@ -75,6 +78,7 @@ impl Default for Entry {
         Self {
             confirmed: Duration::ZERO,
             hold: Hold::No,
+            unknown: Unknown::default(),
             last_confirmed: None,
             counting_from: None,
             answers: 0,
@@ -87,8 +91,8 @@ impl Default for Entry {
 
 impl Entry {
     /// As an earlier agent left it.
-    pub(super) fn restored(confirmed: Duration, hold: Hold) -> Self {
-        Self { confirmed, hold, ..Self::default() }
+    pub(super) fn restored(confirmed: Duration, hold: Hold, unknown: Unknown) -> Self {
+        Self { confirmed, hold, unknown, ..Self::default() }
     }
 
     /// An answer of this moment says that nobody claims it.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use holdfast_proto::unknown::Unknown;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -13,17 +14,18 @@ pub const SCHEMA: u32 = 1;
 
 /// The file of a node's orphans.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Saved {
     /// [`SCHEMA`].
     pub schema: u32,
     /// All of them.
     pub orphans: Vec<SavedOrphan>,
+    /// What this build does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SavedOrphan {
     /// What it is.
     pub class: Class,
@@ -35,17 +37,22 @@ pub struct SavedOrphan {
     pub confirmed_ms: u64,
     /// Who keeps it.
     pub hold: Hold,
+    /// What this build does not know of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 impl Tracker {
     /// Goes on from what an earlier agent saved; the time since then confirms nothing. None: it saved nothing.
     #[must_use]
     pub fn restore(saved: Option<Saved>) -> Self {
-        let entries = saved.into_iter().flat_map(|saved| saved.orphans).map(|orphan| {
+        let Some(Saved { orphans, unknown, .. }) = saved else { return Self::default() };
+        let entries = orphans.into_iter().map(|orphan| {
             let subject = Subject { class: orphan.class, name: orphan.name, uuid: orphan.uuid };
-            (subject, Entry::restored(Duration::from_millis(orphan.confirmed_ms), orphan.hold))
+            let confirmed = Duration::from_millis(orphan.confirmed_ms);
+            (subject, Entry::restored(confirmed, orphan.hold, orphan.unknown))
         });
-        Self { entries: entries.collect(), ..Self::default() }
+        Self { entries: entries.collect(), unknown, ..Self::default() }
     }
 
     /// Goes on where what an earlier agent saved cannot be read. A person may have held any of them, so what is found
@@ -72,8 +79,9 @@ impl Tracker {
             uuid: subject.uuid,
             confirmed_ms: u64::try_from(entry.confirmed.as_millis()).unwrap_or(u64::MAX),
             hold: entry.hold,
+            unknown: entry.unknown.clone(),
         });
-        Some(Saved { schema: SCHEMA, orphans: orphans.collect() })
+        Some(Saved { schema: SCHEMA, orphans: orphans.collect(), unknown: self.unknown.clone() })
     }
 
     /// The last one is not durable.

@@ -582,6 +582,7 @@ fn a_directory_that_is_made_before_its_record_is_no_orphan() {
         disk: None,
         to_make: false,
         replaces: Default::default(),
+        unknown: Default::default(),
     });
     let state = RecordState::Readable(Box::new(home.record.clone()));
     assert_eq!(home.third(&Records::Known([("demo".to_owned(), state)].into())).claim, Claim::Claimed);

@@ -100,8 +100,7 @@ mod tests {
 
     use super::*;
     use crate::core::nodes::Heard;
-    use crate::core::presence::{PRESENCE_SCHEMA, Presence};
-    use crate::core::testing::published_node;
+    use crate::core::testing::{presence, published_node};
 
     const fn secs(s: u64) -> Moment {
         Duration::from_secs(s)
@@ -115,10 +114,6 @@ mod tests {
     fn disk(path: &str, capacity_bytes: u64, reserved_bytes: Option<u64>) -> ipb::Disk {
         let available_bytes = capacity_bytes / 2;
         ipb::Disk { path: path.into(), capacity_bytes, available_bytes, reserved_bytes, ..Default::default() }
-    }
-
-    fn presence() -> Presence {
-        Presence { schema: PRESENCE_SCHEMA, home: Uuid::nil(), run: Uuid::nil(), address: "10.0.0.1".into() }
     }
 
     /// b and c publish, and b lives.

@@ -92,7 +92,11 @@ impl Supervisor {
     ) -> Result<(), Error> {
         let text = name.to_string();
         let store = shared.store.clone();
-        let (old, text) = blocking(move || Ok((store.read(&text), text))).await?;
+        let (old, text) = blocking(move || {
+            store.check_newer("start", &text)?;
+            Ok((store.read(&text), text))
+        })
+        .await?;
         let old = match old {
             Read::Found(record) if record.volume_id == volume_id => Some(record),
             Read::Unreadable(reason) => {
@@ -123,8 +127,9 @@ impl Supervisor {
             binary_digest: self.context.binary.digest.clone(),
             control_socket: control_socket.clone(),
             process: None,
-            preferred_port: old.and_then(|record| record.preferred_port),
+            preferred_port: old.as_ref().and_then(|record| record.preferred_port),
             restarts: instance.restarts(),
+            unknown: old.map(|record| record.unknown).unwrap_or_default(),
         };
         self.sockets.insert(name.clone(), control_socket);
         self.digests.insert(name.clone(), record.binary_digest.clone());

@@ -129,7 +129,11 @@ impl Supervisor {
     async fn remember(&mut self, shared: &Shared) -> bool {
         let Some(saved) = self.orphans.tracker.save(shared.now()) else { return true };
         let file = self.orphans.file.clone();
-        match blocking(move || atomic::replace_json(&file, &saved)).await {
+        let replace = move || match atomic::newer(&file, orphan::SCHEMA) {
+            Some(why) => Err(Error::refused(why)),
+            None => atomic::replace_json(&file, &saved),
+        };
+        match blocking(replace).await {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "orphans are not remembered, so none is cleaned");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use holdfast_proto::ids::Incarnation;
 use holdfast_proto::pb::etcd as pb;
+use holdfast_proto::unknown::Unknown;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -33,7 +34,6 @@ struct State {
 
 /// The file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Stored {
     schema: u32,
     /// Of this data directory.
@@ -41,6 +41,8 @@ pub(super) struct Stored {
     pub(super) incarnation: Incarnation,
     cluster_id: u64,
     revision: i64,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 impl Stored {
@@ -52,6 +54,7 @@ impl Stored {
             incarnation,
             cluster_id: header.cluster_id,
             revision: header.revision,
+            unknown: Unknown::default(),
         }
     }
 }
@@ -71,10 +74,11 @@ impl Memory {
         match atomic::read_json::<Stored>(&path, SCHEMA) {
             Read::Found(stored) => Ok(Some(Self::of(path, stored))),
             Read::Absent => Ok(None),
-            Read::Unreadable(reason) => Err(Error::failed(format!(
-                "open the registry: {reason}; restore that file. If it is lost: {}",
-                remedy(&path, "PREFIX")
-            ))),
+            Read::Unreadable(reason) => {
+                let remedy = format!("restore that file. If it is lost: {}", remedy(&path, "PREFIX"));
+                let why = atomic::with_remedy(&path, SCHEMA, reason, &remedy);
+                Err(Error::failed(format!("open the registry: {why}")))
+            }
         }
     }
 
@@ -188,6 +192,28 @@ mod tests {
         memory.save(true).unwrap();
         let again = Memory::load(tmp.path()).unwrap().unwrap().stored();
         assert_eq!(again, Stored { revision: 12, ..first });
+    }
+
+    #[test]
+    fn golden_memory_of_0_1_0_is_read_and_grows() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tests/golden/data-0.1.0/registry");
+        let text = std::fs::read_to_string(path_in(&golden)).unwrap();
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::write(path_in(tmp.path()), &text).unwrap();
+        let stored = Memory::load(tmp.path()).unwrap().unwrap().stored();
+        assert_eq!((stored.cluster_id, stored.revision), (14_841_639_068_965_178_418, 42));
+        drop(Memory::begin(tmp.path(), stored).unwrap());
+        assert_eq!(std::fs::read_to_string(path_in(tmp.path())).unwrap(), text);
+        std::fs::write(path_in(tmp.path()), text.replacen('{', "{\"later\": 1,", 1)).unwrap();
+        let memory = Memory::load(tmp.path()).unwrap().unwrap();
+        let id = memory.stored().cluster_id;
+        memory.check(Some(&header(id, 43)), 42, "/p").unwrap();
+        memory.save(true).unwrap();
+        let text = std::fs::read_to_string(path_in(tmp.path())).unwrap();
+        assert!(text.contains("\"later\": 1") && text.contains("\"revision\": 43"), "{text}");
+        std::fs::write(path_in(tmp.path()), text.replacen('{', "{\"requires\": [\"tomorrow\"],", 1)).unwrap();
+        let said = Memory::load(tmp.path()).unwrap_err().to_string();
+        assert!(said.contains("upgrade this node's agent") && !said.contains("restore"), "{said}");
     }
 
     #[test]

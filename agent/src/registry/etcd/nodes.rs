@@ -84,7 +84,7 @@ async fn list(inner: &Inner, out: &mpsc::Sender<Heard>) -> Result<i64, Error> {
             published.entry(node).or_default().push((key, kv.value.clone()));
         }
     }
-    let live = found(&answer, 1).iter().filter_map(|kv| Some((live_key(inner, &kv.key)?, presence(kv)?)));
+    let live = found(&answer, 1).iter().filter_map(|kv| Some((live_key(inner, &kv.key)?, presence(kv))));
     let wishes = found(&answer, 2).iter().filter_map(|kv| {
         let node = wished_key(inner, &kv.key)?;
         let wish = wish(inner, &node, kv);
@@ -112,7 +112,7 @@ fn heard(inner: &Inner, event: &pb::Event) -> Option<Heard> {
         };
     }
     let node = live_key(inner, &kv.key)?;
-    if put { Some(Heard::Lives(node, presence(kv)?)) } else { Some(Heard::Silent(node)) }
+    if put { Some(Heard::Lives(node, presence(kv))) } else { Some(Heard::Silent(node)) }
 }
 
 /// `inventory/NODE/KEY`.
@@ -148,15 +148,15 @@ fn wish(inner: &Inner, node: &NodeName, kv: &pb::KeyValue) -> Option<NodeRecord>
     }
 }
 
-/// One that is not understood says nothing: its node is silent here.
-fn presence(kv: &pb::KeyValue) -> Option<Presence> {
+/// The key alone proves that the agent lives, whatever it says: what it has is not taken for abandoned.
+fn presence(kv: &pb::KeyValue) -> Presence {
     let place = String::from_utf8_lossy(&kv.key).into_owned();
     match atomic::parse_json::<Presence>(&kv.value, &place, PRESENCE_SCHEMA) {
-        Read::Found(presence) => Some(presence),
-        Read::Absent => None,
+        Read::Found(presence) => presence,
+        Read::Absent => Presence::not_understood(),
         Read::Unreadable(reason) => {
-            tracing::warn!(reason, "what a node says of itself cannot be understood");
-            None
+            tracing::warn!(reason, "what a node says of itself cannot be understood; it lives");
+            Presence::not_understood()
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::{Inner, found, put, range, unchanged};
+use crate::core::features;
 use crate::core::presence::{PRESENCE_SCHEMA, Presence};
 use crate::error::Error;
 use crate::registry::Read;
@@ -46,6 +47,7 @@ pub(super) async fn announce(
         home: inner.memory.stored().home,
         run: Uuid::new_v4(),
         address: address.to_string(),
+        features: features::READ.map(str::to_owned).into(),
     };
     let mut this =
         Announcement { inner: Arc::clone(inner), node: node.clone(), mine, complaint: String::new() };

@@ -147,7 +147,7 @@ impl Inner {
         let answer = self.read(&format!("read the key of volume {id}"), vec![range(&key)]).await?;
         let place = format!("{key} in etcd");
         let read = match found(&answer, 0).first() {
-            Some(kv) => atomic::parse_json::<StoredKey>(&kv.value, &place, KEY_SCHEMA),
+            Some(kv) => atomic::parse_json(&kv.value, &place, KEY_SCHEMA),
             None => Read::Absent,
         };
         Ok(StoredKey::to_key(read, &place))

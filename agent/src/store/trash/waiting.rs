@@ -54,8 +54,8 @@ impl Trash {
                 return Err(Error::refused(format!("{why}; remove that file first")));
             }
             let to = self.trash.join(format!("{now_unix_s}-{directory}"));
-            let moves = vec![Move { from: dir.path, to }];
-            Ok(TrashList { schema: TRASH_SCHEMA, volume_id: volume, at_unix_s: now_unix_s, moves })
+            let moves = vec![Move::new(dir.path, to)];
+            Ok(TrashList::new(volume, now_unix_s, moves))
         })
     }
 
@@ -78,7 +78,8 @@ impl Trash {
                 }
                 Read::Absent => continue,
                 Read::Unreadable(reason) => {
-                    return Err(Error::failed(format!("read the trash: {reason}; remove that file")));
+                    let why = atomic::with_remedy(&list_path, TRASH_SCHEMA, reason, "remove that file");
+                    return Err(Error::failed(format!("read the trash: {why}")));
                 }
             };
             let there = list.moves.into_iter().filter(|step| step.to.exists());
@@ -122,7 +123,7 @@ impl Trash {
     pub fn restore(&self, name: &str) -> Result<Waiting, Error> {
         let _changing = self.changing.lock();
         let found = self.find("restore", name)?;
-        let Move { from, to } = &found.step;
+        let Move { from, to, .. } = &found.step;
         // An empty directory in its place would be replaced by the rename without a word.
         if from.symlink_metadata().is_ok() {
             let why = format!("restore {name}: {} exists; move that away first", from.display());

@@ -54,6 +54,7 @@ pub(super) fn new_volume(replicas: u32) -> Registry {
         configured,
         clean: true,
         instance_uuids: Default::default(),
+        unknown: Default::default(),
     };
     Arc::new(Mutex::new(Record { version: 1, status, mood: Mood::Good }))
 }
