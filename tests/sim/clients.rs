@@ -61,7 +61,8 @@ impl World {
         }
         let members = self.members_of(engine);
         trace!(self, "e{engine} serves {generation:?} with {members:?}");
-        let (lost, older) = (|slot: &usize| self.replicas[*slot].lost, |slot: &usize| self.replicas[*slot].older);
+        let (lost, older) =
+            (|slot: &usize| self.replicas[*slot].lost, |slot: &usize| self.replicas[*slot].older);
         if members.iter().any(older) && members.iter().all(|slot| lost(slot) || older(slot)) {
             // What that may lose is in the documents: nothing is left that knows better.
             trace!(self, "only older copies and lost caches");

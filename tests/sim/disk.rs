@@ -145,7 +145,13 @@ impl Image {
     #[must_use]
     pub fn snapshot(&self) -> Self {
         let stable = self.stable.clone();
-        Self { cached: stable.clone(), stable, dirty: BTreeSet::new(), syncing: Vec::new(), error_unheard: false }
+        Self {
+            cached: stable.clone(),
+            stable,
+            dirty: BTreeSet::new(),
+            syncing: Vec::new(),
+            error_unheard: false,
+        }
     }
 }
 

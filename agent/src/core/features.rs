@@ -10,7 +10,7 @@ use super::nodes::Nodes;
 
 /// Fields that the reader does not know stay in a record that it writes.
 pub const KEEPS_UNKNOWN: &str = "keeps-unknown";
-/// `status.stamps` of a volume's record.
+/// `status.round` of a volume's record.
 pub const STAMPS: &str = "stamps";
 /// What this build reads, as its agents publish it.
 pub const READ: [&str; 2] = [KEEPS_UNKNOWN, STAMPS];

@@ -13,7 +13,7 @@ use super::{Read, Registry, Swap};
 use crate::core::instance::InstanceName;
 use crate::error::Error;
 
-/// Executes `ask` for an engine of the volume `name`, `id`.
+/// Executes `ask` for an engine of the volume `name`, `id`. `stamps`: every reader of the record knows `status.round`.
 ///
 /// # Errors
 /// When the registry cannot tell; nothing was decided, and the same ask may be executed again.
@@ -22,6 +22,7 @@ pub async fn execute(
     name: &VolumeName,
     id: VolumeId,
     ask: &pb::RegistryCas,
+    stamps: bool,
 ) -> Result<Outcome, Error> {
     if ask.volume_id != id.to_string() {
         return Err(Error::invalid(format!("ask for volume {}: this engine serves {id}", ask.volume_id)));
@@ -34,6 +35,10 @@ pub async fn execute(
     let Some(mut status) = wished(ask, &record, registry) else { return Ok(conflict(&record, registry)) };
     // Engines are not told of what this build does not know, and so cannot mean to take it away.
     status.unknown.clone_from(&record.status.unknown);
+    if !stamps {
+        let same = status.view.order() == record.status.view.order();
+        status.round = if same { record.status.round } else { 0 };
+    }
     if takes_over_from_another(&record, &status) {
         return Ok(Outcome::Missing(Missing {}));
     }
@@ -131,7 +136,7 @@ mod tests {
             }
         }
         async fn execute(&self, ask: &pb::RegistryCas) -> Outcome {
-            execute(&self.registry, &self.record.name, self.record.id, ask).await.unwrap()
+            execute(&self.registry, &self.record.name, self.record.id, ask, true).await.unwrap()
         }
         async fn now(&self) -> VolumeRecord {
             match self.registry.get(&self.record.name).await.unwrap() {
@@ -168,6 +173,26 @@ mod tests {
         f.registry.compare_and_swap(2, wish).await.unwrap();
         assert_eq!(f.execute(&ask).await, stored(3));
         assert_eq!(f.now().await.version, 3);
+    }
+
+    #[tokio::test]
+    async fn cas_round_is_written_once_all_readers_know_it() {
+        let f = fixture().await;
+        let ask = |version, round| {
+            let mut ask = f.attach(version, 1);
+            ask.status.as_mut().unwrap().round = round;
+            ask
+        };
+        let execute = async |ask: &pb::RegistryCas, stamps| {
+            execute(&f.registry, &f.record.name, f.record.id, ask, stamps).await.unwrap()
+        };
+        assert_eq!(execute(&ask(1, 7), false).await, stored(2));
+        assert_eq!(f.now().await.status.round, 0);
+        assert_eq!(execute(&ask(2, 8), true).await, stored(3));
+        assert_eq!(f.now().await.status.round, 8);
+        // A reader that does not know it has come: what is there stays.
+        assert_eq!(execute(&ask(3, 9), false).await, stored(4));
+        assert_eq!(f.now().await.status.round, 8);
     }
 
     #[tokio::test]
@@ -261,12 +286,12 @@ mod tests {
     async fn missing_is_said_and_unreadable_is_no_answer() {
         let f = fixture().await;
         let ask = f.attach(1, 1);
-        let foreign = execute(&f.registry, &f.record.name, VolumeId::random(), &ask).await;
+        let foreign = execute(&f.registry, &f.record.name, VolumeId::random(), &ask, true).await;
         assert!(foreign.is_err(), "an engine asks for its own volume only");
         let path = f._tmp.path().join("registry/volumes/demo.json");
         let text = std::fs::read(&path).unwrap();
         std::fs::write(&path, &text[..text.len() / 2]).unwrap();
-        assert!(execute(&f.registry, &f.record.name, f.record.id, &ask).await.is_err());
+        assert!(execute(&f.registry, &f.record.name, f.record.id, &ask, true).await.is_err());
         std::fs::remove_file(&path).unwrap();
         assert_eq!(f.execute(&ask).await, Outcome::Missing(Missing {}));
     }

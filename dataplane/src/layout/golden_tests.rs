@@ -22,9 +22,9 @@ fn golden_meta_of_both_versions_is_read() {
         (first.volume_name.as_str(), first.replica, first.size_bytes),
         ("demo", ReplicaId(1), 4 << 20)
     );
-    assert_eq!(first.basis, Some(first.view.order()), "a member without maps has all of its view");
-    assert_eq!((second.basis.map(|basis| basis.1.0), second.view.epoch.0), (Some(4), 4));
-    let dirty: Vec<_> = second.dirty.iter().map(|map| (map.replica.0, map.base.1.0)).collect();
+    assert_eq!(first.basis, Some(first.view.stamp(0)), "a member without maps has all of its view");
+    assert_eq!((second.basis.map(|basis| basis.epoch.0), second.view.epoch.0), (Some(4), 4));
+    let dirty: Vec<_> = second.dirty.iter().map(|map| (map.replica.0, map.base.epoch.0)).collect();
     assert_eq!((first.dirty.len(), dirty), (0, vec![(3, 3)]));
 }
 

@@ -309,7 +309,8 @@ mod tests {
         };
         let stamp = Stamp { generation: Generation(3), epoch: Epoch(9), round: 4 };
         let mut stamped = update;
-        stamped.stamp = Some(StampUpdate { round: 5, settled: Some(stamp), advance: Some((ReplicaId(2), stamp)) });
+        stamped.stamp =
+            Some(StampUpdate { round: 5, settled: Some(stamp), advance: Some((ReplicaId(2), stamp)) });
         stamped.adopt[0] = Some((ReplicaId(2), stamp));
         assert_eq!(ViewUpdate::decode(&stamped.encode(true), true), Ok(stamped));
         assert_eq!(ViewUpdate::decode(&stamped.encode(false), false).unwrap().stamp, None);

@@ -13,8 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::{DRAIN_WITHIN, StopWish, Task, port_of};
+use crate::core::features::STAMPS;
 use crate::core::instance::Event;
 use crate::process::link::{self, Client};
+use crate::registry::features::Features;
 use crate::registry::{Registry, engine_cas};
 use crate::store::instances::SpawnRecord;
 
@@ -162,7 +164,7 @@ impl Task {
                 let record = self.record.clone();
                 let client = client.clone();
                 work.spawn(async move {
-                    let outcome = ask_registry(&*context.registry, &record, &cas).await;
+                    let outcome = ask_registry(&*context.registry, &context.features, &record, &cas).await;
                     answer(client, record.uuid.to_string(), ask.ask_id, outcome).await;
                     Done::Answered(ask.ask_id)
                 });
@@ -212,10 +214,23 @@ async fn configure(mut client: Client, uuid: String, role: Role) -> Done {
 
 /// Executes an ask; when the registry cannot tell for a while, that is the answer, and the engine knows what it may
 /// do without one. What it then asks again is compared with what it expected at first.
-async fn ask_registry(registry: &dyn Registry, record: &SpawnRecord, cas: &pb::RegistryCas) -> Outcome {
+async fn ask_registry(
+    registry: &dyn Registry,
+    features: &Features,
+    record: &SpawnRecord,
+    cas: &pb::RegistryCas,
+) -> Outcome {
     let begun = Instant::now();
     loop {
-        match engine_cas::execute(registry, record.name.volume(), record.volume_id, cas).await {
+        match engine_cas::execute(
+            registry,
+            record.name.volume(),
+            record.volume_id,
+            cas,
+            features.may_write(STAMPS),
+        )
+        .await
+        {
             Ok(outcome) => return outcome,
             Err(error) if begun.elapsed() >= REGISTRY_WITHIN => {
                 tracing::warn!(instance = %record.name, %error, "the registry does not answer its ask");
@@ -274,13 +289,13 @@ mod tests {
         };
         let (path, away) = (tmp.path().join("registry/volumes"), tmp.path().join("away"));
         std::fs::rename(&path, &away).unwrap();
-        let outcome = ask_registry(&registry, &spawned, &cas).await;
+        let outcome = ask_registry(&registry, &Features::alone(), &spawned, &cas).await;
         assert!(
             matches!(&outcome, Outcome::Unavailable(told) if told.reason.contains("mounted")),
             "{outcome:?}"
         );
         std::fs::rename(&away, &path).unwrap();
-        let outcome = ask_registry(&registry, &spawned, &cas).await;
+        let outcome = ask_registry(&registry, &Features::alone(), &spawned, &cas).await;
         assert!(matches!(outcome, Outcome::Stored(_)), "{outcome:?}");
     }
 }

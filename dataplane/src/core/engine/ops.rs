@@ -556,7 +556,9 @@ impl Engine {
                 Stage::Main,
                 Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll | Work::FlushTarget { .. },
             ) => (main(Kind::Flush), Body::None),
-            (Stage::Main, Work::ReadMap { name, .. }) => (main(Kind::ReadMap), Body::Bytes(name.encode(self.know_stamps(bit(slot))))),
+            (Stage::Main, Work::ReadMap { name, .. }) => {
+                (main(Kind::ReadMap), Body::Bytes(name.encode(self.know_stamps(bit(slot)))))
+            }
             (Stage::Main, Work::Scan { .. }) => (main(Kind::Extents), Body::None),
             (
                 Stage::Main,

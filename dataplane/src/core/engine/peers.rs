@@ -23,7 +23,8 @@ const STALL_GRACE: Duration = Duration::from_secs(1);
 /// A member that owes an answer for this long is reported as suspect.
 pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(2);
 /// Why a replica is rebuilt although it was a member.
-const OLDER_COPY: &str = "its directory is an older copy of itself (a restored snapshot, backup or clone): it is rebuilt";
+const OLDER_COPY: &str =
+    "its directory is an older copy of itself (a restored snapshot, backup or clone): it is rebuilt";
 
 /// The connection to a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

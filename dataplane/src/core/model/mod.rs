@@ -43,8 +43,14 @@ const ONE: Budget = Budget {
     rollbacks: 0,
 };
 /// An engine lives on when the next one starts.
-const ALIVE: Kind =
-    Kind { overwrite: false, zombies: true, same_instance: false, sweeps: false, stamps: true, as_named: false };
+const ALIVE: Kind = Kind {
+    overwrite: false,
+    zombies: true,
+    same_instance: false,
+    sweeps: false,
+    stamps: true,
+    as_named: false,
+};
 /// It has ended by then, wherever it was.
 const DEAD: Kind = Kind { zombies: false, ..ALIVE };
 

@@ -144,7 +144,8 @@ impl Engine {
         let peer = &self.peers[slot];
         let told = peer.welcome.as_ref().and_then(|welcome| welcome.basis);
         let known = learn.bases.iter().flatten().copied().chain(told).chain(peer.stamp);
-        let here = known.filter(|stamp| stamp.generation == self.view.generation && stamp.epoch == self.view.epoch);
+        let here =
+            known.filter(|stamp| stamp.generation == self.view.generation && stamp.epoch == self.view.epoch);
         self.view.stamp(here.map(|stamp| stamp.round + 1).max().unwrap_or(0))
     }
 
