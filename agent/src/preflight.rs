@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use holdfast_dataplane::private_file::check_directory;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use crate::complaint::Complaint;
@@ -85,6 +86,10 @@ fn data_dir(dir: &Path) -> Result<bool, Complaint> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
         Err(error) => return Err(failed("make the data directory", &error)),
     }
+    check_directory(dir).map_err(|error| {
+        let message = format!("the data directory {} cannot be trusted: {error}", dir.display());
+        Complaint::failed(message).remedy("run as its owner, or choose another directory with --data-dir")
+    })?;
     let mut entries = fs::read_dir(dir).map_err(|error| failed("read the data directory", &error))?;
     let fresh = entries.next().is_none();
     tempfile::Builder::new()
@@ -184,5 +189,8 @@ mod tests {
         assert!(!data_dir(&dir).unwrap());
         let error = data_dir(&dir.join("x")).unwrap_err().to_string();
         assert!(error.contains("failed to make") && error.contains("--data-dir"), "{error}");
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let error = data_dir(&dir).unwrap_err().to_string();
+        assert!(error.contains("mode 777") && error.contains("chmod go-w"), "{error}");
     }
 }

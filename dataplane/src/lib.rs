@@ -12,6 +12,7 @@ pub mod error;
 pub mod frontend;
 pub mod io;
 pub mod layout;
+pub mod private_file;
 pub mod replica;
 pub mod tags;
 pub mod units;

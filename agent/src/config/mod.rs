@@ -12,12 +12,14 @@ mod reload;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_dataplane::io::SpinMode;
+use holdfast_dataplane::private_file::PrivateFile;
 use holdfast_proto::ids::NodeName;
 use holdfast_proto::status::ErrorKind;
 
@@ -227,7 +229,9 @@ impl AgentConfig {
         let file = match &flags.config {
             None => None,
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|error| {
+                let read = PrivateFile::settings().read_all(path);
+                let text = read.and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
+                let text = text.map_err(|error| {
                     let message = format!("failed to read the configuration {}: {error}", path.display());
                     Complaint::new(ErrorKind::Invalid, message)
                         .remedy("name a readable TOML file with --config")

@@ -5,10 +5,11 @@
 //! between the last copy and the truncation is lost; that window is one system call long. While no agent runs,
 //! nothing rotates.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use holdfast_dataplane::private_file::PrivateFile;
 
 use crate::error::Error;
 
@@ -24,7 +25,7 @@ const LAST_LINE_CHARS_MAX: usize = 300;
 /// # Errors
 /// When the file system refuses.
 pub fn open(path: &Path) -> Result<File, Error> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(Error::io("open", path))
+    PrivateFile::write().append().create().open(path).map_err(Error::io("open", path))
 }
 
 fn numbered(path: &Path, number: u32) -> PathBuf {
@@ -59,8 +60,8 @@ pub fn rotate(path: &Path, bytes_max: u64, kept: u32) -> Result<bool, Error> {
 }
 
 fn copy_and_truncate(path: &Path, to: &Path) -> io::Result<()> {
-    let mut from = OpenOptions::new().read(true).write(true).open(path)?;
-    let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    let mut from = PrivateFile::read_write().open(path)?;
+    let mut to = PrivateFile::write().create().truncate().open(to)?;
     io::copy(&mut from, &mut to)?;
     // The copy may have taken a while; what came meanwhile follows, and then the window is one call long.
     io::copy(&mut from, &mut to)?;
@@ -70,7 +71,7 @@ fn copy_and_truncate(path: &Path, to: &Path) -> io::Result<()> {
 /// The last line of a log: why an instance ended is usually in there.
 #[must_use]
 pub fn last_line(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok()?;
+    let mut file = PrivateFile::read().open(path).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LAST_LINE_BYTES_MAX))).ok()?;
     let mut bytes = Vec::new();

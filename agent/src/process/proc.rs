@@ -1,10 +1,11 @@
 //! What `/proc` and locks tell about processes.
 
-use std::fs::{OpenOptions, TryLockError};
+use std::fs::TryLockError;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use holdfast_dataplane::private_file::PrivateFile;
 use holdfast_proto::ids::BootId;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
@@ -30,7 +31,7 @@ pub enum Life {
 /// # Errors
 /// When the lock cannot be looked at: then nothing is known.
 pub fn probe(lock: &Path) -> Result<Life, Error> {
-    let file = match OpenOptions::new().read(true).write(true).open(lock) {
+    let file = match PrivateFile::read_write().open(lock) {
         Ok(file) => file,
         // An instance makes its lock file before anything else.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Life::Free),

@@ -4,8 +4,10 @@
 //! that is all, so a home needs no durability for it, and no failure here may hold up anything else.
 
 use std::fmt;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use holdfast_dataplane::private_file::PrivateFile;
 use holdfast_proto::ids::NodeName;
 
 use crate::blocking::blocking;
@@ -75,7 +77,8 @@ impl InventoryFiles {
                 Op::Put { bytes, .. } => {
                     // A reader never sees half of it. It is not synced: after a power cut it is written again.
                     let new = self.dir.join("new");
-                    std::fs::write(&new, bytes).map_err(Error::io("write", &new))?;
+                    let file = PrivateFile::write().create().truncate().open(&new);
+                    file.and_then(|mut file| file.write_all(bytes)).map_err(Error::io("write", &new))?;
                     std::fs::rename(&new, &path).map_err(Error::io("rename", &new))?;
                 }
                 Op::Delete { .. } => match std::fs::remove_file(&path) {

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_dataplane::private_file::PrivateFile;
 use holdfast_proto::pb::agent as pb;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -105,7 +106,7 @@ impl Tail {
         let mut files = VecDeque::new();
         let mut wanted = if tail_lines == 0 { u64::MAX } else { u64::from(tail_lines) };
         for number in 0..=ROTATED_MAX {
-            let mut file = match File::open(numbered(&path, number)) {
+            let mut file = match PrivateFile::read().open(numbered(&path, number)) {
                 Ok(file) => file,
                 // The newest may be missing for a moment, in the middle of a rotation.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,
@@ -164,7 +165,7 @@ impl Tail {
                 return Ok(truncated);
             }
         }
-        match File::open(&self.path) {
+        match PrivateFile::read().open(&self.path) {
             Ok(file) => {
                 self.files.push_back(Open { file, position: 0 });
                 Ok(true)
@@ -178,7 +179,7 @@ impl Tail {
 impl Tail {
     /// The lines between the last read and a truncation stand in the copy that was made before it, where they stood.
     fn copied(&mut self, seen: u64) -> io::Result<()> {
-        let mut file = match File::open(numbered(&self.path, 1)) {
+        let mut file = match PrivateFile::read().open(numbered(&self.path, 1)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),

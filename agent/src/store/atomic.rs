@@ -1,11 +1,12 @@
 //! Small files that are there whole or not at all, and reading them back without guessing.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use holdfast_dataplane::private_file::PrivateFile;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -63,11 +64,9 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     };
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let temporary = dir.join(format!(".{}.{count}{TEMPORARY}", name.to_string_lossy()));
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
+    let written = PrivateFile::write()
+        .create()
+        .truncate()
         .open(&temporary)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&temporary, path));
@@ -160,19 +159,9 @@ pub fn with_remedy(path: &Path, schema: u32, reason: String, remedy: &str) -> St
     if newer(path, schema).is_some() { reason } else { format!("{reason}; {remedy}") }
 }
 
-/// The whole of a regular file that is not larger than any of ours.
+/// The whole of a file of ours that is not larger than any of them.
 pub(crate) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    // Without O_NONBLOCK a FIFO put in place of a record would hold the agent for ever.
-    let file = OpenOptions::new().read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits()).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("expected a regular file"));
-    }
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("expected at most {FILE_BYTES_MAX} bytes")));
-    }
-    Ok(bytes)
+    PrivateFile::read().at_most(FILE_BYTES_MAX).read_all(path)
 }
 
 #[cfg(test)]

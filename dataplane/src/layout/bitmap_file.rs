@@ -1,18 +1,18 @@
 //! The bitmap files of a replica directory: made whole or not at all, opened so that a write returns once it is on stable
 //! storage.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use holdfast_proto::ids::ReplicaId;
-use nix::fcntl::OFlag;
 
 use super::bitmap::{
     Label, PAGE_BYTES, check_label, decode_page, encode_label, encode_page, page_offset, pages,
 };
 use super::replica_dir::{ReplicaDir, ReplicaDirError, failed, private_file, sync_dir};
+use crate::private_file::PrivateFile;
 
 /// The name of a replica's map in the directory.
 #[must_use]
@@ -79,7 +79,7 @@ impl ReplicaDir {
         mut insert: impl FnMut(usize, u64),
     ) -> Result<BitmapFile, ReplicaDirError> {
         let path = self.path().join(file_name(label.of));
-        let first = std::fs::File::open(&path).map_err(|e| e.to_string()).and_then(|file| {
+        let first = PrivateFile::read().open(&path).map_err(|e| e.to_string()).and_then(|file| {
             let mut bytes = vec![0; PAGE_BYTES];
             file.read_exact_at(&mut bytes, 0).map_err(|e| e.to_string())?;
             check_label(&bytes, label).map_err(|e| e.to_string())?;
@@ -89,7 +89,7 @@ impl ReplicaDir {
             Ok(file) => (file, None),
             Err(why) => {
                 self.make_bitmap(label, true)?;
-                (File::open(&path).map_err(failed("open", &path))?, Some(why))
+                (PrivateFile::read().open(&path).map_err(failed("open", &path))?, Some(why))
             }
         };
         let mut bytes = vec![0; PAGE_BYTES];
@@ -100,11 +100,10 @@ impl ReplicaDir {
                 doubt.get_or_insert_with(|| format!("page {page} is damaged"));
             }
         }
-        let open = |flags: OFlag| OpenOptions::new().write(true).custom_flags(flags.bits()).open(&path);
+        let synced = PrivateFile::write().data_sync();
         // Not every file system knows O_DIRECT; without it the ring hands each write to a kernel thread.
-        let file = open(OFlag::O_DSYNC | OFlag::O_DIRECT)
-            .or_else(|_| open(OFlag::O_DSYNC))
-            .map_err(failed("open", &path))?;
+        let file =
+            synced.direct().open(&path).or_else(|_| synced.open(&path)).map_err(failed("open", &path))?;
         Ok(BitmapFile { file, doubt })
     }
 

@@ -9,12 +9,16 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{AT_FDCWD, FallocateFlags, OFlag, RenameFlags, fallocate, renameat2};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 
 use super::bitmap::Label;
 use super::bitmap_file::{file_name, write_bitmap};
 use super::meta::{META_BYTES, Meta, MetaError};
+use crate::private_file::PrivateFile;
 use crate::units::GROUP_BYTES;
+
+/// No `meta` of any version is larger; what is, is not read.
+const META_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Why a replica directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +131,8 @@ pub fn label_file(dir: &Path) -> PathBuf {
 
 fn read_meta(dir: &Path) -> Result<Meta, ReplicaDirError> {
     let path = label_file(dir);
-    let bytes = std::fs::read(&path).map_err(failed("read", &path))?;
+    let bytes =
+        PrivateFile::read().at_most(META_FILE_BYTES_MAX).read_all(&path).map_err(failed("read", &path))?;
     Meta::decode(&bytes).map_err(|source| ReplicaDirError::Meta { path, source })
 }
 
@@ -142,7 +147,7 @@ pub fn read_label(dir: &Path) -> Result<Meta, ReplicaDirError> {
 /// The bytes that the image in a replica directory occupies; 0 where there is none.
 #[must_use]
 pub fn allocated_bytes(dir: &Path) -> u64 {
-    std::fs::metadata(dir.join("head.img")).map_or(0, |m| m.blocks() * 512)
+    std::fs::symlink_metadata(dir.join("head.img")).map_or(0, |m| m.blocks() * 512)
 }
 
 /// An open replica directory: exclusively this process's.
@@ -162,14 +167,7 @@ impl ReplicaDir {
     pub fn open(dir: &Path) -> Result<Self, ReplicaDirError> {
         let meta = read_meta(dir)?;
         let path = dir.join("lock");
-        let lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("open", &path))?;
+        let lock = PrivateFile::read_write().create().open(&path).map_err(failed("open", &path))?;
         lock.try_lock().map_err(|e| ReplicaDirError::Io {
             operation: "lock (another process serves this replica)",
             path,
@@ -178,7 +176,8 @@ impl ReplicaDir {
         // Read again under the lock: an owner that has just ended may have changed it.
         let meta = if lock.metadata().is_ok() { read_meta(dir)? } else { meta };
         let image = dir.join("head.img");
-        let found = std::fs::metadata(&image).map_err(failed("stat", &image))?.len();
+        let found = PrivateFile::read_write().open(&image).and_then(|file| file.metadata());
+        let found = found.map_err(failed("open", &image))?.len();
         if found != meta.size_bytes {
             return Err(ReplicaDirError::Size { path: image, expected: meta.size_bytes, found });
         }
@@ -208,13 +207,9 @@ impl ReplicaDir {
     /// When the file system refuses (not every one knows `O_DIRECT`).
     pub fn open_image(&self, direct: bool) -> Result<File, ReplicaDirError> {
         let path = self.dir.join("head.img");
-        let flags = if direct { OFlag::O_DIRECT.bits() } else { 0 };
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags)
-            .open(&path)
-            .map_err(failed(if direct { "open with O_DIRECT" } else { "open" }, &path))
+        let how = PrivateFile::read_write();
+        let how = if direct { how.direct() } else { how };
+        how.open(&path).map_err(failed(if direct { "open with O_DIRECT" } else { "open" }, &path))
     }
 
     /// Replaces `meta`; on stable storage when this returns.
@@ -237,13 +232,7 @@ impl ReplicaDir {
     /// The spare file with its blocks allocated; made again where somebody removed it.
     fn reserve_spare(&self) -> Result<File, ReplicaDirError> {
         let path = self.dir.join("meta.spare");
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("open", &path))?;
+        let file = PrivateFile::write().create().open(&path).map_err(failed("open", &path))?;
         let size = i64::try_from(META_BYTES).expect("a small constant");
         match fallocate(&file, FallocateFlags::empty(), 0, size) {
             // Not every file system can reserve; the write itself then says whether there is room.
@@ -302,5 +291,33 @@ mod tests {
         assert_eq!(std::fs::read(dir.join("meta")).unwrap(), b"garbage");
         std::fs::remove_file(dir.join("meta")).unwrap();
         assert!(matches!(ReplicaDir::open(&dir), Err(ReplicaDirError::Missing { .. })));
+    }
+
+    #[test]
+    fn replica_dir_with_foreign_kinds_of_files_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("demo.r1");
+        create_replica_dir(&dir, &small()).unwrap();
+        let (meta, image, away) = (label_file(&dir), dir.join("head.img"), tmp.path().join("away"));
+        let refused = |said: &str| {
+            let why = ReplicaDir::open(&dir).unwrap_err().to_string();
+            assert!(why.contains(said), "{why}");
+        };
+        std::fs::rename(&meta, &away).unwrap();
+        nix::unistd::mkfifo(&meta, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        refused("found a FIFO");
+        assert!(read_label(&dir).unwrap_err().to_string().contains("found a FIFO"));
+        std::fs::remove_file(&meta).unwrap();
+        private_file(&meta).unwrap().set_len(3 << 30).unwrap();
+        refused("expected at most 65536 bytes");
+        std::fs::rename(&away, &meta).unwrap();
+        std::fs::rename(&image, &away).unwrap();
+        std::os::unix::fs::symlink(&away, &image).unwrap();
+        refused("found a symbolic link");
+        std::fs::remove_file(&image).unwrap();
+        std::fs::hard_link(&away, &image).unwrap();
+        refused("2 hard links");
+        std::fs::remove_file(&away).unwrap();
+        ReplicaDir::open(&dir).unwrap();
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use holdfast_dataplane::private_file::PrivateFile;
 use holdfast_proto::pb::etcd as pb;
 use holdfast_proto::pb::etcd::auth_client::AuthClient;
 use holdfast_proto::pb::etcd::kv_client::KvClient;
@@ -267,9 +268,10 @@ impl Client {
         let failed = |why: String| Failure { server: server.to_owned(), why, kind: ErrorKind::Denied };
         // Read each time, so that a password can be changed; it is one line.
         let path = file.to_owned();
-        let password = tokio::task::spawn_blocking(move || std::fs::read_to_string(path))
+        let password = tokio::task::spawn_blocking(move || PrivateFile::settings().read_all(path))
             .await
             .unwrap_or_else(|e| Err(std::io::Error::other(e)))
+            .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other))
             .map_err(|e| failed(format!("the password file {}: {e}", file.display())))?;
         let request = pb::AuthenticateRequest {
             name: user.to_owned(),
@@ -336,7 +338,7 @@ impl Connection {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(Error::io("read", path))
+    PrivateFile::settings().read_all(path).map_err(Error::io("read", path))
 }
 
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
