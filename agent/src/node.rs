@@ -15,6 +15,7 @@ mod metrics;
 mod nodes;
 mod orphans;
 mod publish;
+mod rename;
 mod replicas;
 mod roles;
 mod shared;
@@ -100,6 +101,7 @@ impl NodeConfig {
     }
 }
 
+pub use self::rename::{Renamed, rename};
 pub use self::startup::open_registry;
 pub use self::volumes::IO_MODE_DEFAULT;
 pub use self::wishes::allow_uninstall;

@@ -8,6 +8,7 @@ use holdfast_proto::status::ErrorKind;
 use tokio::time::{Instant, sleep};
 
 use super::client::{Client, ask};
+use super::node_rename;
 use super::output::{Out, dash, fields, table};
 use super::{Global, json};
 use crate::complaint::Complaint;
@@ -100,20 +101,26 @@ pub(super) enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Give this node another name while its agent is stopped: records, claims and its data directory
+    #[command(after_help = node_rename::EXAMPLES)]
+    Rename(Box<node_rename::Args>),
 }
 
 pub(super) async fn run(command: &Command, global: &Global, out: &Out) -> Result<(), Complaint> {
-    let client = Client::connect(global).await?;
+    let client = async || Client::connect(global).await;
     match command {
         Command::Ls => {
+            let client = client().await?;
             let reply = ask("list nodes", client.node().list(pb::ListNodesRequest {})).await?;
             out.show(&json::Nodes::from(&reply), || list(&reply.nodes))
         }
         Command::Show => {
+            let client = client().await?;
             let node = ask("show the node", client.node().show(pb::ShowNodeRequest {})).await?;
             out.show(&json::Node::from(&node), || describe(&node))
         }
         Command::Drain { node, timeout, no_wait } => {
+            let client = client().await?;
             let mut parts = ask(&format!("drain node {node}"), client.node().drain(named(node))).await?;
             if !*no_wait {
                 parts = wait_drained(&client, node, parts, *timeout, out).await?;
@@ -124,10 +131,12 @@ pub(super) async fn run(command: &Command, global: &Global, out: &Out) -> Result
             })
         }
         Command::Undrain { node } => {
+            let client = client().await?;
             let told = ask(&format!("undrain node {node}"), client.node().undrain(named(node))).await?;
             out.show(&json::NodeSummary::from(&told), || format!("node {node} takes replicas again"))
         }
         Command::SafeToReboot { node } => {
+            let client = client().await?;
             let request =
                 pb::NodeRequest { node: node.as_ref().map(ToString::to_string).unwrap_or_default() };
             let parts = ask("look at the node", client.node().safe_to_reboot(request)).await?;
@@ -143,17 +152,21 @@ pub(super) async fn run(command: &Command, global: &Global, out: &Out) -> Result
                 .remedy("wait until the volumes are healthy without it, or move its parts of them: `holdfast node drain`"))
         }
         Command::Forget { node, yes: false } => {
+            drop(client().await?);
             let message =
                 format!("node {node} would be forgotten: its replicas are then placed on other nodes");
             Err(Complaint::new(ErrorKind::Unconfirmed, message)
                 .remedy("nothing was changed; if it does not come back, repeat this with --yes"))
         }
         Command::Forget { node, yes: true } => {
+            let client = client().await?;
             let told = ask(&format!("forget node {node}"), client.node().forget(named(node))).await?;
             out.show(&json::NodeSummary::from(&told), || {
                 format!("node {node} is forgotten: nobody waits for it any more")
             })
         }
+        // No agent is asked: none may run.
+        Command::Rename(args) => node_rename::run(args, out).await,
     }
 }
 

@@ -17,14 +17,15 @@ use tokio::time::{Instant, sleep};
 use super::agent;
 use super::client::{Client, ask};
 use super::output::Out;
+use super::owner::work_as_owner;
 use crate::complaint::Complaint;
 use crate::config::{AgentConfig, AgentFlags, Surroundings};
 use crate::error::Error;
 use crate::node;
 use crate::registry::{Entry, Registry};
-use crate::store::DataDir;
 use crate::store::lock::AgentLock;
 use crate::store::uninstall::{Places, UninstallLock};
+use crate::store::{DataDir, identity};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -90,6 +91,7 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Complaint> {
         ..AgentFlags::default()
     };
     let config = AgentConfig::load(&flags, &Surroundings::of_this_machine()?)?;
+    work_as_owner(&config.data_dir)?;
     let places = Places {
         data_dir: config.data_dir.clone(),
         bin_dir: config.bin_dir.clone(),
@@ -159,7 +161,8 @@ impl Uninstall<'_> {
                 self.places.clear_registry(&mut done.removed)?;
             } else {
                 let orphans = DataDir::orphans_in(&self.config.data_dir);
-                done.kept.extend([registry, orphans].into_iter().filter(|path| path.exists()));
+                let identity = identity::path_in(&self.config.data_dir);
+                done.kept.extend([registry, orphans, identity].into_iter().filter(|path| path.exists()));
             }
         }
         self.places.clear_locks(lock)?;

@@ -9,6 +9,7 @@ pub mod elsewhere;
 pub mod features;
 pub mod follow;
 pub mod foreign;
+pub mod identity;
 pub mod instance;
 pub mod inventory;
 pub mod moves;
@@ -21,6 +22,7 @@ pub mod publish;
 pub mod published;
 pub mod reconcile;
 pub mod records;
+pub mod rename;
 pub mod retry;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -131,7 +131,8 @@ fn describe(
     let claim =
         claims::of_directory(records, &foreign, node, &label.volume_name, label.volume, label.replica);
     let instance = InstanceName::replica(&label.volume_name, label.replica);
-    let moved = (label.node != *node).then(|| format!("its label names node {}", label.node));
+    let ours = label.node == *node || shared.identity.former_names.contains(&label.node);
+    let moved = (!ours).then(|| format!("its label names node {}", label.node));
     let state = state_of(&instance, label.volume);
     pb::ReplicaDirInfo {
         healthy: state.as_deref() == Some("running") && is_member(&label, records),

@@ -17,6 +17,7 @@ pub(super) use crate::blocking::blocking;
 use crate::core::Moment;
 use crate::core::elsewhere::Elsewhere;
 use crate::core::foreign::{Foreign, Leases};
+use crate::core::identity::Identity;
 use crate::core::instance::InstanceName;
 use crate::core::inventory::Inventory;
 use crate::core::nodes::Nodes;
@@ -62,6 +63,8 @@ pub(super) enum OrphanWish {
 pub(super) struct Shared {
     pub(super) config: NodeConfig,
     pub(super) data: DataDir,
+    /// What the data directory says of itself.
+    pub(super) identity: Identity,
     pub(super) store: InstanceStore,
     pub(super) trash: Trash,
     pub(super) registry: Arc<dyn Registry>,
@@ -120,6 +123,7 @@ pub(super) struct Operation {
 #[derive(Debug)]
 pub(super) struct Homes {
     pub(super) data: DataDir,
+    pub(super) identity: Identity,
     pub(super) registry: Arc<dyn Registry>,
     pub(super) boot_id: BootId,
     pub(super) metrics: Metrics,
@@ -143,6 +147,7 @@ impl Shared {
             store: InstanceStore::new(homes.data.instances()),
             trash: Trash::new(homes.data.trash(), homes.data.replicas()),
             data: homes.data,
+            identity: homes.identity,
             registry: homes.registry,
             boot_id: homes.boot_id,
             metrics: homes.metrics,

@@ -17,6 +17,7 @@ use super::{follow, publish, upkeep, wishes};
 use crate::config::RegistryHome;
 use crate::core::creation::{self, Lock, Remembered};
 use crate::core::elsewhere::Elsewhere;
+use crate::core::identity::Identity;
 use crate::core::instance::InstanceName;
 use crate::error::Error;
 use crate::process::binary::{self, Binary};
@@ -30,7 +31,7 @@ use crate::registry::file::{self, FileRegistry};
 use crate::registry::measured::Measured;
 use crate::store::instances::InstanceStore;
 use crate::store::lock::AgentLock;
-use crate::store::{DataDir, Read, atomic};
+use crate::store::{DataDir, Read, atomic, identity};
 
 /// Events of instances that the supervisor has not taken yet; a driver that finds no room waits.
 const EVENTS_MAX: usize = 1024;
@@ -39,6 +40,7 @@ const ADOPT_WITHIN: Duration = Duration::from_secs(2);
 
 struct Prepared {
     data: DataDir,
+    identity: Identity,
     boot_id: BootId,
     warnings: Vec<String>,
     lock: AgentLock,
@@ -54,11 +56,11 @@ pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
     let registry = open_registry(&config).await?;
     let registry: Arc<dyn Registry> = Arc::new(Measured::new(registry, Arc::clone(&metrics.counts)));
     registry.announce(&config.node, config.advertise.unwrap_or(config.bind)).await?;
-    let Prepared { data, boot_id, warnings, .. } = prepared;
+    let Prepared { data, identity, boot_id, warnings, .. } = prepared;
     let shared_home = config.registry.is_shared();
     let elsewhere = if shared_home { Elsewhere::unheard() } else { Elsewhere::default() };
     let (shared, commands) =
-        Shared::new(config, Homes { data, registry, boot_id, metrics, warnings, elsewhere });
+        Shared::new(config, Homes { data, identity, registry, boot_id, metrics, warnings, elsewhere });
     let shared = Arc::new(shared);
     let (events, reports) = mpsc::channel(EVENTS_MAX);
     let context = Context {
@@ -103,16 +105,19 @@ fn is_pending(snapshot: &Snapshot, name: &str) -> bool {
 
 fn prepare(config: &NodeConfig) -> Result<Prepared, Error> {
     let data = DataDir::open(&config.data_dir)?;
-    let lock = AgentLock::take(&data.lock(), config.node.as_str(), &config.listen_display)?;
+    let mut lock = AgentLock::hold(&data.lock())?;
     atomic::clear_temporaries(data.root())?;
+    let boot_id = proc::boot_id()?;
+    let identity = identity::bind(&data, &config.node, boot_id)?;
+    lock.say(config.node.as_str(), &config.listen_display)?;
     make_runtime_dir(&config.runtime_dir)?;
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<_> = doubted(&identity).into_iter().collect();
     require_io_uring(&mut warnings)?;
     warnings.extend(plain_registry(&config.registry));
     let source = config.binary.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
     let bin_dir = config.bin_dir.clone().unwrap_or_else(|| data.bin());
     let binary = binary::install(&source, &bin_dir)?;
-    Ok(Prepared { data, boot_id: proc::boot_id()?, warnings, lock, binary, cgroup: Cgroup::detect() })
+    Ok(Prepared { data, identity, boot_id, warnings, lock, binary, cgroup: Cgroup::detect() })
 }
 
 /// Opens the home of the records that is configured. One that this node did not use before has no record of what it
@@ -139,6 +144,16 @@ pub async fn open_registry(config: &NodeConfig) -> Result<Arc<dyn Registry>, Err
         }
         RegistryHome::Etcd(home) => Ok(Arc::new(EtcdRegistry::open(home.clone(), &dir).await?)),
     }
+}
+
+/// What stays to be said of a data directory that is not where it was.
+fn doubted(identity: &Identity) -> Option<String> {
+    identity.freshness_doubt.then(|| {
+        format!(
+            "the data directory may be a copy or a restored backup ({}): its replicas may be older than they say",
+            identity.doubt_reason
+        )
+    })
 }
 
 /// What a person should know who keeps keys in an etcd that anybody on the way can listen to.

@@ -34,6 +34,7 @@ pub(super) async fn all(home: Arc<dyn Registry>) {
     n3_status_writes_do_not_tick_and_spec_writes_do(&*home).await;
     keys_come_and_go(&*home).await;
     wishes_for_a_node_are_compared_too(&*home).await;
+    what_is_kept_of_a_node_is_removed_whole(&*home).await;
     an_inventory_is_found_as_it_was_written(&*home).await;
     claims_are_of_a_node_and_compared_too(&*home).await;
     what_this_build_does_not_know_stays_in_a_record(&*home).await;
@@ -168,6 +169,23 @@ async fn wishes_for_a_node_are_compared_too(home: &dyn Registry) {
     assert!(!home.put_node(wanted.clone()).await.unwrap(), "the version was another one");
     assert!(!home.put_node(first).await.unwrap());
     assert_eq!(home.node(&node).await.unwrap(), Read::Found(NodeRecord { version: 2, ..wanted }));
+}
+
+async fn what_is_kept_of_a_node_is_removed_whole(home: &dyn Registry) {
+    let (node, other): (NodeName, NodeName) = ("node-f".parse().unwrap(), "node-f.other".parse().unwrap());
+    for node in [&node, &other] {
+        assert!(home.put_node(NodeRecord::new(node.clone())).await.unwrap());
+        let published = home.inventory(node).expect("a place for inventories");
+        let key = "full/0".to_owned();
+        published.write(vec![Op::Put { key, bytes: b"something".to_vec() }]).await.unwrap();
+    }
+    assert!(!home.forget_node(&node, 0).await.unwrap(), "its record has another version");
+    assert!(home.forget_node(&node, 1).await.unwrap());
+    assert_eq!(home.node(&node).await.unwrap(), Read::Absent);
+    assert_eq!(home.inventory(&node).unwrap().found().await.unwrap(), []);
+    assert!(home.forget_node(&node, 0).await.unwrap(), "there is nothing left to remove");
+    assert!(matches!(home.node(&other).await.unwrap(), Read::Found(_)));
+    assert_eq!(home.inventory(&other).unwrap().found().await.unwrap().len(), 1);
 }
 
 async fn an_inventory_is_found_as_it_was_written(home: &dyn Registry) {

@@ -302,6 +302,35 @@ impl Inner {
         Ok(true)
     }
 
+    fn forget_node(&self, name: &NodeName, version: u64) -> Result<bool, Error> {
+        let _writing = self.writing.lock();
+        self.require_home()?;
+        let current = match self.node(name) {
+            Read::Found(current) => current.version,
+            Read::Absent => 0,
+            Read::Unreadable(reason) => {
+                return Err(Error::failed(format!("forget node {name}: {reason}")));
+            }
+        };
+        if current != version {
+            return Ok(false);
+        }
+        let published = self.root.join("inventory").join(name.as_str());
+        match std::fs::remove_dir_all(&published) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &published)(error));
+            }
+            _ => {}
+        }
+        let path = self.nodes.join(format!("{name}.json"));
+        match std::fs::remove_file(&path) {
+            Ok(()) => atomic::sync_dir(&self.nodes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io("remove", &path)(error)),
+        }
+        Ok(true)
+    }
+
     fn claim_path(&self, node: &NodeName, name: &InstanceName) -> PathBuf {
         self.claims.join(node.as_str()).join(format!("{name}.json"))
     }
@@ -419,6 +448,10 @@ impl Registry for FileRegistry {
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.blocking(move |inner| inner.put_node(record)).await
+    }
+    async fn forget_node(&self, name: &NodeName, version: u64) -> Result<bool, Error> {
+        let name = name.clone();
+        self.blocking(move |inner| inner.forget_node(&name, version)).await
     }
     fn inventory(&self, node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
         Some(Arc::new(InventoryFiles::new(&self.inner.root, node)))

@@ -111,6 +111,9 @@ impl Registry for Measured {
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.watch.timed("put_node", self.inner.put_node(record), |stored| !stored).await
     }
+    async fn forget_node(&self, name: &NodeName, version: u64) -> Result<bool, Error> {
+        self.watch.timed("forget_node", self.inner.forget_node(name, version), |done| !done).await
+    }
     async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error> {
         self.watch.read("claims", self.inner.claims(node)).await
     }

@@ -120,6 +120,10 @@ pub trait Registry: fmt::Debug + Send + Sync {
     async fn node(&self, name: &NodeName) -> Result<Read<NodeRecord>, Error>;
     /// Writes it if its version is still the one in `record`; the version grows by one. Returns whether it was.
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error>;
+    /// Removes all that is kept of a node itself: what is wished for it, where that is still this version (0: nothing),
+    /// and what it published. Volumes and claims are not touched. Returns whether it was done; not where an agent of
+    /// another data directory than this registry's lives under that name.
+    async fn forget_node(&self, name: &NodeName, version: u64) -> Result<bool, Error>;
     /// Where this node publishes its inventory; none where this home has no place for it.
     fn inventory(&self, _node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
         None

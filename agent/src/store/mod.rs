@@ -4,6 +4,7 @@
 //! three-valued ([`Read`]): what cannot be read is never taken for what does not exist.
 
 pub mod atomic;
+pub mod identity;
 pub mod instances;
 pub mod lock;
 pub mod remembered;
@@ -12,6 +13,8 @@ pub mod trash;
 pub mod uninstall;
 
 use std::path::{Path, PathBuf};
+
+use holdfast_dataplane::private_file::check_directory;
 
 pub use atomic::Read;
 
@@ -27,11 +30,12 @@ impl DataDir {
     /// Makes the places that an agent needs and that are missing. Replica directories are never among them.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// When the file system refuses, or the directory is another user's, or others may write to it.
     pub fn open(root: &Path) -> Result<Self, Error> {
         atomic::make_dir(root)?;
         // Absolute, because instances run elsewhere and people read it in answers.
         let root = root.canonicalize().map_err(Error::io("resolve", root))?;
+        check_directory(&root).map_err(Error::io("use the data directory", &root))?;
         let this = Self { root };
         for dir in [this.instances(), this.replicas(), this.trash()] {
             atomic::make_dir(&dir)?;

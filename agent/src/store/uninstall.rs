@@ -2,17 +2,19 @@
 //! already done. Replica data and records are never among it.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+
+use holdfast_dataplane::private_file::PrivateFile;
 
 use crate::error::Error;
 use crate::process::binary;
 use crate::process::proc::{self, Life};
 
 use super::instances::InstanceStore;
-use super::{DataDir, atomic};
+use super::{DataDir, atomic, identity};
 
 /// Held by the one that takes the agent of a data directory away.
 #[derive(Debug)]
@@ -29,9 +31,7 @@ impl UninstallLock {
     pub fn take(data_dir: &Path) -> Result<Option<Self>, Error> {
         let path = data_dir.join("uninstall.lock");
         loop {
-            let mut options = OpenOptions::new();
-            let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-            let file = file.map_err(Error::io("open", &path))?;
+            let file = PrivateFile::read_write().create().open(&path).map_err(Error::io("open", &path))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
@@ -123,8 +123,9 @@ impl Places {
             std::fs::remove_dir_all(&registry).map_err(Error::io("remove", &registry))?;
             gone.push(registry);
         }
-        // Who holds which data, of which none is left.
-        remove_file(&DataDir::orphans_in(&self.data_dir), gone)
+        // Who holds which data, of which none is left, and whose it was.
+        remove_file(&DataDir::orphans_in(&self.data_dir), gone)?;
+        remove_file(&identity::path_in(&self.data_dir), gone)
     }
 
     /// Removes the locks, last of all, and the data directory if nothing is in it. Returns whether it is gone.

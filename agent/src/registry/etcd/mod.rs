@@ -269,6 +269,12 @@ fn delete(key: &str) -> pb::RequestOp {
     pb::RequestOp { request: Some(Request::RequestDeleteRange(delete)) }
 }
 
+/// Every key that begins with `prefix`, which ends with a slash.
+fn delete_below(prefix: &str) -> pb::RequestOp {
+    let delete = pb::DeleteRangeRequest { key: prefix.as_bytes().to_vec(), range_end: end_of(prefix) };
+    pb::RequestOp { request: Some(Request::RequestDeleteRange(delete)) }
+}
+
 /// The key was last changed at this revision; 0: it is not there.
 fn unchanged(key: &str, mod_revision: i64) -> pb::Compare {
     pb::Compare {

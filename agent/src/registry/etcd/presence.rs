@@ -27,6 +27,12 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// What runs on the node is not looked after meanwhile.
 const BEGIN_WITHIN: Duration = Duration::from_secs(2);
 
+/// Whether this is the presence of an agent of this data directory.
+pub(super) fn is_of(bytes: &[u8], home: Uuid) -> bool {
+    let read = atomic::parse_json::<Presence>(bytes, LIVE, PRESENCE_SCHEMA);
+    matches!(read, Read::Found(presence) if presence.home == home)
+}
+
 #[derive(Debug)]
 struct Announcement {
     inner: Arc<Inner>,

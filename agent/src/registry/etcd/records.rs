@@ -6,11 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
+use holdfast_proto::pb::etcd as pb;
 use holdfast_proto::record::{ClaimRecord, NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
 use tokio::sync::{mpsc, watch};
 
 use super::inventory::EtcdInventory;
-use super::{EtcdRegistry, Inner, delete, found, nodes, presence, put, range, range_below, unchanged};
+use super::inventory::INVENTORY;
+use super::{
+    EtcdRegistry, Inner, delete, delete_below, found, nodes, presence, put, range, range_below, unchanged,
+};
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
 use crate::core::nodes::Heard;
@@ -214,6 +218,27 @@ impl Inner {
             done => done,
         }
     }
+
+    async fn forget_node(&self, name: &NodeName, version: u64) -> Result<bool, Error> {
+        let operation = format!("forget node {name}");
+        let (wish, live) = (self.key(WISHES, name), self.key(presence::LIVE, name));
+        let answer = self.read(&operation, vec![range(&wish), range(&live)]).await?;
+        let (wished, lives) = (found(&answer, 0).first(), found(&answer, 1).first());
+        let known = match wished.map(|kv| self.parse_node(name, &kv.value)) {
+            Some(Read::Found(record)) => record.version,
+            Some(Read::Unreadable(reason)) => return Err(Error::failed(format!("{operation}: {reason}"))),
+            Some(Read::Absent) | None => 0,
+        };
+        // What this data directory's own agent said ends with its lease anyway.
+        if known != version || lives.is_some_and(|kv| !presence::is_of(&kv.value, self.memory.stored().home))
+        {
+            return Ok(false);
+        }
+        let revision = |kv: Option<&pb::KeyValue>| kv.map_or(0, |kv| kv.mod_revision);
+        let same = vec![unchanged(&wish, revision(wished)), unchanged(&live, revision(lives))];
+        let published = format!("{}/", self.key(INVENTORY, name));
+        self.change(&operation, same, vec![delete(&wish), delete(&live), delete_below(&published)]).await
+    }
 }
 
 fn encode(record: &VolumeRecord) -> Result<Vec<u8>, Error> {
@@ -254,6 +279,9 @@ impl Registry for EtcdRegistry {
     }
     async fn put_node(&self, record: NodeRecord) -> Result<bool, Error> {
         self.inner.put_node(record).await
+    }
+    async fn forget_node(&self, name: &NodeName, version: u64) -> Result<bool, Error> {
+        self.inner.forget_node(name, version).await
     }
     fn inventory(&self, node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
         Some(Arc::new(EtcdInventory::new(Arc::clone(&self.inner), node)))
