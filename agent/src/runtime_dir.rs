@@ -1,11 +1,11 @@
 //! The short directory that sockets live in: the same one for the same data directory, and nobody else's.
 //!
 //! Sockets cannot stand in the data directory: their paths are limited to 107 bytes. A directory under `/tmp` can be
-//! made by anybody first, so its owner and mode are checked before anything in it is trusted.
+//! made by anybody first, so owner and mode of every part of the way are checked before anything in it is trusted.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -20,11 +20,13 @@ const BELOW_MAX: usize = 56;
 pub const RUNTIME_DIR_MAX: usize = SOCKET_PATH_MAX - BELOW_MAX;
 
 /// The directory for this data directory: `$XDG_RUNTIME_DIR/holdfast/<hash>`, or `/tmp/holdfast-<uid>/<hash>` where
-/// that is not set or too long. Only computes; see [`prepare`].
+/// that is not set, too long, or another user's. Makes nothing; see [`prepare`].
 #[must_use]
 pub fn path_for(data_dir: &Path) -> PathBuf {
     let uid = nix::unistd::getuid().as_raw();
-    compute(data_dir, std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), uid)
+    // That of another user, left in the environment by sudo, is no place for our sockets.
+    let is_ours = |dir: &PathBuf| fs::metadata(dir).is_ok_and(|found| found.uid() == uid);
+    compute(data_dir, std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(is_ours), uid)
 }
 
 fn compute(data_dir: &Path, xdg: Option<PathBuf>, uid: u32) -> PathBuf {
@@ -56,8 +58,7 @@ fn canonical(path: &Path) -> PathBuf {
     }
 }
 
-/// Makes the directory (0700) where it is missing, and refuses one that another user could have planted. A directory
-/// right below a sticky, world-writable one (`/tmp`) must be ours and closed to others.
+/// Makes the directory (0700) where it is missing, and refuses one that another user could have planted or could exchange.
 ///
 /// # Errors
 /// Says who owns it, or why it cannot be made, and the remedy.
@@ -80,60 +81,91 @@ pub fn prepare(dir: &Path) -> Result<(), Complaint> {
         dir.ancestors().take_while(|path| fs::symlink_metadata(path).is_err()).collect();
     for path in missing.iter().rev() {
         // The packaged directory is passed by the members of the group that may use the agent's socket in it.
-        let mode = if *path == Path::new(crate::config::RUNTIME_DIR) { 0o755 } else { 0o700 };
-        match fs::DirBuilder::new().mode(mode).create(path) {
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            // Passed by the members of the group that may use the agent's socket in it.
+            Ok(()) if *path == Path::new(crate::config::RUNTIME_DIR) => {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(|e| failed(path, &e))?;
+            }
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed(path, &error)),
         }
     }
-    for path in planted_candidates(dir) {
-        verify(path, remedy)?;
-    }
-    let meta = fs::metadata(dir).map_err(|error| failed(dir, &error))?;
-    if !meta.is_dir() {
-        return Err(Complaint::failed(format!("{} is not a directory", dir.display())).remedy(remedy));
-    }
-    Ok(())
+    check_way(dir).map_err(|why| {
+        let message = format!("the sockets in {} could be another user's: {why}", dir.display());
+        Complaint::failed(message).remedy(format!("mend that, or {remedy}"))
+    })
 }
 
-/// The directory itself, and its parents up to one that others may write to.
-fn planted_candidates(dir: &Path) -> Vec<&Path> {
-    let mut chain = Vec::new();
-    for path in dir.ancestors() {
-        let open_to_all = fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o002 != 0);
-        if open_to_all && path != dir {
-            return chain;
+/// Whether nobody but root and this user can exchange the directory or what is on the way to it. The way ends at a sticky
+/// directory of root's, such as `/tmp`: in it, everybody can exchange only what is his own.
+///
+/// # Errors
+/// Which part of the way is another's, expected and found.
+pub fn check_way(dir: &Path) -> Result<(), String> {
+    let ours = nix::unistd::geteuid().as_raw();
+    // As it is written, whose links others must not turn; and where those lead.
+    let led = dir.canonicalize().map_err(|error| format!("{}: {error}", dir.display()))?;
+    for way in [dir, &led] {
+        for (step, path) in way.ancestors().enumerate() {
+            let shown = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+            let found =
+                fs::symlink_metadata(shown).map_err(|error| format!("{}: {error}", shown.display()))?;
+            let part = Part {
+                is_dir: found.is_dir(),
+                is_link: found.is_symlink(),
+                owner: found.uid(),
+                mode: found.mode(),
+            };
+            match part.judge(step == 0, ours) {
+                Judged::Safe => {}
+                Judged::End => break,
+                Judged::Refused(why) => return Err(format!("{}: {why}", shown.display())),
+            }
         }
-        chain.push(path);
-    }
-    // No parent is open to others: only root or this user can have made it, and only its own mode is left to see.
-    chain.retain(|path| *path == dir && fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o002 != 0));
-    chain
-}
-
-fn verify(path: &Path, remedy: &str) -> Result<(), Complaint> {
-    let meta = fs::symlink_metadata(path).map_err(|error| {
-        Complaint::failed(format!("failed to look at {}: {error}", path.display())).remedy(remedy)
-    })?;
-    let uid = nix::unistd::geteuid().as_raw();
-    if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o022 != 0 {
-        let message = format!(
-            "{} is not a directory that only this user can write to (owner {}, mode {:o}; expected owner {uid}, \
-             mode 700), and its sockets could be somebody else's",
-            path.display(),
-            meta.uid(),
-            meta.mode() & 0o7777
-        );
-        return Err(Complaint::failed(message).remedy(format!("remove it, or {remedy}")));
     }
     Ok(())
+}
+
+/// One part of the way to a directory.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    is_dir: bool,
+    is_link: bool,
+    owner: u32,
+    mode: u32,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Judged {
+    Safe,
+    /// Whatever is above does not matter.
+    End,
+    Refused(String),
+}
+
+impl Part {
+    fn judge(&self, is_last: bool, ours: u32) -> Judged {
+        if !self.is_dir && !self.is_link {
+            return Judged::Refused("expected a directory".to_owned());
+        }
+        if self.owner != 0 && self.owner != ours {
+            return Judged::Refused(format!("expected owner {ours} or root, found owner {}", self.owner));
+        }
+        // Of a link the mode means nothing.
+        if self.is_link || self.mode & 0o022 == 0 {
+            return Judged::Safe;
+        }
+        if self.owner == 0 && self.mode & 0o1000 != 0 && !is_last {
+            return Judged::End;
+        }
+        let mode = self.mode & 0o7777;
+        Judged::Refused(format!("expected a directory that no other user may write to, found mode {mode:o}"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -161,9 +193,36 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_can_write_to_is_refused() {
+    fn way_to_sockets_must_be_roots_or_ours() {
+        const OURS: Part = Part { is_dir: true, is_link: false, owner: 7, mode: 0o40700 };
+        let tmp = Part { owner: 0, mode: 0o41777, ..OURS };
+        let link = Part { is_dir: false, is_link: true, mode: 0o120_777, ..OURS };
+        for (part, is_last, judged) in [
+            (OURS, true, Judged::Safe),
+            (Part { owner: 0, mode: 0o40755, ..OURS }, false, Judged::Safe),
+            (tmp, false, Judged::End),
+            (link, false, Judged::Safe),
+        ] {
+            assert_eq!(part.judge(is_last, 7), judged, "{part:?}");
+        }
+        for (part, is_last) in [
+            (tmp, true),
+            // Sticky, and not root's: its owner can exchange everything in it.
+            (Part { mode: 0o41777, ..OURS }, false),
+            (Part { owner: 8, mode: 0o41777, ..OURS }, false),
+            (Part { owner: 0, mode: 0o40777, ..OURS }, false),
+            (Part { mode: 0o40770, ..OURS }, true),
+            (Part { owner: 8, ..OURS }, false),
+            (Part { owner: 8, ..link }, false),
+            (Part { is_dir: false, ..OURS }, true),
+        ] {
+            assert!(matches!(part.judge(is_last, 7), Judged::Refused(_)), "{part:?} {is_last}");
+        }
+    }
+
+    #[test]
+    fn a_planted_directory_is_refused() {
         let base = tempfile::tempdir().unwrap();
-        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o1777)).unwrap();
         let dir = base.path().join("a");
         if dir.join("b").as_os_str().len() > RUNTIME_DIR_MAX {
             return assert!(prepare(&dir.join("b")).is_err());
@@ -171,12 +230,16 @@ mod tests {
         prepare(&dir.join("b")).unwrap();
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
         prepare(&dir.join("b")).unwrap();
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o770)).unwrap();
+        // A stranger's, that everybody may write to: what stands below it can be exchanged.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
         let error = prepare(&dir.join("b")).unwrap_err().to_string();
-        assert!(error.contains("mode 770") && error.contains("--runtime-dir"), "{error}");
-        fs::remove_dir_all(&dir).unwrap();
-        std::os::unix::fs::symlink("/", &dir).unwrap();
-        assert!(prepare(&dir.join("b")).is_err());
+        assert!(error.contains("mode 777") && error.contains("--runtime-dir"), "{error}");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        let link = base.path().join("link");
+        std::os::unix::fs::symlink(&dir, &link).unwrap();
+        prepare(&link.join("b")).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(prepare(&link.join("b")).is_err(), "where the link leads is looked at");
     }
 
     #[test]

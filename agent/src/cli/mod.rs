@@ -30,6 +30,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use holdfast_proto::status::ErrorKind;
+use nix::sys::stat::Mode;
 
 use crate::complaint::Complaint;
 use crate::config::{AgentFlags, parse_listen};
@@ -139,6 +140,8 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: Cli, out: &Out) -> Result<ExitCode, Complaint> {
     let global = cli.global;
     let done = match cli.command {
+    // What any of this makes is this user's alone; what others may use is opened to them one by one.
+    nix::sys::stat::umask(Mode::S_IRWXG | Mode::S_IRWXO);
         Command::Agent(flags) => agent::run(&flags),
         Command::Quickstart(args) => quickstart::run(&args, out),
         Command::Volume(command) => client_runtime(volume::run(command, &global, out)),

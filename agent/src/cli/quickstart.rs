@@ -57,6 +57,9 @@ pub(super) struct Args {
     /// How data threads wait, as in `holdfast agent` [default: auto]
     #[arg(long, value_name = "auto|off|MICROSECONDS")]
     spin: Option<SpinMode>,
+    /// A short directory for sockets [default: below $XDG_RUNTIME_DIR or /tmp, by the data directory]
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
     /// TCP ports that replicas may listen on [default: 20000-29999]
     #[arg(long, value_name = "FIRST-LAST", value_parser = parse_ports)]
     data_ports: Option<RangeInclusive<u16>>,
@@ -94,7 +97,8 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Complaint> {
 /// The same configuration as an agent's, from fewer flags.
 fn configure(args: &Args, mut around: Surroundings) -> Result<AgentConfig, Complaint> {
     let data_dir = absolute(&around.current_dir, &args.data_dir);
-    let runtime_dir = runtime_dir::path_for(&data_dir);
+    let given = args.runtime_dir.as_deref().map(|dir| absolute(&around.current_dir, dir));
+    let runtime_dir = given.unwrap_or_else(|| runtime_dir::path_for(&data_dir));
     // Whoever tries it for the first time should not have to rename the machine.
     if around.host_name.to_ascii_lowercase().parse::<NodeName>().is_err() {
         "localhost".clone_into(&mut around.host_name);

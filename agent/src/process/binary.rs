@@ -2,11 +2,15 @@
 //! running instance, and two versions can stand beside each other.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{File, Permissions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use holdfast_dataplane::private_file::{PrivateFile, check_directory};
+use parking_lot::Mutex;
 use rustix::fs::StatVfsMountFlags;
 use sha2::{Digest as _, Sha256};
 
@@ -17,29 +21,92 @@ use crate::store::atomic;
 const DIGEST_CHARS: usize = 16;
 const PREFIX: &str = "holdfast-";
 
-/// The installed copy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The installed copy, held open: what is executed is what was hashed, whatever becomes of its name.
+#[derive(Debug, Clone)]
 pub struct Binary {
     /// Where it is.
     pub path: PathBuf,
     /// The part of its digest that its name carries.
     pub digest: String,
+    file: Arc<File>,
+    hashed: Arc<Mutex<Stamp>>,
+}
+
+/// Changes with the content: the kernel sees to its last part, whoever writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        Ok(Self {
+            bytes: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+impl Binary {
+    /// The path by which exactly the bytes of its digest are executed. They are hashed again where the file was touched.
+    ///
+    /// # Errors
+    /// When its content has changed since.
+    pub fn program(&self) -> Result<PathBuf, Error> {
+        let mut hashed = self.hashed.lock();
+        let now = Stamp::of(&self.file).map_err(Error::io("look at", &self.path))?;
+        if now != *hashed {
+            let found = digest_of(&self.file, &self.path)?;
+            if found != self.digest {
+                return Err(Error::failed(format!(
+                    "execute {}: expected content with the digest {}, found {found}; restart the agent, which copies it anew",
+                    self.path.display(),
+                    self.digest
+                )));
+            }
+            *hashed = now;
+        }
+        // The descriptor is closed on exec, which happens after it was resolved.
+        Ok(PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd())))
+    }
 }
 
 /// Copies `source` into `bin_dir` under its digest, unless exactly that is there.
 ///
 /// # Errors
-/// When nothing in `bin_dir` can be executed, or the file system refuses.
+/// When nothing in `bin_dir` can be executed, others may write to it, or the file system refuses.
 pub fn install(source: &Path, bin_dir: &Path) -> Result<Binary, Error> {
     atomic::make_dir(bin_dir)?;
+    check_directory(bin_dir).map_err(Error::io("run instances from", bin_dir))?;
     require_exec(bin_dir)?;
-    let digest = digest_of(source)?;
+    let digest = digest_of(&File::open(source).map_err(Error::io("open", source))?, source)?;
     let path = bin_dir.join(format!("{PREFIX}{digest}"));
     // A copy that was cut off or damaged does not have the digest that it is named by.
-    if digest_of(&path).ok().as_deref() != Some(digest.as_str()) {
-        copy(source, &path)?;
+    let there = match opened(&path, &digest) {
+        Ok(there) => there,
+        Err(_) => {
+            copy(source, &path)?;
+            opened(&path, &digest)?
+        }
+    };
+    let (file, stamp) = there;
+    Ok(Binary { path, digest, file: Arc::new(file), hashed: Arc::new(Mutex::new(stamp)) })
+}
+
+/// The copy at `path`, if it has this digest.
+fn opened(path: &Path, digest: &str) -> Result<(File, Stamp), Error> {
+    let file = PrivateFile::read().open(path).map_err(Error::io("open", path))?;
+    // Before it is read: what is written meanwhile changes it.
+    let stamp = Stamp::of(&file).map_err(Error::io("look at", path))?;
+    let found = digest_of(&file, path)?;
+    if found == digest {
+        return Ok((file, stamp));
     }
-    Ok(Binary { path, digest })
+    Err(Error::failed(format!("open {}: expected the digest {digest}, found {found}", path.display())))
 }
 
 fn require_exec(bin_dir: &Path) -> Result<(), Error> {
@@ -53,9 +120,9 @@ fn require_exec(bin_dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn digest_of(path: &Path) -> Result<String, Error> {
+fn digest_of(mut file: &File, path: &Path) -> Result<String, Error> {
     use std::fmt::Write as _;
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
+    file.rewind().map_err(Error::io("read", path))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
@@ -76,8 +143,8 @@ fn copy(source: &Path, path: &Path) -> Result<(), Error> {
     let temporary = path.with_extension("copying");
     let result = (|| -> io::Result<()> {
         let mut from = File::open(source)?;
-        let mut to =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&temporary)?;
+        let mut to = PrivateFile::write().create().truncate().open(&temporary)?;
+        to.set_permissions(Permissions::from_mode(0o755))?;
         io::copy(&mut from, &mut to)?;
         to.flush()?;
         to.sync_all()?;
@@ -115,7 +182,6 @@ pub fn remove_unused(bin_dir: &Path, used: &BTreeSet<String>) -> Result<Vec<Path
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn a_copy_is_named_by_its_content_and_made_once() {
@@ -127,13 +193,36 @@ mod tests {
         assert_eq!(first.digest, "7692c3ad3540bb80");
         assert_eq!(std::fs::read(&first.path).unwrap(), b"one");
         assert_eq!(std::fs::metadata(&first.path).unwrap().permissions().mode() & 0o777, 0o755);
-        assert_eq!(install(&source, &bin).unwrap(), first);
+        let again = install(&source, &bin).unwrap();
+        assert_eq!((&again.path, &again.digest), (&first.path, &first.digest));
         std::fs::write(&first.path, b"on").unwrap();
-        assert_eq!(install(&source, &bin).unwrap(), first);
+        assert_eq!(install(&source, &bin).unwrap().path, first.path);
         assert_eq!(std::fs::read(&first.path).unwrap(), b"one", "a damaged copy is replaced");
         std::fs::write(&source, b"two").unwrap();
         assert_ne!(install(&source, &bin).unwrap().path, first.path);
         assert!(first.path.exists(), "what runs is not touched");
+    }
+
+    #[test]
+    fn binary_that_was_changed_is_not_executed() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (source, bin) = (tmp.path().join("source"), tmp.path().join("bin"));
+        std::fs::write(&source, b"one").unwrap();
+        let binary = install(&source, &bin).unwrap();
+        assert_eq!(std::fs::read(binary.program().unwrap()).unwrap(), b"one");
+        // Another file under its name is not what was hashed, and what was hashed is still there.
+        std::fs::write(tmp.path().join("two"), b"two").unwrap();
+        std::fs::rename(tmp.path().join("two"), &binary.path).unwrap();
+        assert_eq!(std::fs::read(binary.program().unwrap()).unwrap(), b"one");
+        let changed = install(&source, &bin).unwrap();
+        // Of another length, as times may be as coarse as a tick.
+        std::fs::write(&changed.path, b"three").unwrap();
+        let said = changed.program().unwrap_err().to_string();
+        assert!(said.contains("expected content with the digest 7692c3ad3540bb80"), "{said}");
+        std::fs::write(&changed.path, b"one").unwrap();
+        changed.program().unwrap();
+        std::fs::set_permissions(&bin, Permissions::from_mode(0o777)).unwrap();
+        assert!(install(&source, &bin).unwrap_err().to_string().contains("mode 777"));
     }
 
     #[test]

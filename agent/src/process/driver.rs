@@ -255,8 +255,9 @@ impl Task {
     }
 
     async fn ask(&mut self) -> Result<Watched, String> {
-        let mut client = link::connect(&self.record.control_socket).await?;
-        let (_, found) = link::hello(&mut client, &self.expected(None)).await?;
+        // The process that listens must be the one that it says it is.
+        let (mut client, pid) = link::connect(&self.record.control_socket, None).await?;
+        let (_, found) = link::hello(&mut client, &self.expected(Some(pid))).await?;
         let process = Watched::adopt(found).map_err(|e| format!("its process: {e}"))?;
         tracing::info!(instance = %self.record.name, pid = found.pid, "adopted");
         if self.record.process != Some(found) {

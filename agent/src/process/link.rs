@@ -1,6 +1,9 @@
 //! Reaching one instance over its control socket, and making sure that it is the one that is meant.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use holdfast_proto::ids::{BootId, InstanceUuid};
@@ -33,22 +36,50 @@ pub struct Expected {
     pub pid: Option<i32>,
 }
 
-/// Connects to the socket.
+/// Connects to the socket, where a process of this user listens, and the one that is expected where that is known: a socket
+/// that another process put there is told nothing. Returns the process, too.
 ///
 /// # Errors
-/// Why nobody answers there.
-pub async fn connect(socket: &Path) -> Result<Client, String> {
+/// Why nobody answers there, or who does.
+pub async fn connect(socket: &Path, pid: Option<i32>) -> Result<(Client, i32), String> {
     let path: PathBuf = socket.to_owned();
+    let found = Arc::new(AtomicI32::new(0));
+    let peer = Arc::clone(&found);
+    // Every connection is looked at: a channel makes another where one breaks.
     let connector = tower::service_fn(move |_: tonic::transport::Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        let (path, peer) = (path.clone(), Arc::clone(&peer));
+        async move {
+            let stream = UnixStream::connect(path).await?;
+            let credentials = stream.peer_cred()?;
+            let listens = (credentials.uid(), credentials.pid().unwrap_or_default());
+            let expected = (nix::unistd::geteuid().as_raw(), pid);
+            verify_peer(listens, expected).map_err(io::Error::other)?;
+            peer.store(listens.1, Ordering::Relaxed);
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
     });
     // The address is never resolved; HTTP/2 just wants one.
     let endpoint = Endpoint::from_static("http://instance").connect_timeout(ANSWER_WITHIN);
     match tokio::time::timeout(ANSWER_WITHIN, endpoint.connect_with_connector(connector)).await {
-        Ok(Ok(channel)) => Ok(InstanceClient::new(channel)),
+        Ok(Ok(channel)) => Ok((InstanceClient::new(channel), found.load(Ordering::Relaxed))),
         Ok(Err(error)) => Err(format!("connect to {}: {}", socket.display(), chain(&error))),
         Err(_) => Err(format!("connect to {}: no answer within {ANSWER_WITHIN:?}", socket.display())),
+    }
+}
+
+/// Who listens, by the kernel's word: user and process.
+fn verify_peer(found: (u32, i32), expected: (u32, Option<i32>)) -> Result<(), String> {
+    let ((found_user, found_pid), (user, pid)) = (found, expected);
+    if found_user != user {
+        return Err(format!(
+            "another user listens there: expected user {user}, found {found_user} (process {found_pid})"
+        ));
+    }
+    match pid {
+        Some(pid) if pid != found_pid => {
+            Err(format!("another process listens there: expected process {pid}, found {found_pid}"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -175,9 +206,32 @@ mod tests {
         assert!(verify(&right(&expected), &unknown_pid).is_ok());
     }
 
+    #[test]
+    fn socket_of_another_user_or_process_is_not_spoken_to() {
+        for pid in [None, Some(9)] {
+            assert_eq!(verify_peer((7, 9), (7, pid)), Ok(()));
+            assert!(verify_peer((8, 9), (7, pid)).unwrap_err().contains("expected user 7, found 8"));
+        }
+        assert!(verify_peer((7, 9), (7, Some(10))).unwrap_err().contains("expected process 10, found 9"));
+    }
+
+    #[tokio::test]
+    async fn socket_that_another_process_put_there_gets_no_byte() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("x.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let said = connect(&path, Some(own + 1)).await.unwrap_err();
+        assert!(said.contains("another process listens there"), "{said}");
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut told = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut told).await.unwrap();
+        assert!(told.is_empty(), "{told:?}");
+    }
+
     #[tokio::test]
     async fn a_socket_that_is_not_there_says_why() {
-        let said = connect(Path::new("/nonexistent/x.sock")).await.unwrap_err();
+        let said = connect(Path::new("/nonexistent/x.sock"), None).await.unwrap_err();
         assert!(said.contains("/nonexistent/x.sock") && said.contains("No such file"), "{said}");
     }
 }

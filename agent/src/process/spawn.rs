@@ -1,5 +1,6 @@
 //! Starting an instance: what it is told on its command line, what it inherits, and where it listens.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -68,8 +69,17 @@ pub fn spawn(record: &SpawnRecord, binary: &Binary, store: &InstanceStore) -> Re
     let name = record.name.to_string();
     let log = logs::open(&store.log_of(&name))?;
     let errors = log.try_clone().map_err(Error::io("duplicate", store.log_of(&name)))?;
-    let mut command = Command::new(&binary.path);
+    let mut command = command(record, &binary.program()?, &binary.path, store);
+    command.stdout(log).stderr(errors);
+    command.spawn().map_err(Error::io("execute", &binary.path))
+}
+
+/// What executes `program` under the name `shown`.
+fn command(record: &SpawnRecord, program: &Path, shown: &Path, store: &InstanceStore) -> Command {
+    let name = record.name.to_string();
+    let mut command = Command::new(program);
     command
+        .arg0(shown)
         .arg(record.name.kind().as_str())
         .args(["--name", &name, "--uuid", &record.uuid.to_string(), "--instance-dir"])
         .arg(store.dir_of(&name))
@@ -78,10 +88,8 @@ pub fn spawn(record: &SpawnRecord, binary: &Binary, store: &InstanceStore) -> Re
         .current_dir("/")
         .env_clear()
         .envs(ENVIRONMENT.iter().filter_map(|key| Some((key, std::env::var_os(key)?))))
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(errors);
-    command.spawn().map_err(Error::io("execute", &binary.path))
+        .stdin(Stdio::null());
+    command
 }
 
 #[cfg(test)]
@@ -125,9 +133,9 @@ mod tests {
         let script = tmp.path().join("script");
         std::fs::write(&script, "#!/bin/sh\necho \"$@\"\nenv\npwd\nls -l /proc/$$/fd | wc -l\n").unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let binary = Binary { path: script, digest: String::new() };
-        let mut child = spawn(&record, &binary, &store).unwrap();
-        assert!(child.wait().unwrap().success());
+        let log = logs::open(&store.log_of("demo.r2")).unwrap();
+        let mut command = command(&record, &script, &script, &store);
+        assert!(command.stdout(log).status().unwrap().success());
         let said = std::fs::read_to_string(store.log_of("demo.r2")).unwrap();
         let dir = store.dir_of("demo.r2");
         let arguments = format!(

@@ -1,16 +1,19 @@
 //! An instance's first moments and its signals: a session of its own, no inherited descriptors, its log, its lock.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::ffi::CString;
+use std::fs::{File, TryLockError};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use holdfast_proto::ids::BootId;
+use nix::sys::stat::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Instance, InstanceArgs, Role};
 use crate::error::Error;
+use crate::private_file::PrivateFile;
 
 /// How long a drain may take where nobody said: longer than any healthy disk needs for what the page cache holds.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
@@ -21,11 +24,25 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// # Errors
 /// [`Error::Held`] where another process is this instance.
 pub fn begin(args: &InstanceArgs) -> Result<File, Error> {
+    name_process();
+    // What it makes is its own, whoever started it.
+    nix::sys::stat::umask(Mode::S_IRWXG | Mode::S_IRWXO);
     // Fails only where the process leads a group already, which then is separate from the agent's as well.
     let _ = nix::unistd::setsid();
     crate::io::close_inherited_fds();
     start_log();
     lock(&args.instance_dir)
+}
+
+/// The agent executes it by a descriptor, whose number the kernel takes for its name; it is called as on its command line.
+fn name_process() {
+    let program = std::env::args_os().next().map(PathBuf::from);
+    let name =
+        program.as_deref().and_then(Path::file_name).and_then(|name| CString::new(name.as_bytes()).ok());
+    if let Some(name) = name {
+        // Only for people; the kernel cuts it to 15 bytes.
+        let _ = nix::sys::prctl::set_name(&name);
+    }
 }
 
 /// Log lines go to stderr, which the agent has pointed at the instance's log; `RUST_LOG` sets the level.
@@ -46,13 +63,7 @@ fn start_log() {
 /// [`Error::Held`] where another process has it.
 pub fn lock(instance_dir: &Path) -> Result<File, Error> {
     let path = instance_dir.join("lock");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(Error::os("open", &path))?;
+    let file = PrivateFile::write().create().open(&path).map_err(Error::os("open", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::Held { path }),

@@ -76,7 +76,7 @@ impl Task {
     }
 
     async fn greet(&mut self, pid: i32) -> Result<Client, String> {
-        let mut client = link::connect(&self.record.control_socket).await?;
+        let (mut client, _) = link::connect(&self.record.control_socket, Some(pid)).await?;
         link::hello(&mut client, &self.expected(Some(pid))).await?;
         let uuid = self.record.uuid.to_string();
         link::within(client.confirm(pb::ConfirmRequest { uuid }))
