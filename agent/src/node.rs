@@ -155,10 +155,11 @@ impl NodeHandle {
         let shared = Arc::clone(&self.shared);
         detached(async move { volumes::attach(&shared, &request).await }).await
     }
-    /// Wants the volume nowhere; returns once it is detached, or after its deadline still `detaching`.
+    /// Wants the volume nowhere; returns once it is detached, or still `detaching` where that is another node's to do, which
+    /// is silent.
     ///
     /// # Errors
-    /// `NotFound`; `Refused` while clients are connected, unless forced.
+    /// `NotFound`; `Refused` while clients are connected, unless forced; `TimedOut` where it is not detached in time.
     pub async fn detach_volume(&self, request: pb::DetachVolumeRequest) -> Result<pb::VolumeInfo, Error> {
         let shared = Arc::clone(&self.shared);
         detached(async move { volumes::detach(&shared, &request).await }).await

@@ -75,6 +75,8 @@ pub(super) struct Supervisor {
     instances: BTreeMap<InstanceName, Instance>,
     drivers: BTreeMap<InstanceName, Driver>,
     sockets: BTreeMap<InstanceName, PathBuf>,
+    /// What was said last about why their directory cannot be made again.
+    sockets_lost: String,
     digests: BTreeMap<InstanceName, String>,
     keys: BTreeMap<VolumeId, VolumeKey>,
     ended: EndedEngines,
@@ -114,6 +116,7 @@ impl Supervisor {
             instances: BTreeMap::new(),
             drivers: BTreeMap::new(),
             sockets: BTreeMap::new(),
+            sockets_lost: String::new(),
             digests: BTreeMap::new(),
             keys: BTreeMap::new(),
             ended: EndedEngines::default(),

@@ -402,7 +402,19 @@ pub(super) async fn detach(
     let silent = || engines.as_ref().is_some_and(|node| nodes::is_silent(shared, node));
     let ended =
         |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| volume.state == "detached" || silent());
-    info("detach", &name, shared.wait(name.as_str(), DETACH_WITHIN, ended).await)
+    let volume = info("detach", &name, shared.wait(name.as_str(), DETACH_WITHIN, ended).await)?;
+    if volume.state == "detached" || silent() {
+        return Ok(volume);
+    }
+    let why = volume.reason.unwrap_or_else(|| "its engine has not ended".to_owned());
+    Err(Error::new(
+        ErrorKind::TimedOut,
+        format!(
+            "detach volume {name}: it is {} still after {} s: {why}; it goes on by itself",
+            volume.state,
+            DETACH_WITHIN.as_secs()
+        ),
+    ))
 }
 
 /// How many clients there are that are not just leaving.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use holdfast_proto::ids::BootId;
 use holdfast_proto::pb::instance::configure_request::Role;
 use rustix::process::Signal;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -38,6 +38,8 @@ const ASKED_WITHIN: Duration = Duration::from_secs(5);
 const END_WITHIN: Duration = Duration::from_secs(10);
 /// How often an instance that cannot be asked is asked again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// And so often before one whose socket is gone is asked to make it again.
+const LOOKS_BEFORE_HANGUP: u32 = 10;
 
 /// What all drivers share.
 #[derive(Debug)]
@@ -91,6 +93,7 @@ pub struct Driver {
     pub run: u64,
     role: watch::Sender<Option<Role>>,
     stop: watch::Sender<Option<StopWish>>,
+    hangup: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -99,8 +102,18 @@ impl Driver {
     #[must_use]
     pub fn start(context: Arc<Context>, record: SpawnRecord, begin: Begin, run: u64) -> Self {
         let (role, stop) = (watch::Sender::new(None), watch::Sender::new(None));
-        let task = Task { context, record, run, role: role.subscribe(), stop: stop.subscribe() };
-        Self { run, role, stop, task: tokio::spawn(task.run(begin)) }
+        let hangup = Arc::new(Notify::new());
+        let (role_told, stop_told) = (role.subscribe(), stop.subscribe());
+        let task = Task {
+            context,
+            record,
+            run,
+            role: role_told,
+            stop: stop_told,
+            hangup: Arc::clone(&hangup),
+            deaf: false,
+        };
+        Self { run, role, stop, hangup, task: tokio::spawn(task.run(begin)) }
     }
     /// What the instance should serve. Nothing is sent where it serves that already.
     pub fn configure(&self, role: Role) {
@@ -113,6 +126,10 @@ impl Driver {
     /// That it should end.
     pub fn stop(&self, wish: StopWish) {
         self.stop.send_replace(Some(wish));
+    }
+    /// That sockets of it are gone: it makes them again. Only for one that has answered: before that the signal would end it.
+    pub fn bind_again(&self) {
+        self.hangup.notify_one();
     }
     /// Lets go of the instance and waits until nothing of this driver runs any more.
     pub async fn release(mut self) {
@@ -160,6 +177,9 @@ struct Task {
     run: u64,
     role: watch::Receiver<Option<Role>>,
     stop: watch::Receiver<Option<StopWish>>,
+    hangup: Arc<Notify>,
+    /// No socket leads to it: only signals do.
+    deaf: bool,
 }
 
 impl Task {
@@ -231,6 +251,7 @@ impl Task {
     /// Finds the process that holds the lock. An error: nobody does.
     async fn find(&mut self) -> Result<Watched, String> {
         let mut told = String::new();
+        let mut looks = 0_u32;
         loop {
             let lock = self.context.store.lock_of(&self.record.name.to_string());
             let why = match blocking(move || proc::probe(&lock)).await {
@@ -250,8 +271,37 @@ impl Task {
                 self.report(Event::Lost(why.clone())).await;
                 told = why;
             }
-            sleep(LOOK_AGAIN).await;
+            looks = looks.wrapping_add(1);
+            if let Some(process) = self.without_its_socket(looks).await {
+                self.deaf = true;
+                return Ok(process);
+            }
+            tokio::select! {
+                () = sleep(LOOK_AGAIN) => {}
+                Ok(()) = self.stop.changed() => {}
+            }
         }
+    }
+
+    /// The process that holds the lock, by its record, where no socket leads to it and it is to end: signals reach it. One that
+    /// is to stay is asked to make its socket again.
+    async fn without_its_socket(&self, looks: u32) -> Option<Watched> {
+        let (socket, process) = (self.record.control_socket.clone(), self.record.process?);
+        let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        let is_gone = blocking(move || Ok(socket.symlink_metadata().is_err_and(gone))).await;
+        // A number alone may be a later process's; its start makes it the one that was spawned, and in this boot.
+        if !is_gone.unwrap_or_default() || self.record.boot_id != self.context.boot_id {
+            return None;
+        }
+        let process = Watched::adopt(process).ok()?;
+        if self.stop.borrow().is_some() {
+            return Some(process);
+        }
+        // By then it has started, and the signal does not end it.
+        if looks.is_multiple_of(LOOKS_BEFORE_HANGUP) {
+            process.signal(Signal::HUP);
+        }
+        None
     }
 
     async fn ask(&mut self) -> Result<Watched, String> {
@@ -269,14 +319,14 @@ impl Task {
 
     /// Watches and talks until the process ends.
     async fn attend(&mut self, process: &mut Watched) -> String {
-        let mut stop = self.stop.clone();
+        let (mut stop, hangup, deaf) = (self.stop.clone(), Arc::clone(&self.hangup), self.deaf);
         let mut ladder = Ladder::default();
         let pid = process.pid();
         let talking = self.talk(pid);
         tokio::pin!(talking);
         loop {
             if let Some(wish) = *stop.borrow_and_update() {
-                ladder.begin(wish);
+                ladder.begin(StopWish { drain: wish.drain && !deaf });
             }
             tokio::select! {
                 cause = process.ended() => return cause,
@@ -285,6 +335,7 @@ impl Task {
                     tracing::warn!(pid, ?signal, "it does not end by itself");
                     process.signal(signal);
                 },
+                () = hangup.notified() => process.signal(Signal::HUP),
                 Ok(()) = stop.changed() => {}
             }
         }

@@ -1,22 +1,34 @@
 //! The agent's socket: taken from nobody who lives, open to nobody who should not.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use holdfast_dataplane::control::server::bind_private;
+use holdfast_dataplane::private_file::PrivateFile;
 use holdfast_proto::status::ErrorKind;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Group, chown};
+use parking_lot::Mutex;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::complaint::Complaint;
-use crate::runtime_dir::SOCKET_PATH_MAX;
+use crate::config::RUNTIME_DIR;
+use crate::runtime_dir::{self, SOCKET_PATH_MAX};
 
 /// Members of this group may use the agent.
 const GROUP: &str = "holdfast";
+
+/// How soon a socket whose file was removed is there again.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A bound socket that does not accept yet.
 #[derive(Debug)]
@@ -29,9 +41,17 @@ pub struct Listener {
 #[derive(Debug)]
 pub(super) struct Guard {
     path: PathBuf,
-    inode: u64,
-    _lock: Flock<File>,
+    held: Arc<Mutex<Held>>,
 }
+
+#[derive(Debug)]
+struct Held {
+    inode: u64,
+    lock: Flock<File>,
+}
+
+/// The peers of a socket, as they come.
+pub(super) type Peers = ReceiverStream<io::Result<UnixStream>>;
 
 impl Listener {
     /// Binds `path`, with mode 0660 for the group `holdfast` where that exists, else 0600. A socket file that a
@@ -50,71 +70,139 @@ impl Listener {
                 Complaint::new(ErrorKind::Invalid, message).remedy("give a shorter one with --listen")
             );
         }
-        let failed = |error: io::Error| {
-            Complaint::failed(format!("failed to listen on {}: {error}", path.display())).remedy(match error
-                .kind()
-            {
+        let (socket, held) = take(path)?;
+        Ok(Self { socket, guard: Guard { path: path.to_owned(), held: Arc::new(Mutex::new(held)) } })
+    }
+
+    /// Accepts on the runtime of the caller until the peers are dropped, and binds the socket again where its file was removed.
+    pub(super) fn into_parts(self) -> Result<(Peers, Guard), Complaint> {
+        let socket = for_runtime(self.socket)
+            .map_err(|error| Complaint::failed(format!("failed to set up the socket: {error}")))?;
+        let (peers, stream) = mpsc::channel(1);
+        let (path, held) = (self.guard.path.clone(), Arc::clone(&self.guard.held));
+        tokio::spawn(accept(socket, path, held, peers));
+        Ok((ReceiverStream::new(stream), self.guard))
+    }
+}
+
+/// Takes the lock of the place and binds the socket.
+fn take(path: &Path) -> Result<(UnixListener, Held), Complaint> {
+    let failed = |error: io::Error| {
+        Complaint::failed(format!("failed to listen on {}: {error}", path.display())).remedy(
+            match error.kind() {
                 io::ErrorKind::PermissionDenied => {
                     "run as root, or name a socket in a directory of yours with --listen unix:PATH"
                 }
                 _ => "name another socket with --listen unix:PATH",
-            })
-        };
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(failed)?;
-        }
-        let lock = lock(path, failed)?;
-        check_stale(path, failed)?;
-        // Bound under another name and renamed, so that nobody ever meets it with a wider mode.
-        let unborn = unborn(path);
-        match fs::remove_file(&unborn) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            Ok(()) | Err(_) => {}
-        }
-        let socket = UnixListener::bind(&unborn).map_err(failed)?;
-        restrict(&unborn).map_err(failed)?;
-        fs::rename(&unborn, path).map_err(failed)?;
-        let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
-        Ok(Self { socket, guard: Guard { path: path.to_owned(), inode, _lock: lock } })
+            },
+        )
+    };
+    if let Some(parent) = path.parent() {
+        make(parent).map_err(failed)?;
+        runtime_dir::check_way(parent).map_err(|why| failed(io::Error::other(why)))?;
     }
-
-    /// For the runtime that accepts on it.
-    pub(super) fn into_parts(self) -> Result<(tokio::net::UnixListener, Guard), Complaint> {
-        let failed = |error: io::Error| Complaint::failed(format!("failed to set up the socket: {error}"));
-        self.socket.set_nonblocking(true).map_err(failed)?;
-        let socket = tokio::net::UnixListener::from_std(self.socket).map_err(failed)?;
-        Ok((socket, self.guard))
-    }
+    let lock = lock(path, failed)?;
+    check_stale(path, failed)?;
+    let (socket, inode) = listen(path).map_err(failed)?;
+    Ok((socket, Held { inode, lock }))
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
+        let inode = self.held.lock().inode;
+        if fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == inode) {
             drop(fs::remove_file(&self.path));
         }
     }
 }
 
-/// Same directory, same length, never the same name.
-fn unborn(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().as_bytes().to_vec();
-    if let Some(first) = name.first_mut() {
-        *first = if *first == b'~' { b'_' } else { b'~' };
+fn for_runtime(socket: UnixListener) -> io::Result<tokio::net::UnixListener> {
+    socket.set_nonblocking(true)?;
+    tokio::net::UnixListener::from_std(socket)
+}
+
+async fn accept(
+    mut socket: tokio::net::UnixListener,
+    path: PathBuf,
+    held: Arc<Mutex<Held>>,
+    peers: mpsc::Sender<io::Result<UnixStream>>,
+) {
+    let mut tick = interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut said = String::new();
+    loop {
+        tokio::select! {
+            accepted = socket.accept() => {
+                if peers.send(accepted.map(|(stream, _)| stream)).await.is_err() {
+                    return;
+                }
+            }
+            _ = tick.tick() => {
+                let (looked, now_held) = (path.clone(), Arc::clone(&held));
+                let again = tokio::task::spawn_blocking(move || bind_where_gone(&looked, &now_held));
+                match again.await.unwrap_or_else(|error| Err(Complaint::failed(error.to_string()))) {
+                    Ok(None) => said.clear(),
+                    Ok(Some(again)) => {
+                        tracing::warn!(socket = %path.display(), "the agent's socket was removed; it is there again");
+                        socket = again;
+                    }
+                    // Tried for as long as it fails, said once per cause.
+                    Err(complaint) if complaint.message == said => {}
+                    Err(complaint) => {
+                        tracing::warn!(%complaint, "the agent's socket was removed");
+                        said = complaint.message;
+                    }
+                }
+            }
+            () = peers.closed() => return,
+        }
     }
-    path.with_file_name(std::ffi::OsStr::from_bytes(&name))
+}
+
+/// Binds the socket where there is none any more. What stands in its place is another's.
+fn bind_where_gone(path: &Path, held: &Mutex<Held>) -> Result<Option<tokio::net::UnixListener>, Complaint> {
+    let failed =
+        |error: io::Error| Complaint::failed(format!("failed to listen on {}: {error}", path.display()));
+    if !path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(None);
+    }
+    let mut held = held.lock();
+    let ours = held.lock.metadata().map_err(failed)?.ino();
+    let socket = if fs::symlink_metadata(lock_path(path)).is_ok_and(|there| there.ino() == ours) {
+        let (socket, inode) = listen(path).map_err(failed)?;
+        held.inode = inode;
+        socket
+    } else {
+        // Another agent may have come first: then the place is its.
+        let (socket, taken) = take(path)?;
+        *held = taken;
+        socket
+    };
+    for_runtime(socket).map(Some).map_err(failed)
+}
+
+/// Makes the directory of the socket and its parents, closed to others; the packaged one is passed by the members of the
+/// group that may use the agent.
+fn make(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir)?;
+    let packaged = dir == Path::new(RUNTIME_DIR);
+    if packaged { fs::set_permissions(dir, Permissions::from_mode(0o755)) } else { Ok(()) }
+}
+
+/// Binds the socket in the place of one that nobody listens on, and the inode of its file. Closed to others from its first
+/// moment, then opened to the group.
+fn listen(path: &Path) -> io::Result<(UnixListener, u64)> {
+    let socket = bind_private(path).map_err(io::Error::other)?;
+    restrict(path)?;
+    Ok((socket, fs::symlink_metadata(path)?.ino()))
 }
 
 /// Two agents that start at once must not both find the socket stale.
 fn lock(path: &Path, failed: impl Fn(io::Error) -> Complaint) -> Result<Flock<File>, Complaint> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(Path::new(&name))
-        .map_err(&failed)?;
+    let file = PrivateFile::read_write().create().open(lock_path(path)).map_err(&failed)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
             // The pid is for the message of the next one alone; the lock is what counts.
@@ -128,6 +216,12 @@ fn lock(path: &Path, failed: impl Fn(io::Error) -> Complaint) -> Result<Flock<Fi
         }
         Err((_, errno)) => Err(failed(errno.into())),
     }
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
 }
 
 fn in_use(path: &Path, pid: &str) -> Complaint {
@@ -147,7 +241,7 @@ fn check_stale(path: &Path, failed: impl Fn(io::Error) -> Complaint) -> Result<(
         return Err(Complaint::failed(format!("{} is there and is not a socket", path.display()))
             .remedy("remove it, or name another path with --listen unix:PATH"));
     }
-    match UnixStream::connect(path) {
+    match StdStream::connect(path) {
         Ok(stream) => {
             let pid = getsockopt(&stream, PeerCredentials).map(|peer| peer.pid().to_string());
             Err(in_use(path, &pid.unwrap_or_default()))
@@ -178,7 +272,7 @@ mod tests {
         let error = Listener::bind(&path).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Conflict);
         assert!(error.message.contains(&format!("process {}", std::process::id())), "{error}");
-        UnixStream::connect(&path).unwrap();
+        StdStream::connect(&path).unwrap();
         drop(first);
         assert!(!path.exists());
         Listener::bind(&path).unwrap();
@@ -196,6 +290,56 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(Listener::bind(&path).unwrap_err().message.contains("not a socket"));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn agents_with_sockets_in_one_directory_do_not_meet() {
+        let dir = tempfile::tempdir().unwrap();
+        // What agent a called its socket before it had its name was the name of this one's.
+        let other = dir.path().join("~.sock");
+        let _other = Listener::bind(&other).unwrap();
+        let _first = Listener::bind(&dir.path().join("a.sock")).unwrap();
+        let _second = Listener::bind(&dir.path().join("b.sock")).unwrap();
+        for name in ["a.sock", "b.sock", "~.sock"] {
+            StdStream::connect(dir.path().join(name)).unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn socket_that_was_removed_is_there_again() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("run");
+        let path = dir.join("a.sock");
+        let (mut peers, guard) = Listener::bind(&path).unwrap().into_parts().unwrap();
+        let listens = async |peers: &mut Peers| {
+            while UnixStream::connect(&path).await.is_err() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            tokio_stream::StreamExt::next(peers).await.unwrap().unwrap();
+        };
+        listens(&mut peers).await;
+        // The socket alone, then all of it: with it goes the lock, which is taken anew.
+        fs::remove_file(&path).unwrap();
+        listens(&mut peers).await;
+        fs::remove_dir_all(&dir).unwrap();
+        listens(&mut peers).await;
+        assert!(Listener::bind(&path).unwrap_err().message.contains("listens on"), "it is held");
+        drop((peers, guard));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn lock_of_a_socket_follows_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("a.sock"), dir.path().join("precious"));
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join("a.sock.lock")).unwrap();
+        let error = Listener::bind(&path).unwrap_err().to_string();
+        assert!(error.contains("symbolic link"), "{error}");
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+        fs::remove_file(dir.path().join("a.sock.lock")).unwrap();
+        let _listener = Listener::bind(&path).unwrap();
+        assert_eq!(fs::metadata(dir.path().join("a.sock.lock")).unwrap().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -23,7 +23,6 @@ use holdfast_proto::pb::agent::orphans_server::OrphansServer;
 use holdfast_proto::pb::agent::trash_server::TrashServer;
 use holdfast_proto::pb::agent::volumes_server::VolumesServer;
 use tokio::sync::watch as stop_watch;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::server::NamedService;
 use tonic::transport::Server;
 
@@ -91,7 +90,7 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
     let reflection = described().build_v1().map_err(problem)?;
     // Many clients know only this one.
     let reflection_alpha = described().build_v1alpha().map_err(problem)?;
-    let (socket, guard) = listener.into_parts()?;
+    let (peers, guard) = listener.into_parts()?;
     let service = Service { node, stopped: stopped.clone() };
     let router = router::Router::default()
         .with(health)
@@ -105,7 +104,7 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
         .with(NodeServer::new(service));
     let task = tokio::spawn(Server::builder().trace_fn(span).serve_with_incoming_shutdown(
         router,
-        UnixListenerStream::new(socket),
+        peers,
         stop_asked(stopped),
     ));
     Ok(RpcServer { stop, task: Some(task), listener: guard })

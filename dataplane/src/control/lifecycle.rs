@@ -97,7 +97,7 @@ fn parse_start_time(stat: &str) -> Option<u64> {
     after_name.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// SIGTERM and SIGINT drain and end; SIGHUP is ignored. (Rust's runtime ignores SIGPIPE from the start.)
+/// SIGTERM and SIGINT drain and end; SIGHUP has sockets that were removed bound again. (Rust's runtime ignores SIGPIPE from the start.)
 pub(super) fn spawn_signal_task<R: Role>(instance: Instance, role: Rc<R>) -> Result<(), Error> {
     let listen = |kind| signal(kind).map_err(Error::failed("listen for signals"));
     let mut terminate = listen(SignalKind::terminate())?;
@@ -109,7 +109,7 @@ pub(super) fn spawn_signal_task<R: Role>(instance: Instance, role: Rc<R>) -> Res
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                Some(()) = hangup.recv() => {}
+                Some(()) = hangup.recv() => super::bound::hang_up(),
             }
         }
         tracing::info!("asked by a signal to end: draining");

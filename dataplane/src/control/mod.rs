@@ -5,6 +5,7 @@
 //! call over a channel to a task of this thread that holds the [`Role`], which need not be.
 
 pub mod board;
+pub(crate) mod bound;
 pub mod handshake;
 pub mod lifecycle;
 pub mod server;

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::bound::Bound;
 use super::lifecycle::DRAIN_DEADLINE;
 use super::{Instance, Role};
 use crate::error::Error;
@@ -43,6 +44,14 @@ const BACKLOG: i32 = 64;
 /// # Errors
 /// When the path is too long, or the directory refuses.
 pub fn listen(path: &Path) -> Result<UnixListener, Error> {
+    UnixListener::from_std(bind_private(path)?).map_err(Error::os("listen on", path))
+}
+
+/// The same, without a runtime: it does not block, and listens already.
+///
+/// # Errors
+/// As of [`listen`].
+pub fn bind_private(path: &Path) -> Result<std::os::unix::net::UnixListener, Error> {
     let os = |operation| move |e: nix::errno::Errno| Error::os(operation, path)(e.into());
     let address = UnixAddr::new(path).map_err(|_| {
         Error::invalid(
@@ -63,7 +72,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, Error> {
     bind(fd.as_raw_fd(), &address).map_err(os("bind"))?;
     let backlog = Backlog::new(BACKLOG).map_err(os("listen on"))?;
     nix_listen(&fd, backlog).map_err(os("listen on"))?;
-    UnixListener::from_std(fd.into()).map_err(Error::os("listen on", path))
+    Ok(fd.into())
 }
 
 /// A call on its way from a handler to the role.
@@ -122,7 +131,7 @@ pub async fn serve<R: Role>(
     });
 
     let (shut, shutting) = oneshot::channel::<()>();
-    let (accepting, streams) = accept(listener);
+    let (accepting, streams) = accept(Bound::new(listener, instance.args.control.clone()));
     let mut server = std::pin::pin!(tonic::transport::Server::builder().serve_with_incoming_shutdown(
         InstanceServer::new(service),
         ReceiverStream::new(streams),
@@ -150,7 +159,7 @@ pub async fn serve<R: Role>(
 
 type Accepted = mpsc::Receiver<std::io::Result<UnixStream>>;
 
-fn accept(listener: UnixListener) -> (tokio::task::JoinHandle<()>, Accepted) {
+fn accept(mut listener: Bound) -> (tokio::task::JoinHandle<()>, Accepted) {
     let (accepted, streams) = mpsc::channel(1);
     let task = tokio::task::spawn_local(async move {
         loop {

@@ -9,12 +9,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
 use super::connect::Task;
 use super::frontends::CLIENTS_MAX;
 use super::message::{Command, DataHandle};
+use crate::control::bound::Bound;
 use crate::control::{server, tcp};
 use crate::error::Error;
 use crate::frontend::nbd::{ExportInfo, negotiate};
@@ -63,6 +63,7 @@ pub(super) fn open(
     let door = Rc::new(Door { export, data, slots: Semaphore::new(HANDSHAKES_MAX) });
     let listener = server::listen(&socket)?;
     tracing::info!(socket = %socket.display(), "NBD clients may come");
+    let listener = Bound::new(listener, socket.clone());
     let mut tasks = vec![Task::spawn(unix(listener, Rc::clone(&door)))];
     if let Some(address) = address {
         tasks.push(Task::spawn(serve_tcp(address, door, tcp)));
@@ -70,7 +71,7 @@ pub(super) fn open(
     Ok(Listeners { socket, _tasks: tasks })
 }
 
-async fn unix(listener: UnixListener, door: Rc<Door>) {
+async fn unix(mut listener: Bound, door: Rc<Door>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

@@ -2,13 +2,21 @@
 //! and instances that nobody could ask.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{Event, Instance, InstanceName, Shared, Supervisor, blocking, happened, logs, proc};
+use super::{Event, Instance, InstanceName, Shared, State, Supervisor, blocking, happened, logs, proc};
+use crate::error::Error;
 use crate::process::binary;
+use crate::runtime_dir;
 
 /// The trash is looked through every so many ticks: its times are hours.
 const SWEEP_EVERY_TICKS: u64 = 12;
+
+fn is_gone(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
 
 /// Seconds of the wall clock since 1970: for names and ages of what waits in the trash.
 pub(in crate::node) fn unix_now_s() -> u64 {
@@ -18,6 +26,7 @@ pub(in crate::node) fn unix_now_s() -> u64 {
 impl Supervisor {
     pub(super) async fn keep_house(&mut self, shared: &Shared) {
         self.look_at_the_undriven(shared).await;
+        self.look_for_sockets(shared).await;
         let paths: Vec<_> =
             self.instances.keys().map(|name| shared.store.log_of(&name.to_string())).collect();
         let sweep = self.ticks.is_multiple_of(SWEEP_EVERY_TICKS);
@@ -53,6 +62,53 @@ impl Supervisor {
             used.insert(self.digests.get(name)?.clone());
         }
         Some(used)
+    }
+
+    /// Sockets whose files were removed, and the directory of sockets, are made again. Who is connected has not noticed.
+    async fn look_for_sockets(&mut self, shared: &Shared) {
+        // Before it has answered a process may have no handler, and the signal that asks it would end it.
+        let answers = |(_, instance): &(&InstanceName, &Instance)| {
+            matches!(instance.state(), State::Starting | State::Running)
+        };
+        let there: Vec<_> = self.instances.iter().filter(answers).collect();
+        let wanted: Vec<(InstanceName, PathBuf)> = there
+            .into_iter()
+            .flat_map(|(name, instance)| {
+                let nbd = instance.engine_status().map(|engine| PathBuf::from(&engine.nbd_socket));
+                let nbd = nbd.filter(|socket| !socket.as_os_str().is_empty());
+                self.sockets.get(name).cloned().into_iter().chain(nbd).map(|socket| (name.clone(), socket))
+            })
+            .collect();
+        let dir = shared.config.runtime_dir.clone();
+        let looked = blocking(move || {
+            if is_gone(&dir) {
+                runtime_dir::prepare(&dir).map_err(|complaint| Error::failed(complaint.to_string()))?;
+                tracing::warn!(runtime_dir = %dir.display(), "the directory of sockets was removed; it is there again");
+            }
+            Ok(wanted
+                .into_iter()
+                .filter(|(_, socket)| is_gone(socket))
+                .map(|(name, _)| name)
+                .collect::<BTreeSet<_>>())
+        });
+        let gone = match looked.await {
+            Ok(gone) => gone,
+            Err(error) => {
+                // Tried for as long as it fails, said once per cause.
+                let said = error.to_string();
+                if self.sockets_lost != said {
+                    tracing::warn!(error = said, "the directory of sockets is gone");
+                    self.sockets_lost = said;
+                }
+                return;
+            }
+        };
+        self.sockets_lost.clear();
+        for name in gone {
+            if let Some(driver) = self.drivers.get(&name) {
+                driver.bind_again();
+            }
+        }
     }
 
     /// An instance without a readable spawn record has no driver; its lock still tells when it has ended.
