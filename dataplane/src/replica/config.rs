@@ -121,14 +121,19 @@ impl TryFrom<&pb::ReplicaConfig> for ReplicaConfig {
 impl ReplicaConfig {
     /// Whether `next` is this replica, served the same way: what a later Configure may say.
     pub fn check_update(&self, next: &Self) -> Result<(), Error> {
-        // What may differ: `create` and what a new directory begins with are over, a key may be replaced, and the
-        // preferred port is only a wish at the beginning. Another way of waiting is for the next process.
+        // What may differ: `create` and what a new directory begins with are over, a key may be replaced, the node may have
+        // another name or address and other ports, and the preferred port is only a wish at the beginning. Another way of
+        // waiting is for the next process.
         let fixed = Self {
             create: next.create,
             lineage: next.lineage,
             configured: next.configured,
             incarnation: next.incarnation,
             key: next.key.clone(),
+            node: next.node.clone(),
+            bind: next.bind,
+            advertise: next.advertise,
+            ports: next.ports.clone(),
             port_preferred: next.port_preferred,
             spin: next.spin,
             ..self.clone()
@@ -262,6 +267,14 @@ pub(crate) mod tests {
         let waits = ReplicaConfig { spin: SpinMode::Off, ..config.clone() };
         config.check_update(&waits).unwrap();
         config.check_update(&ReplicaConfig { create: false, key: rekeyed, ..config.clone() }).unwrap();
+        let elsewhere = ReplicaConfig {
+            node: "node-b".parse().unwrap(),
+            bind: "127.0.0.2".parse().unwrap(),
+            advertise: "192.0.2.1".parse().unwrap(),
+            ports: 1..=2,
+            ..config.clone()
+        };
+        config.check_update(&elsewhere).unwrap();
         assert!(config.check_update(&ReplicaConfig { size_bytes: 4096, ..config.clone() }).is_err());
         assert!(config.check_update(&ReplicaConfig { replica: ReplicaId(3), ..config.clone() }).is_err());
     }

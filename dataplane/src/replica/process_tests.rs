@@ -206,6 +206,51 @@ fn update(replica: &Replica, generation: u64, epoch: u64, members: &[u32], synci
 }
 
 #[test]
+fn replica_listens_at_a_new_address_and_keeps_its_engine() {
+    run(async {
+        let (_tmp, dir) = tmp();
+        let mut replica = Replica::started(&dir, config(&dir)).await;
+        let first = replica.address().await;
+        let hello = replica.hello(1, InstanceUuid::random());
+        let (engine, _) = replica.connect(hello).await.unwrap();
+        let view = update(&replica, 1, 1, &[1, 2], false);
+
+        // An address that is not this node's: the old one stays.
+        replica.config.bind = "192.0.2.1".to_owned();
+        assert!(replica.configure().await.unwrap_err().message().contains("192.0.2.1"));
+        assert_eq!(replica.address().await, first);
+        drop(std::net::TcpStream::connect(first).unwrap());
+
+        replica.config.bind = "127.0.0.2".to_owned();
+        replica.configure().await.unwrap();
+        let moved =
+            replica.until(|s| s.replica.as_ref().is_some_and(|r| r.address != first.to_string())).await;
+        let second: SocketAddr = moved.replica.unwrap().address.parse().unwrap();
+        assert_eq!((second.ip(), second.port()), ("127.0.0.2".parse().unwrap(), first.port()));
+        drop(std::net::TcpStream::connect(second).unwrap());
+        let refused = std::net::TcpStream::connect(first).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
+        // The engine that is connected goes on; another one is taken at the new address.
+        let (engine, ()) = with(engine, move |engine| {
+            let header = engine.header(Kind::PersistView, 0, 0);
+            assert_eq!(engine.call(header, &view).0.status, Status::Ok);
+            assert_eq!(engine.write(4096, &[7; 4096], 0), Status::Ok);
+        })
+        .await;
+        let hello = replica.hello(2, InstanceUuid::random());
+        let (next, _) = replica.connect(hello).await.unwrap();
+        drop((engine, next));
+
+        // What engines are told may change alone.
+        replica.config.advertise = "192.0.2.7".to_owned();
+        replica.configure().await.unwrap();
+        replica.until(|s| s.replica.as_ref().is_some_and(|r| r.address.starts_with("192.0.2.7:"))).await;
+        replica.stop().await.unwrap();
+    });
+}
+
+#[test]
 fn from_creation_to_a_clean_end() {
     run(async {
         let (_tmp, dir) = tmp();

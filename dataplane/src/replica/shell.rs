@@ -10,6 +10,7 @@ use std::time::Duration;
 use holdfast_proto::ids::{BootId, Generation, InstanceUuid, ReplicaId};
 use holdfast_proto::pb::instance as pb;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -76,8 +77,43 @@ struct Serving {
     acceptor: Rc<RefCell<Acceptor>>,
     address: SocketAddr,
     engines: mpsc::Receiver<Authenticated>,
+    /// For the next listener.
+    to_shell: mpsc::Sender<Authenticated>,
     accepting: JoinHandle<()>,
     disk: Disk,
+}
+
+impl Serving {
+    /// Listens where `next` says, if that is another place, and only then no longer where it did. Engines that are connected
+    /// stay; the others are told the new address by the agent.
+    async fn listen_as(&mut self, next: ReplicaConfig) -> Result<(), Error> {
+        if next.bind != self.config.bind {
+            // Of the same port, where it is free: only a part of the address changes.
+            let port_preferred = Some(self.address.port());
+            let (listener, bound) = listen::bind(&ReplicaConfig { port_preferred, ..next.clone() }).await?;
+            let before = std::mem::replace(
+                &mut self.accepting,
+                spawn_accept(listener, &self.acceptor, &self.to_shell),
+            );
+            before.abort();
+            // Cancelled, and its listener closed, when this returns.
+            let _ = before.await;
+            self.address.set_port(bound.port());
+            tracing::info!(from = %self.config.bind, to = %bound, "listening for engines at another address");
+        }
+        self.address.set_ip(next.advertise);
+        (self.config.node, self.config.ports) = (next.node, next.ports);
+        (self.config.bind, self.config.advertise) = (next.bind, next.advertise);
+        Ok(())
+    }
+}
+
+fn spawn_accept(
+    listener: TcpListener,
+    acceptor: &Rc<RefCell<Acceptor>>,
+    to_shell: &mpsc::Sender<Authenticated>,
+) -> JoinHandle<()> {
+    tokio::task::spawn_local(listen::accept(listener, Rc::clone(acceptor), to_shell.clone()))
 }
 
 impl Drop for Serving {
@@ -179,8 +215,8 @@ impl Shell {
         if let Some(serving) = &mut self.serving {
             serving.config.check_update(&config)?;
             serving.acceptor.borrow_mut().key = config.key.clone();
-            serving.config.key = config.key;
-            return Ok(());
+            serving.config.key = config.key.clone();
+            return serving.listen_as(config).await;
         }
         let (listener, bound) = listen::bind(&config).await?;
         let address = SocketAddr::new(config.advertise, bound.port());
@@ -195,11 +231,11 @@ impl Shell {
             },
         }));
         let (to_shell, engines) = mpsc::channel(listen::AUTHENTICATED_MAX);
-        let accepting = tokio::task::spawn_local(listen::accept(listener, Rc::clone(&acceptor), to_shell));
+        let accepting = spawn_accept(listener, &acceptor, &to_shell);
         tracing::info!(volume = %config.volume_name, replica = %config.replica, %bound, %address,
             dir = %config.data_dir.display(), "listening for engines");
         let disk = Disk::Absent("not opened yet".to_owned());
-        self.serving = Some(Serving { config, acceptor, address, engines, accepting, disk });
+        self.serving = Some(Serving { config, acceptor, address, engines, to_shell, accepting, disk });
         self.open_disk();
         Ok(())
     }

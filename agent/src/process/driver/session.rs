@@ -91,6 +91,8 @@ impl Task {
         // Ends with the session: what is unanswered then is asked again in the next.
         let mut work = JoinSet::new();
         let (mut configuring, mut ending) = (false, false);
+        // Tried for as long as it fails, said once per cause.
+        let mut refused = String::new();
         let mut asked = BTreeSet::new();
         loop {
             let wish = *self.stop.borrow_and_update();
@@ -119,9 +121,14 @@ impl Task {
                     Ok(Done::Configured(result)) => {
                         configuring = false;
                         match result {
-                            Ok(role) => *serves = Some(*role),
+                            Ok(role) => {
+                                refused.clear();
+                                *serves = Some(*role);
+                            }
+                            Err(why) if why == refused => {}
                             Err(why) => {
                                 tracing::warn!(instance = %self.record.name, why, "not configured");
+                                refused = why;
                             }
                         }
                     }
