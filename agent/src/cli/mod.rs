@@ -61,19 +61,32 @@ struct Cli {
 /// What every command takes.
 #[derive(Debug, Clone, clap::Args)]
 struct Global {
-    /// Socket of the agent [default: unix:/run/holdfast/agent.sock, then that of a quickstart in ./holdfast-data]
-    #[arg(
-        long = "agent",
-        id = "agent_socket",
-        global = true,
-        env = "HOLDFAST_AGENT",
-        value_name = "unix:PATH",
-        value_parser = parse_listen
-    )]
+    /// Socket of the agent [env: HOLDFAST_AGENT] [default: unix:/run/holdfast/agent.sock, then that of a quickstart in
+    /// ./holdfast-data]
+    #[arg(long = "agent", id = "agent_socket", global = true, value_name = "unix:PATH", value_parser = parse_listen)]
     agent: Option<PathBuf>,
     /// Tables for people, JSON for programs
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "text")]
     output: Format,
+}
+
+/// Where an agent listens, for who does not say it on the command line.
+const AGENT_VARIABLE: &str = "HOLDFAST_AGENT";
+
+impl Global {
+    /// Takes the agent that the environment names, where none was given. One that is set to nothing names none.
+    fn ask(&mut self, named: Option<OsString>) -> Result<(), Complaint> {
+        let named = named.filter(|named| !named.is_empty());
+        if let (None, Some(named)) = (&self.agent, named) {
+            let told = |why: String| {
+                let message = format!("{AGENT_VARIABLE} names no socket of an agent: {why}");
+                Complaint::new(ErrorKind::Invalid, message).remedy("set it to unix:PATH, or unset it")
+            };
+            let text = named.to_str().ok_or_else(|| told(format!("{} is no text", named.display())))?;
+            self.agent = Some(parse_listen(text).map_err(told)?);
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -123,12 +136,15 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let cli = match Cli::try_parse_from(&arguments) {
+    let mut cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &arguments),
     };
+    // What any of this makes is this user's alone; what others may use is opened to them one by one.
+    nix::sys::stat::umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let out = Out::new(cli.global.output);
-    match dispatch(cli, &out) {
+    let done = cli.global.ask(std::env::var_os(AGENT_VARIABLE)).and_then(|()| dispatch(cli, &out));
+    match done {
         Ok(code) => code,
         Err(complaint) => {
             out.complain(&complaint);
@@ -140,8 +156,6 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: Cli, out: &Out) -> Result<ExitCode, Complaint> {
     let global = cli.global;
     let done = match cli.command {
-    // What any of this makes is this user's alone; what others may use is opened to them one by one.
-    nix::sys::stat::umask(Mode::S_IRWXG | Mode::S_IRWXO);
         Command::Agent(flags) => agent::run(&flags),
         Command::Quickstart(args) => quickstart::run(&args, out),
         Command::Volume(command) => client_runtime(volume::run(command, &global, out)),

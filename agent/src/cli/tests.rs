@@ -76,6 +76,23 @@ fn instances_are_started_by_the_same_words() {
 }
 
 #[test]
+fn agent_of_the_environment_counts_where_none_is_given() {
+    let asked = |line: &str, named: Option<&str>| {
+        let mut global = parse(line).unwrap().global;
+        global.ask(named.map(Into::into)).map(|()| global.agent)
+    };
+    let path = |text: &str| Some(PathBuf::from(text));
+    assert_eq!(asked("holdfast volume ls", Some("unix:/e")).unwrap(), path("/e"));
+    assert_eq!(asked("holdfast volume ls --agent unix:/a", Some("unix:/e")).unwrap(), path("/a"));
+    for nothing in [None, Some("")] {
+        assert_eq!(asked("holdfast volume ls", nothing).unwrap(), None);
+    }
+    let error = asked("holdfast volume ls", Some("tcp:1.2.3.4")).unwrap_err();
+    assert_eq!(error.kind.exit_code(), 2);
+    assert!(error.to_string().contains("HOLDFAST_AGENT"), "{error}");
+}
+
+#[test]
 fn usage_errors_exit_with_2() {
     for line in [
         "holdfast",

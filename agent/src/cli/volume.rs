@@ -33,7 +33,7 @@ Examples:
     Create {
         /// 1 to 40 characters of a-z, 0-9 and '-'
         name: VolumeName,
-        /// Such as 10GiB or 512M (powers of 1024), a multiple of 4096 bytes
+        /// Such as 10GiB, 512M or 10GB (powers of 1024, all three), a multiple of 4096 bytes
         #[arg(long, value_parser = parse_size)]
         size: u64,
         /// Copies of the data, 1 to 5 [default: as many as --on names nodes, where that is more than one; else 3]

@@ -414,7 +414,11 @@ impl<'a> Planner<'a> {
                 State::Unknown(reason) => self.block(record, format!("{name}: {reason}")),
             },
             Slot::Taken(other) => {
-                let reason = format!("{name}: its name is taken by the instance {}", other.uuid());
+                let uuid = other.uuid();
+                let reason = format!(
+                    "{name}: its name is taken by an instance of another creation; where that is not needed, end it: \
+                     `holdfast instance stop {name} --uuid {uuid}`"
+                );
                 self.block(record, reason);
             }
         }
@@ -618,7 +622,11 @@ impl<'a> Planner<'a> {
             Slot::Taken(other) if other.volume_id() != record.id => true,
             Slot::Taken(other) => {
                 let uuid = other.uuid();
-                self.block(record, format!("{name}: {uuid} runs, which the record does not know"));
+                let reason = format!(
+                    "{name}: {uuid} runs, which the record does not know; end it: `holdfast instance stop {name} --uuid \
+                     {uuid}`"
+                );
+                self.block(record, reason);
                 false
             }
             Slot::Ours(instance) => match instance.state() {

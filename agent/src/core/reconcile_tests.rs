@@ -310,7 +310,8 @@ fn another_creation_under_the_name_is_left_alone_and_reported() {
     node.run_ready(&stranger, "demo.r1");
     let plan = node.plan();
     assert!(!plan.actions.iter().any(|(_, a)| word(a).ends_with("demo.r1")), "{plan:?}");
-    assert!(plan.blocked["demo"].contains("taken"));
+    let said = &plan.blocked["demo"];
+    assert!(said.contains("taken") && said.contains("`holdfast instance stop demo.r1 --uuid "), "{said}");
     node.feed("demo.r1", Event::Ended("exit code 0".into()));
     assert!(node.words().contains(&"spawn demo.r1".into()), "nothing runs there any more");
 }
