@@ -210,6 +210,25 @@ impl Cluster {
         };
         extra.extend(arguments.iter().map(|a| (*a).to_owned()));
     }
+    /// From the next start on, the agent is of the node of this name.
+    pub fn use_node(&mut self, name: &str) {
+        if let Launch::Agent(options) = &mut self.launch {
+            options.node = Some(name.to_owned());
+        }
+    }
+    /// From the next start on, this flag of the further arguments has another value.
+    ///
+    /// # Panics
+    /// When it was not given.
+    pub fn change_argument(&mut self, flag: &str, value: &str) {
+        let extra = match &mut self.launch {
+            Launch::Agent(options) => &mut options.extra,
+            Launch::Quickstart(options) => &mut options.extra,
+        };
+        let at = extra.iter().position(|argument| argument == flag);
+        let given = at.and_then(|at| extra.get_mut(at + 1));
+        value.clone_into(given.unwrap_or_else(|| panic!("{flag} was not given")));
+    }
     /// Keeps a mount until the cluster is gone.
     pub fn keep_disk(&mut self, disk: SmallDisk) {
         self.disks.push(disk);
