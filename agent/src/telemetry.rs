@@ -1,14 +1,16 @@
-//! Where log lines go and how they look: text for people, JSON for collectors; the level can change while running.
+//! The agent's log: text for people, JSON for collectors; the level can change while running. How lines are written, and
+//! which, is the business of `holdfast_log`.
 
 use std::io::{self, IsTerminal, Write};
 use std::str::FromStr;
 
 use indicatif::ProgressBar;
 use serde::Serialize;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::complaint::Complaint;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, clap::ValueEnum)]
@@ -89,23 +91,15 @@ impl Sink {
 }
 
 impl Write for Sink {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A failed write of a log line has nowhere to be reported, and must not end anything.
-        let write = || drop(io::stderr().lock().write_all(line));
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        let write = || io::stderr().lock().write(lines);
         match &self.bar {
             Some(bar) => bar.suspend(write),
             None => write(),
         }
-        Ok(line.len())
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-impl<'a> MakeWriter<'a> for Sink {
-    type Writer = Self;
-    fn make_writer(&'a self) -> Self {
-        self.clone()
     }
 }
 
@@ -116,22 +110,23 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Starts logging for the whole process. A second call keeps the first one's settings.
-    #[must_use]
-    pub fn start(format: LogFormat, level: &LogLevel, sink: Sink) -> Self {
+    /// Starts logging for the whole process, which a panic ends from now on. A second call keeps the first one's
+    /// settings.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn start(format: LogFormat, level: &LogLevel, sink: Sink) -> Result<Self, Complaint> {
+        holdfast_log::end_on_panic();
         let (filter, handle) = reload::Layer::new(level.filter());
-        let lines = fmt::layer().with_writer(sink).with_target(false);
-        let lines = match format {
-            LogFormat::Json => fmt::Layer::json(lines)
-                .flatten_event(true)
-                .with_current_span(true)
-                .with_span_list(false)
-                .boxed(),
-            LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        let format = match format {
+            LogFormat::Text => holdfast_log::Format::Text,
+            LogFormat::Json => holdfast_log::Format::Json,
         };
+        let lines = holdfast_log::layer(format, io::stderr().is_terminal(), sink)
+            .map_err(|error| Complaint::failed(format!("failed to start the log's thread: {error}")))?;
         // Fails only where a subscriber is already set, as in tests.
         drop(Registry::default().with(filter).with(lines).try_init());
-        Self { filter: handle }
+        Ok(Self { filter: handle })
     }
 
     /// From now on this level.

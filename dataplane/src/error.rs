@@ -19,6 +19,9 @@ pub const EXIT_CACHE_LOST: u8 = 22;
 /// An engine's exit code when its volume has no record any more, or one that means another engine.
 pub const EXIT_RECORD_MISSING: u8 = 23;
 
+/// An instance's exit code when one of its threads or tasks panicked.
+pub const EXIT_PANICKED: u8 = holdfast_log::EXIT_PANICKED;
+
 /// Why something failed. Messages are fragments that fit after "failed to serve: ".
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

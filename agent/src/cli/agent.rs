@@ -49,7 +49,7 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Complaint> {
 pub(super) fn run(flags: &AgentFlags) -> Result<(), Complaint> {
     let around = Surroundings::of_this_machine()?;
     let config = AgentConfig::load(flags, &around)?;
-    let telemetry = Telemetry::start(config.log_format, &config.log_level, Sink::default());
+    let telemetry = Telemetry::start(config.log_format, &config.log_level, Sink::default())?;
     runtime()?.block_on(async {
         let mut signals = Signals::listen()?;
         let Running { node, server, metrics } = start(&config).await?;

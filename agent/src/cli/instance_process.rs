@@ -43,9 +43,13 @@ pub(super) fn replica(args: ProcessArgs) -> ExitCode {
 /// An instance's exit code says more than a command's: the agent tells people what it means.
 fn ended(kind: &str, result: Result<(), Error>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            holdfast_log::flush();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("error: the {kind} ended: {error}");
+            // The agent reads the last line of the log.
+            holdfast_log::last_words(&format!("error: the {kind} ended: {error}"));
             ExitCode::from(error.exit_code())
         }
     }

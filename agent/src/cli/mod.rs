@@ -144,6 +144,8 @@ pub fn run() -> ExitCode {
     nix::sys::stat::umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let out = Out::new(cli.global.output);
     let done = cli.global.ask(std::env::var_os(AGENT_VARIABLE)).and_then(|()| dispatch(cli, &out));
+    // What was logged comes before the reason for the end.
+    holdfast_log::flush();
     match done {
         Ok(code) => code,
         Err(complaint) => {

@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args, out: &Out) -> Result<(), Complaint> {
     let live = io::stderr().is_terminal();
     let line = StatusLine::new(live);
     let sink = if live { Sink::above(line.bar()) } else { Sink::default() };
-    let _telemetry = Telemetry::start(config.log_format, &config.log_level, sink);
+    let _telemetry = Telemetry::start(config.log_format, &config.log_level, sink)?;
     let ready_file =
         args.ready_file.as_deref().map(|path| ReadyFile::prepare(path, &config.data_dir)).transpose()?;
     let result = agent::runtime()?.block_on(async {

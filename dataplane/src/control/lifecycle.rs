@@ -30,7 +30,8 @@ pub fn begin(args: &InstanceArgs) -> Result<File, Error> {
     // Fails only where the process leads a group already, which then is separate from the agent's as well.
     let _ = nix::unistd::setsid();
     crate::io::close_inherited_fds();
-    start_log();
+    // Standard error, which the agent has pointed at the instance's log.
+    holdfast_log::start().map_err(Error::failed("start the thread of the log"))?;
     lock(&args.instance_dir)
 }
 
@@ -43,18 +44,6 @@ fn name_process() {
         // Only for people; the kernel cuts it to 15 bytes.
         let _ = nix::sys::prctl::set_name(&name);
     }
-}
-
-/// Log lines go to stderr, which the agent has pointed at the instance's log; `RUST_LOG` sets the level.
-fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // Already set: by a test.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .try_init();
 }
 
 /// Takes the instance's lock. It, not a pid, proves that the instance lives.

@@ -14,6 +14,8 @@ use crate::frontend::{BlockError, BlockKind, BlockRequest, Extent, IoCounters, P
 use crate::io::{Buf, ConnId, Driver};
 use crate::units::{block_cover, to_usize};
 
+/// What is logged of clients shares one limit: one that comes, sends nonsense and goes, again and again, says it once.
+pub(super) const CLIENTS: &str = "holdfast_dataplane::clients";
 /// Clients at once: far beyond the connections of a multi-connection client. A guess.
 pub(super) const CLIENTS_MAX: usize = 64;
 /// Operations of clients in flight together: deeper than any queue that a disk gains from.
@@ -104,12 +106,12 @@ impl Frontends {
     /// A client has finished its handshake.
     pub(super) fn admit(&mut self, socket: OwnedFd, negotiated: Negotiated, driver: &mut Driver) {
         if self.refusing || self.seats.iter().flatten().count() >= CLIENTS_MAX {
-            tracing::warn!("a client was sent away: the volume is detaching, or has {CLIENTS_MAX} clients");
+            tracing::warn!(target: CLIENTS, "a client was sent away: the volume is detaching, or has {CLIENTS_MAX} clients");
             return;
         }
         let conn = match driver.add_conn(socket) {
             Ok(conn) => conn,
-            Err(e) => return tracing::warn!("a client was sent away: {e}"),
+            Err(e) => return tracing::warn!(target: CLIENTS, "a client was sent away: {e}"),
         };
         let client = Client::new(negotiated, self.size_bytes, ClientLimits::default());
         let seat = Some(Seat { client, conn, state: State::Open });
@@ -117,7 +119,7 @@ impl Frontends {
             Some(free) => *free = seat,
             None => self.seats.push(seat),
         }
-        tracing::info!(clients = self.count(), "a client has come");
+        tracing::info!(target: CLIENTS, clients = self.count(), "a client has come");
     }
 
     fn by_conn(&mut self, conn: ConnId) -> Option<(usize, &mut Seat)> {
@@ -203,7 +205,7 @@ impl Frontends {
 
     fn parsed(&mut self, at: usize, parsed: Result<(), Violation>, x: &mut Context<'_>) {
         if let Err(violation) = parsed {
-            tracing::warn!("a client is dropped: {violation}");
+            tracing::warn!(target: CLIENTS, "a client is dropped: {violation}");
             if let Some(seat) = self.seat(at) {
                 seat.state = State::Closing;
                 x.driver.close(seat.conn);
@@ -327,7 +329,7 @@ impl Frontends {
         seat.client.abandon();
         seat.state = State::Gone;
         self.see_off(at, x);
-        tracing::info!(clients = self.count(), "a client has gone");
+        tracing::info!(target: CLIENTS, clients = self.count(), "a client has gone");
     }
 
     /// Takes no more requests; those taken are finished.

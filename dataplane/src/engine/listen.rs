@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use super::connect::Task;
-use super::frontends::CLIENTS_MAX;
+use super::frontends::{CLIENTS, CLIENTS_MAX};
 use super::message::{Command, DataHandle};
 use crate::control::bound::Bound;
 use crate::control::{server, tcp};
@@ -114,7 +114,7 @@ async fn serve_tcp(
 }
 
 async fn accept_failed(e: &io::Error) {
-    tracing::warn!("accept an NBD client: {e}");
+    tracing::warn!(target: CLIENTS, "accept an NBD client: {e}");
     tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
 }
 
@@ -136,12 +136,12 @@ async fn receive<S: AsyncRead + AsyncWrite + Unpin + 'static>(
                 Ok(socket) => {
                     return door.data.tell(Command::Client { socket, negotiated: *negotiated });
                 }
-                Err(e) => return tracing::warn!("an NBD client is dropped: {e}"),
+                Err(e) => return tracing::warn!(target: CLIENTS, "an NBD client is dropped: {e}"),
             },
             Ok(Ok(None)) => return,
             Ok(Err(e)) => e,
             Err(_) => &"its handshake took too long",
         };
-        tracing::info!("an NBD client is dropped: {refused}");
+        tracing::warn!(target: CLIENTS, "an NBD client is dropped: {refused}");
     });
 }
