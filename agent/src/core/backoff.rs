@@ -32,6 +32,11 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         now + delay
     }
+    /// Whether there was more than one failure in a row.
+    #[must_use]
+    pub fn repeats(self) -> bool {
+        self.failures > 1
+    }
 }
 
 #[cfg(test)]

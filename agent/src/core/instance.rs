@@ -155,12 +155,16 @@ pub enum Event {
     Confirmed,
     /// Its own account of itself.
     Status(Box<pb::InstanceStatus>),
+    /// It was told what to serve; an error is why it does not.
+    Configured(Result<(), String>),
     /// It was told to end.
     StopAsked,
     /// Its process has ended, or could not be started.
     Ended(String),
     /// It holds its lock, but what answers is not it, or nothing does.
     Lost(String),
+    /// Its process is the right one, lives, and has stopped answering: what it said before does not count any more.
+    Silent(String),
 }
 
 /// One instance.
@@ -175,6 +179,10 @@ pub struct Instance {
     restarts: u32,
     backoff: Backoff,
     status: Option<Box<pb::InstanceStatus>>,
+    /// Why it does not serve what it was told to.
+    refused: Option<String>,
+    /// Why nothing is known of it although it runs. It can still be ended.
+    silent: Option<String>,
     /// When it last had a peer or I/O, as far as it says.
     used_at: Option<Moment>,
     stop_asked: bool,
@@ -193,6 +201,8 @@ impl Instance {
             restarts,
             backoff: Backoff::default(),
             status: None,
+            refused: None,
+            silent: None,
             used_at: None,
             stop_asked: false,
         }
@@ -208,16 +218,20 @@ impl Instance {
                 self.since = now;
                 self.stop_asked = false;
                 self.status = None;
+                self.refused = None;
+                self.silent = None;
                 self.pid = None;
                 self.state = State::Pending;
             }
             Event::Process(pid) => self.pid = Some(pid),
             Event::Confirmed => {
+                self.silent = None;
                 if matches!(self.state, State::Pending | State::Unknown(_)) {
                     self.state = if self.stop_asked { State::Stopping } else { State::Starting };
                 }
             }
             Event::Status(status) => self.reported(status, now),
+            Event::Configured(result) => self.refused = result.err(),
             Event::StopAsked => {
                 self.stop_asked = true;
                 self.state = State::Stopping;
@@ -225,12 +239,18 @@ impl Instance {
             Event::Ended(reason) => self.ended(reason, now),
             Event::Lost(reason) => {
                 self.status = None;
+                self.silent = None;
                 self.state = State::Unknown(reason);
+            }
+            Event::Silent(reason) => {
+                self.status = None;
+                self.silent = Some(reason);
             }
         }
     }
 
     fn reported(&mut self, status: Box<pb::InstanceStatus>, now: Moment) {
+        self.silent = None;
         let alive =
             matches!(self.state, State::Pending | State::Starting | State::Running | State::Unknown(_));
         if alive && !self.stop_asked {
@@ -252,6 +272,8 @@ impl Instance {
 
     fn ended(&mut self, reason: String, now: Moment) {
         self.status = None;
+        self.refused = None;
+        self.silent = None;
         self.pid = None;
         self.state = if self.stop_asked {
             self.backoff = Backoff::default();
@@ -301,6 +323,16 @@ impl Instance {
     #[must_use]
     pub fn is_up(&self) -> bool {
         matches!(self.state, State::Pending | State::Starting | State::Running)
+    }
+    /// Why nothing is known of it although its process runs.
+    #[must_use]
+    pub fn silent(&self) -> Option<&str> {
+        self.silent.as_deref()
+    }
+    /// Whether it has failed more than once in a row: its way up is no news then.
+    #[must_use]
+    pub fn fails_again(&self) -> bool {
+        self.backoff.repeats()
     }
     /// Whether this agent has told it to end.
     #[must_use]
@@ -365,6 +397,7 @@ impl Instance {
     #[must_use]
     pub fn state_name(&self) -> &'static str {
         match &self.state {
+            State::Pending | State::Starting | State::Running if self.silent.is_some() => "error",
             State::Pending => "pending",
             State::Starting => "starting",
             State::Running => "running",
@@ -380,7 +413,13 @@ impl Instance {
             State::Down { error, .. } => error.clone(),
             State::Unknown(reason) => Some(reason.clone()),
             State::Pending | State::Starting | State::Running | State::Stopping => {
-                self.status.as_ref().map(|s| s.reason.clone()).filter(|reason| !reason.is_empty())
+                if self.silent.is_some() {
+                    return self.silent.clone();
+                }
+                let told = self.status.as_ref().map(|s| s.reason.clone()).filter(|reason| !reason.is_empty());
+                told.or_else(|| {
+                    Some(format!("it cannot serve what it was told to: {}", self.refused.as_ref()?))
+                })
             }
         }
     }
@@ -551,5 +590,64 @@ mod tests {
         same(Event::Status(Box::new(status.clone())), 4);
         status.engine.as_mut().unwrap().writes = 1000;
         assert!(same(Event::Status(Box::new(status)), 5), "only a counter");
+    }
+
+    #[test]
+    fn instance_that_serves_nothing_says_why() {
+        let mut instance = down();
+        instance.handle(Event::Spawning, secs(1));
+        instance.handle(Event::Confirmed, secs(1));
+        instance.handle(Event::Configured(Err("no port is free".into())), secs(2));
+        let reason = instance.reason().unwrap();
+        assert!(reason.contains("no port is free"), "{reason}");
+        instance.handle(Event::Configured(Ok(())), secs(3));
+        assert_eq!(instance.reason(), None);
+        instance.handle(Event::Configured(Err("no port is free".into())), secs(4));
+        instance.handle(Event::Ended("exit code 1".into()), secs(5));
+        instance.handle(Event::Spawning, secs(6));
+        assert_eq!(instance.reason(), None, "that was the process before");
+    }
+
+    #[test]
+    fn silent_instance_is_in_error_and_its_word_does_not_count() {
+        let mut instance = down();
+        instance.handle(Event::Spawning, secs(1));
+        instance.handle(Event::Confirmed, secs(1));
+        let engine = pb::EngineStatus { state: "healthy".into(), ..Default::default() };
+        let healthy =
+            pb::InstanceStatus { phase: "running".into(), engine: Some(engine), ..Default::default() };
+        instance.handle(Event::Status(Box::new(healthy.clone())), secs(2));
+        let before = instance.relevant();
+        instance.handle(Event::Silent("it lives and does not answer".into()), secs(30));
+        assert_eq!((instance.state_name(), instance.engine_status()), ("error", None));
+        assert_eq!(instance.reason().as_deref(), Some("it lives and does not answer"));
+        assert_ne!(instance.relevant(), before, "a plan is made");
+        assert!(instance.in_use(secs(1), secs(1000)).is_some(), "nobody knows that it is not used");
+        // Its process is known, so that it can be told to end.
+        assert!(instance.is_up() && !instance.is_down());
+        instance.handle(Event::Status(Box::new(healthy)), secs(40));
+        assert_eq!((instance.state_name(), instance.reason()), ("running", None));
+        instance.handle(Event::Silent("again".into()), secs(50));
+        instance.handle(Event::StopAsked, secs(51));
+        assert_eq!(instance.state_name(), "stopping");
+        instance.handle(Event::Ended("killed by signal 9".into()), secs(52));
+        assert_eq!((instance.state_name(), instance.silent()), ("stopped", None));
+    }
+
+    #[test]
+    fn instance_fails_again_only_after_two_failures_in_a_row() {
+        let mut instance = down();
+        let mut now = 1;
+        let mut run = |instance: &mut Instance, seconds: u64| {
+            instance.handle(Event::Spawning, secs(now));
+            now += seconds;
+            instance.handle(Event::Ended("exit code 1".into()), secs(now));
+        };
+        run(&mut instance, 1);
+        assert!(!instance.fails_again(), "the first is news");
+        run(&mut instance, 1);
+        assert!(instance.fails_again());
+        run(&mut instance, 3600);
+        assert!(!instance.fails_again(), "it was well in between");
     }
 }

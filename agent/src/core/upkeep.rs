@@ -18,7 +18,7 @@ use holdfast_proto::ids::{NodeName, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::record::{Intent, ReplicaSet, ReplicaSpec, VolumeRecord, VolumeStatus};
 
 pub use choose::{DiskReserve, choose};
-pub use drain::{Left, left_on, unsafe_to_reboot};
+pub use drain::{Answers, Left, instances_to_ask, left_on, unsafe_to_reboot};
 pub use fleet::{fleet, on_duty};
 
 use super::records::Records;

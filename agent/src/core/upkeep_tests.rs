@@ -1,6 +1,8 @@
 use super::*;
+use crate::core::instance::InstanceName;
 use crate::core::records::RecordState;
 use crate::core::testing::{attached, record};
+use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::ReplicaSet;
 
 const WAIT: Duration = Duration::from_secs(600);
@@ -52,7 +54,21 @@ impl Case {
         upkeep.stuck.into_values().collect::<Vec<_>>().join("; ")
     }
     fn reboot(&self, name: &str) -> Vec<String> {
-        unsafe_to_reboot(&node(name), &self.records(), &self.fleet).into_iter().map(|l| l.reason).collect()
+        self.reboot_after(name, "z", &mut |_| unreachable!("nothing runs where it is asked"))
+    }
+    /// The same, asked on `here`, where instances answer like this.
+    fn reboot_after(
+        &self,
+        name: &str,
+        here: &str,
+        answer: &mut dyn FnMut(&InstanceName) -> Result<pb::InstanceStatus, String>,
+    ) -> Vec<String> {
+        let (here, records) = (node(here), self.records());
+        let asked = instances_to_ask(&node(name), &here, &records);
+        let by = asked.into_iter().map(|name| (name.clone(), answer(&name))).collect();
+        let answers = Answers { here: &here, by };
+        let against = unsafe_to_reboot(&node(name), &records, &self.fleet, &answers);
+        against.into_iter().map(|left| left.reason).collect()
     }
 }
 
@@ -246,7 +262,16 @@ fn what_cannot_be_read_is_against_every_restart_and_every_drain() {
     let odd = Records::Known(BTreeMap::from([("odd".to_owned(), state)]));
     let fleet = Case::new().fleet;
     for records in [odd, Records::Unavailable("no answer".into())] {
-        assert_eq!(unsafe_to_reboot(&node("a"), &records, &fleet).len(), 1);
+        assert_eq!(
+            unsafe_to_reboot(
+                &node("a"),
+                &records,
+                &fleet,
+                &Answers { here: &node("a"), by: BTreeMap::new() }
+            )
+            .len(),
+            1
+        );
         assert_eq!(left_on(&node("a"), &records, &fleet, &BTreeMap::new()).len(), 1);
         assert_eq!(plan(&records, &fleet, WAIT), Upkeep::default());
     }
@@ -278,4 +303,62 @@ fn n3_a_move_that_was_made_is_not_due_again_however_old_the_plan_is() {
         change(&mut case);
         assert!(!due(&case), "{:?}", case.record);
     }
+}
+
+/// What an engine says whose members are these.
+fn engine_says(members: &[u32]) -> pb::InstanceStatus {
+    let state = |id| pb::ReplicaState {
+        id,
+        mode: if members.contains(&id) { "member" } else { "suspect" }.to_owned(),
+        ..Default::default()
+    };
+    let engine = pb::EngineStatus { replicas: (1..=3).map(state).collect(), ..Default::default() };
+    pb::InstanceStatus { phase: "running".to_owned(), engine: Some(engine), ..Default::default() }
+}
+
+fn replica_says(mode: &str) -> pb::InstanceStatus {
+    let replica = pb::ReplicaStatus { mode: mode.to_owned(), ..Default::default() };
+    pb::InstanceStatus { phase: "running".to_owned(), replica: Some(replica), ..Default::default() }
+}
+
+#[test]
+fn restart_rests_on_what_the_engine_answers_now() {
+    let case = Case::new();
+    let reboot = |answer: Result<pb::InstanceStatus, String>| {
+        case.reboot_after("a", "d", &mut |name| {
+            assert_eq!(name.to_string(), "demo.engine");
+            answer.clone()
+        })
+    };
+    assert_eq!(reboot(Ok(engine_says(&[1, 2, 3]))), [] as [&str; 0]);
+    assert_eq!(reboot(Ok(engine_says(&[2, 3]))), [] as [&str; 0], "the one that goes may be anything");
+    let said = reboot(Ok(engine_says(&[1, 2])));
+    assert_eq!(said, ["demo.engine says now that r3 on node c is no member"]);
+    let said = reboot(Ok(pb::InstanceStatus::default()));
+    assert_eq!(said.len(), 1, "an answer that says nothing: {said:?}");
+    let said = reboot(Err("no answer within 5s".to_owned()));
+    assert!(
+        said[0].contains("demo.engine on node d does not answer now") && said[0].contains("5s"),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn restart_rests_on_what_other_replicas_answer_now() {
+    let case = Case::new();
+    let reboot = |answer: Result<pb::InstanceStatus, String>| {
+        case.reboot_after("a", "b", &mut |name| {
+            assert_eq!(name.to_string(), "demo.r2");
+            answer.clone()
+        })
+    };
+    assert_eq!(reboot(Ok(replica_says("open"))), [] as [&str; 0]);
+    assert_eq!(reboot(Ok(replica_says("faulted"))), ["demo.r2 says now that its data is faulted"]);
+    assert!(reboot(Err("gone".to_owned()))[0].contains("demo.r2 on node b does not answer now"));
+    let mut asked = 0;
+    let said = case.reboot_after("b", "b", &mut |_| {
+        asked += 1;
+        Err("never".to_owned())
+    });
+    assert_eq!((said, asked), (Vec::<String>::new(), 0), "what goes is not asked");
 }

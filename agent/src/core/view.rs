@@ -1,5 +1,7 @@
 //! Volumes and instances as operators see them: derived from records and observations each time, stored nowhere.
 
+use std::time::Duration;
+
 use holdfast_proto::ids::{Generation, InstanceUuid, NodeName, ReplicaId};
 use holdfast_proto::pb::agent as pb;
 use holdfast_proto::pb::instance as ipb;
@@ -20,6 +22,22 @@ pub const STATES: [&str; 7] =
     ["healthy", "degraded", "suspended", "faulted", ATTACHING, "detaching", DETACHED];
 /// Every mode of a replica.
 pub const MODES: [&str; 6] = ["member", "suspect", "catching_up", "rebuilding", "faulted", "absent"];
+
+/// An agent that has seen nothing for so long does not know what it says. It looks every few seconds, and a plan may take
+/// as long as a registry that does not answer.
+pub const STALE_AFTER: Duration = Duration::from_secs(30);
+
+/// Says of a view how old it is. What is old is not healthy.
+pub fn age(volume: &mut pb::VolumeInfo, age: Duration) {
+    if volume.state == "healthy" {
+        "degraded".clone_into(&mut volume.state);
+    }
+    let before = volume.reason.take().map(|reason| format!("; {reason}")).unwrap_or_default();
+    let seconds = age.as_secs();
+    volume.reason = Some(format!(
+        "as it was {seconds} s ago: a disk or the registry holds the agent up since then{before}"
+    ));
+}
 
 /// Makes the views of one moment.
 #[derive(Debug, Clone, Copy)]
@@ -391,6 +409,9 @@ pub fn may_be_stopped(name: &InstanceName, instance: &Instance) -> Result<(), St
         State::Unknown(reason) => Err(format!("{name}: {reason}")),
         State::Down { .. } => Err(format!("{name} does not run")),
         State::Pending | State::Starting | State::Running | State::Stopping => {
+            if let Some(why) = instance.silent() {
+                return Err(format!("{name}: {why}"));
+            }
             match (name.kind(), instance.engine_status()) {
                 (Kind::Engine, Some(told)) if told.clients > 0 => {
                     Err(format!("{name} serves {} clients", told.clients))

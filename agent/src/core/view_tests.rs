@@ -287,3 +287,19 @@ fn a_volume_that_is_being_deleted_says_for_which_nodes_it_waits() {
     scene.elsewhere = crate::core::testing::elsewhere("node-b", true, Vec::new(), &[]);
     assert!(reason(&scene).ends_with("given up on node-b"), "{}", reason(&scene));
 }
+
+#[test]
+fn view_that_is_old_is_not_healthy_and_says_so() {
+    let seen = |state: &str, reason: Option<&str>| {
+        let mut volume =
+            pb::VolumeInfo { state: state.into(), reason: reason.map(str::to_owned), ..Default::default() };
+        age(&mut volume, Duration::from_millis(41_900));
+        (volume.state, volume.reason.unwrap())
+    };
+    let (state, reason) = seen("healthy", None);
+    assert_eq!(state, "degraded");
+    assert!(reason.starts_with("as it was 41 s ago"), "{reason}");
+    let (state, reason) = seen("faulted", Some("no copy"));
+    assert_eq!(state, "faulted");
+    assert!(reason.contains("41 s ago") && reason.ends_with("; no copy"), "{reason}");
+}

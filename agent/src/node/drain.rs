@@ -2,15 +2,28 @@
 //! back. Moves are carried out by whichever agent is on duty (`upkeep`); here wishes are written, and looked at.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use holdfast_proto::ids::NodeName;
+use holdfast_proto::ids::{BootId, NodeName};
 use holdfast_proto::pb::agent as pb;
+use holdfast_proto::pb::instance as ipb;
+use holdfast_proto::pb::instance::watch_item::Item;
+use holdfast_proto::status::ErrorKind;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use super::shared::Shared;
+use super::shared::{Shared, blocking};
 use super::{nodes, wishes};
+use crate::core::instance::InstanceName;
 use crate::core::records::Records;
-use crate::core::upkeep::{self, Fleet, Left, Standing};
+use crate::core::upkeep::{self, Answers, Fleet, Left, Standing};
 use crate::error::Error;
+use crate::process::link::{self, ANSWER_WITHIN, Expected};
+use crate::store::Read;
+use crate::store::instances::InstanceStore;
+
+/// How long the registry and the disks may take before they are said not to answer.
+const LOOK_WITHIN: Duration = Duration::from_secs(20);
 
 /// Marks the node as draining, and says what is left there.
 pub(super) async fn drain(shared: &Shared, name: &str) -> Result<pb::NodeParts, Error> {
@@ -41,9 +54,55 @@ pub(super) async fn left(shared: &Shared, name: &str) -> Result<pb::NodeParts, E
 /// What speaks against restarting the node now.
 pub(super) async fn safe_to_reboot(shared: &Shared, name: &str) -> Result<pb::NodeParts, Error> {
     let node = known(shared, "look at", name).await?;
-    let seen = look(shared).await?;
-    let against = upkeep::unsafe_to_reboot(&node, &seen.records, &seen.fleet);
+    // A disk that hangs holds up whoever looks at it: that is an answer, too.
+    let Ok(seen) = timeout(LOOK_WITHIN, look(shared)).await else {
+        return Err(Error::new(
+            ErrorKind::TimedOut,
+            format!(
+                "say whether node {node} may be restarted: what is there could not be looked at within {LOOK_WITHIN:?}; \
+                 does a disk hang, or the registry?"
+            ),
+        ));
+    };
+    let seen = seen?;
+    let here = &shared.config.node;
+    let mut asking = JoinSet::new();
+    for name in upkeep::instances_to_ask(&node, here, &seen.records) {
+        let (store, boot_id) = (shared.store.clone(), shared.boot_id);
+        asking.spawn(async move {
+            let answer = timeout(ANSWER_WITHIN, ask(name.clone(), store, boot_id)).await;
+            (name, answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_WITHIN:?}"))))
+        });
+    }
+    let answers = Answers { here, by: asking.join_all().await.into_iter().collect() };
+    let against = upkeep::unsafe_to_reboot(&node, &seen.records, &seen.fleet, &answers);
     Ok(seen.parts(&node, against))
+}
+
+/// Asks an instance what it is doing now, past whatever it told its driver.
+async fn ask(
+    name: InstanceName,
+    store: InstanceStore,
+    boot_id: BootId,
+) -> Result<ipb::InstanceStatus, String> {
+    let text = name.to_string();
+    let read = blocking(move || Ok(store.read(&text))).await.map_err(|error| error.to_string())?;
+    let record = match read {
+        Read::Found(record) => record,
+        Read::Absent => return Err("it does not run".to_owned()),
+        Read::Unreadable(why) => return Err(why),
+    };
+    let pid = record.process.map(|process| process.pid);
+    let expected = Expected { name, uuid: record.uuid, boot_id, pid };
+    let mut client = link::connect(&record.control_socket).await?;
+    link::hello(&mut client, &expected).await?;
+    let mut items = link::within(client.watch(ipb::WatchRequest {})).await?;
+    // The first thing that a watcher gets is the whole status.
+    match items.message().await {
+        Ok(Some(ipb::WatchItem { item: Some(Item::Status(status)) })) => Ok(status),
+        Ok(_) => Err("it closed the connection".to_owned()),
+        Err(status) => Err(status.message().to_owned()),
+    }
 }
 
 /// Declares that the node does not come back.

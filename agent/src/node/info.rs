@@ -166,6 +166,13 @@ pub(super) async fn node_info(shared: &Arc<Shared>) -> pb::NodeInfo {
     if let Records::Unavailable(reason) = &**shared.records.lock() {
         warnings.push(format!("the registry cannot be read: {reason}"));
     }
+    if let Some(age) = shared.stuck_for() {
+        warnings.push(format!(
+            "the agent has looked at nothing for {} s: a disk or the registry holds it up, and what it says of volumes is \
+             that old",
+            age.as_secs()
+        ));
+    }
     let reached = shared.config.advertise.unwrap_or(shared.config.bind);
     if reached.is_loopback() && shared.elsewhere.borrow().names().next().is_some() {
         warnings.push(format!(

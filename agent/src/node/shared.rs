@@ -24,6 +24,7 @@ use crate::core::nodes::Nodes;
 use crate::core::orphan::{self, Orphan, Stats};
 use crate::core::records::Records;
 use crate::core::upkeep::DiskReserve;
+use crate::core::view;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::features::Features;
@@ -101,6 +102,8 @@ pub(super) struct Shared {
     revision: watch::Sender<u64>,
     commands: mpsc::Sender<Command>,
     epoch: Instant,
+    /// When the supervisor last came round.
+    came_round: Mutex<Moment>,
 }
 
 /// What nobody claimed at one moment.
@@ -171,6 +174,7 @@ impl Shared {
             revision: watch::Sender::new(0),
             commands,
             epoch: Instant::now(),
+            came_round: Mutex::default(),
         };
         (shared, receiver)
     }
@@ -201,15 +205,36 @@ impl Shared {
         self.revision.send_replace(last);
     }
 
+    /// The supervisor is at work: what the inventory says is what it sees.
+    pub(super) fn came_round(&self) {
+        *self.came_round.lock() = self.now();
+    }
+    /// Since when the inventory is not what is seen: a disk or a registry holds the supervisor up.
+    pub(super) fn stuck_for(&self) -> Option<Duration> {
+        let running = matches!(*self.progress.borrow(), ShutdownProgress::Running);
+        let age = self.now().saturating_sub(*self.came_round.lock());
+        (running && age >= view::STALE_AFTER).then_some(age)
+    }
+
     pub(super) fn snapshot(&self) -> Snapshot {
-        self.inventory.lock().snapshot()
+        self.aged(self.inventory.lock().snapshot())
     }
     pub(super) fn subscribe(&self) -> (Snapshot, broadcast::Receiver<(u64, Change)>) {
         let inventory = self.inventory.lock();
-        (inventory.snapshot(), self.changes.subscribe())
+        (self.aged(inventory.snapshot()), self.changes.subscribe())
     }
     pub(super) fn volume(&self, name: &str) -> Option<pb::VolumeInfo> {
-        self.inventory.lock().volume(name).cloned()
+        let mut volume = self.inventory.lock().volume(name).cloned()?;
+        if let Some(age) = self.stuck_for() {
+            view::age(&mut volume, age);
+        }
+        Some(volume)
+    }
+    fn aged(&self, mut snapshot: Snapshot) -> Snapshot {
+        if let Some(age) = self.stuck_for() {
+            snapshot.volumes.iter_mut().for_each(|volume| view::age(volume, age));
+        }
+        snapshot
     }
 
     pub(super) fn log_path(&self, name: &str) -> Result<PathBuf, Error> {

@@ -176,6 +176,9 @@ impl Supervisor {
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            if let Some(shared) = self.shared.upgrade() {
+                shared.came_round();
+            }
             let next = self.next_at();
             let mut due = tokio::select! {
                 command = commands.recv() => {
@@ -256,8 +259,14 @@ impl Supervisor {
         let from = instance.state_name();
         happened(&shared, &report.name, instance, report.event);
         let (to, reason) = (instance.state_name(), instance.reason());
-        if from != to {
-            tracing::info!(instance = %report.name, from, to, reason, "state");
+        match to {
+            _ if from == to => {}
+            "error" => tracing::warn!(instance = %report.name, from, to, reason, "state"),
+            // What fails again and again says why when it does; that it was started meanwhile adds nothing.
+            _ if instance.fails_again() && to != "running" => {
+                tracing::debug!(instance = %report.name, from, to, reason, "state");
+            }
+            _ => tracing::info!(instance = %report.name, from, to, reason, "state"),
         }
         if report.name.kind() == Kind::Engine {
             shared.metrics.seen.lock().note_io(report.name.volume(), instance.engine_status());

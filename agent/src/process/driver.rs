@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_dataplane::error::EXIT_PANICKED;
 use holdfast_proto::ids::BootId;
 use holdfast_proto::pb::instance::configure_request::Role;
 use rustix::process::Signal;
@@ -75,7 +76,10 @@ pub struct Report {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
     /// Start a process, unless one lives.
-    Spawn,
+    Spawn {
+        /// After it has failed more than once: that is no news.
+        again: bool,
+    },
     /// Find the process that an earlier agent started.
     Adopt,
 }
@@ -112,6 +116,7 @@ impl Driver {
             stop: stop_told,
             hangup: Arc::clone(&hangup),
             deaf: false,
+            refused: None,
         };
         Self { run, role, stop, hangup, task: tokio::spawn(task.run(begin)) }
     }
@@ -180,6 +185,8 @@ struct Task {
     hangup: Arc<Notify>,
     /// No socket leads to it: only signals do.
     deaf: bool,
+    /// Why the instance does not serve what it was told to, as it was reported last.
+    refused: Option<String>,
 }
 
 impl Task {
@@ -191,7 +198,7 @@ impl Task {
     /// The whole life of the process. Returns why it ended.
     async fn live(&mut self, begin: Begin) -> String {
         let spawned = match begin {
-            Begin::Spawn => match self.spawn().await {
+            Begin::Spawn { again } => match self.spawn(again).await {
                 Ok(spawned) => spawned,
                 Err(error) => return error.to_string(),
             },
@@ -213,14 +220,12 @@ impl Task {
             return cause;
         }
         let log = self.context.store.log_of(&self.record.name.to_string());
-        match blocking(move || Ok(logs::last_line(&log))).await {
-            Ok(Some(line)) => format!("{cause}: {line}"),
-            _ => cause,
-        }
+        let last_line = blocking(move || Ok(logs::last_line(&log))).await.ok().flatten();
+        explained(cause, last_line)
     }
 
     /// Makes the record durable, then starts the process. None when one lives already.
-    async fn spawn(&mut self) -> Result<Option<Watched>, Error> {
+    async fn spawn(&mut self, again: bool) -> Result<Option<Watched>, Error> {
         self.record.boot_id = self.context.boot_id;
         self.record.binary_digest.clone_from(&self.context.binary.digest);
         self.record.process = None;
@@ -242,7 +247,11 @@ impl Task {
             Ok(Some((child, record)))
         });
         let Some((child, record)) = spawned.await? else { return Ok(None) };
-        tracing::info!(instance = %record.name, uuid = %record.uuid, pid = child.id(), "started");
+        let (name, uuid, pid) = (&record.name, &record.uuid, child.id());
+        match again {
+            true => tracing::debug!(instance = %name, %uuid, pid, "started again"),
+            false => tracing::info!(instance = %name, %uuid, pid, "started"),
+        }
         let binary = self.context.binary.path.clone();
         self.record = record;
         Watched::child(child).map(Some).map_err(Error::io("watch a process of", binary))
@@ -371,6 +380,20 @@ impl Task {
     }
 }
 
+/// Why a process ended, from how it did and the last line of its log. Its log may be what is full.
+fn explained(cause: String, last_line: Option<String>) -> String {
+    let panicked = cause == format!("exit code {EXIT_PANICKED}");
+    match (panicked, last_line) {
+        (true, Some(line)) if line.contains("panicked") => format!("{cause}: {line}"),
+        (true, _) => format!(
+            "{cause}: one of its threads panicked, and its log does not say where; is the disk of its log full or \
+             read-only?"
+        ),
+        (false, Some(line)) => format!("{cause}: {line}"),
+        (false, None) => cause,
+    }
+}
+
 /// From asking a process to end to making it.
 #[derive(Debug, Default)]
 struct Ladder {
@@ -434,6 +457,21 @@ mod tests {
             assert_eq!(ladder.climb(), Some(Signal::KILL));
             assert_eq!(ladder.climb(), None);
         }
+    }
+
+    #[test]
+    fn end_by_a_panic_is_told_from_its_code_where_the_log_is_full() {
+        let panicked = format!("exit code {EXIT_PANICKED}");
+        let old = "2026-11-30T00:00:00Z  INFO engine taken".to_owned();
+        let told = explained(panicked.clone(), Some(old.clone()));
+        assert!(
+            told.contains("panicked") && told.contains("full") && !told.contains("engine taken"),
+            "{told}"
+        );
+        let line = "ERROR the process ends: thread data panicked at a.rs:1: no".to_owned();
+        assert_eq!(explained(panicked.clone(), Some(line.clone())), format!("{panicked}: {line}"));
+        assert_eq!(explained("exit code 1".to_owned(), Some(old.clone())), format!("exit code 1: {old}"));
+        assert_eq!(explained("exit code 1".to_owned(), None), "exit code 1");
     }
 
     #[test]

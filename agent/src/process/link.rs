@@ -20,6 +20,10 @@ use crate::store::instances::ProcessId;
 /// An instance answers a short question from memory; one that takes longer is not well.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
+/// A connection on which nothing comes is tried so often: what is said of an instance is never older than this and
+/// two times [`ANSWER_WITHIN`], after which it is said not to answer. An idle instance wakes for it.
+const STILL_THERE_EVERY: Duration = Duration::from_secs(20);
+
 /// A connection to an instance.
 pub type Client = InstanceClient<Channel>;
 
@@ -59,7 +63,11 @@ pub async fn connect(socket: &Path, pid: Option<i32>) -> Result<(Client, i32), S
         }
     });
     // The address is never resolved; HTTP/2 just wants one.
-    let endpoint = Endpoint::from_static("http://instance").connect_timeout(ANSWER_WITHIN);
+    let endpoint = Endpoint::from_static("http://instance")
+        .connect_timeout(ANSWER_WITHIN)
+        .http2_keep_alive_interval(STILL_THERE_EVERY)
+        .keep_alive_timeout(ANSWER_WITHIN)
+        .keep_alive_while_idle(true);
     match tokio::time::timeout(ANSWER_WITHIN, endpoint.connect_with_connector(connector)).await {
         Ok(Ok(channel)) => Ok((InstanceClient::new(channel), found.load(Ordering::Relaxed))),
         Ok(Err(error)) => Err(format!("connect to {}: {}", socket.display(), chain(&error))),

@@ -197,7 +197,10 @@ impl Trash {
 fn move_once(step: &Move) -> Result<(), Error> {
     match (step.from.exists(), step.to.exists()) {
         (true, false) => {
-            std::fs::rename(&step.from, &step.to).map_err(Error::io("move to trash", &step.from))
+            std::fs::rename(&step.from, &step.to).map_err(Error::io("move to trash", &step.from))?;
+            // Said where it is done: a purge that waits for other nodes carries its list out again and again.
+            tracing::info!(from = %step.from.display(), to = %step.to.display(), "to the trash");
+            Ok(())
         }
         // Moved by an earlier attempt, or gone since the list was made: nothing to do either way.
         (false, _) => Ok(()),

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use holdfast_proto::ids::{NodeName, ReplicaId, VolumeName};
+use holdfast_proto::pb::instance as pb;
 use holdfast_proto::record::{Intent, ReplicaSpec, VolumeRecord};
 
 use super::{Fleet, is_live, members};
+use crate::core::instance::InstanceName;
 use crate::core::records::Records;
 
 /// Something of a volume that is on a node.
@@ -45,10 +47,43 @@ pub fn left_on(
     left
 }
 
-/// Why a node must not be restarted now: each volume with a part here that would not be healthy enough without it.
-/// Empty: it may be.
+/// What instances answered just now.
+#[derive(Debug)]
+pub struct Answers<'a> {
+    /// The node that they run on: that of the agent that asks.
+    pub here: &'a NodeName,
+    /// Of each that was asked: its status, or why there is none.
+    pub by: BTreeMap<InstanceName, Result<pb::InstanceStatus, String>>,
+}
+
+/// The instances on `here` whose word decides whether `node` may be restarted. What others do is known from what their
+/// agents publish.
 #[must_use]
-pub fn unsafe_to_reboot(node: &NodeName, records: &Records, fleet: &Fleet) -> Vec<Left> {
+pub fn instances_to_ask(node: &NodeName, here: &NodeName, records: &Records) -> Vec<InstanceName> {
+    let mut asked = Vec::new();
+    for record in records.readable().filter(|record| record.spec.intent == Intent::Keep) {
+        let Some(attach) = &record.spec.attach else { continue };
+        if !record.placed().any(|spec| spec.node == *node) {
+            continue;
+        }
+        if attach.node == *here {
+            asked.push(InstanceName::engine(&record.name));
+        }
+        let others = record.spec.replicas.iter().filter(|spec| spec.node == *here && spec.node != *node);
+        asked.extend(others.map(|spec| InstanceName::replica(&record.name, spec.id)));
+    }
+    asked
+}
+
+/// Why a node must not be restarted now: each volume with a part here that would not be healthy enough without it, or
+/// of which that is not known. Empty: it may be.
+#[must_use]
+pub fn unsafe_to_reboot(
+    node: &NodeName,
+    records: &Records,
+    fleet: &Fleet,
+    answers: &Answers<'_>,
+) -> Vec<Left> {
     let mut against = unknown(records);
     for record in records.readable().filter(|record| record.spec.intent == Intent::Keep) {
         against.extend(engine_on(node, record));
@@ -64,12 +99,50 @@ pub fn unsafe_to_reboot(node: &NodeName, records: &Records, fleet: &Fleet) -> Ve
             )
         } else {
             let sick = others.find(|spec| !is_healthy(record, spec, fleet));
-            sick.map(|spec| format!("{} on node {} is not healthy", spec.id, spec.node))
+            let sick = sick.map(|spec| format!("{} on node {} is not healthy", spec.id, spec.node));
+            sick.or_else(|| doubted(node, record, answers))
         };
         let say = |reason| Left { volume: record.name.to_string(), replica: Some(here.id), reason };
         against.extend(reason.map(say));
     }
     against
+}
+
+/// What instances here answered against a volume's being healthy without `node`.
+fn doubted(node: &NodeName, record: &VolumeRecord, answers: &Answers<'_>) -> Option<String> {
+    let others: Vec<_> = record.spec.replicas.iter().filter(|spec| spec.node != *node).collect();
+    let silent = |name: &InstanceName, why: &str| {
+        format!(
+            "{name} on node {} does not answer now, and what it said before does not count: {why}",
+            answers.here
+        )
+    };
+    let engine = InstanceName::engine(&record.name);
+    match answers.by.get(&engine) {
+        Some(Err(why)) => return Some(silent(&engine, why)),
+        Some(Ok(status)) => {
+            let told = status.engine.as_ref().map_or(&[][..], |engine| &engine.replicas);
+            let member = |spec: &ReplicaSpec| told.iter().any(|r| r.id == spec.id.0 && r.mode == "member");
+            if let Some(spec) = others.iter().find(|spec| !member(spec)) {
+                return Some(format!(
+                    "{engine} says now that {} on node {} is no member",
+                    spec.id, spec.node
+                ));
+            }
+        }
+        // It is elsewhere, and its agent publishes what it says.
+        None => {}
+    }
+    others.iter().find_map(|spec| {
+        let name = InstanceName::replica(&record.name, spec.id);
+        match answers.by.get(&name)? {
+            Err(why) => Some(silent(&name, why)),
+            Ok(status) => {
+                let mode = status.replica.as_ref().map_or("nothing", |replica| replica.mode.as_str());
+                (mode != "open").then(|| format!("{name} says now that its data is {mode}"))
+            }
+        }
+    })
 }
 
 fn engine_on(node: &NodeName, record: &VolumeRecord) -> Option<Left> {

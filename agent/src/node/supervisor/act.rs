@@ -28,11 +28,7 @@ impl Supervisor {
             Action::Retire { name } => self.retire(shared, name).await,
             Action::Trash { volume_id, generation } => {
                 let (trash, now) = (shared.trash.clone(), unix_now_s());
-                let list = blocking(move || trash.purge(volume_id, generation, now)).await?;
-                for step in &list.moves {
-                    tracing::info!(from = %step.from.display(), to = %step.to.display(), "to the trash");
-                }
-                Ok(())
+                blocking(move || trash.purge(volume_id, generation, now)).await.map(drop)
             }
             Action::MakeDirectory { name, id, fill } => self.make_directory(shared, &name, id, fill).await,
             Action::SayDetached { name, id, engine } => say_detached(shared, &name, id, engine).await,
@@ -118,6 +114,7 @@ impl Supervisor {
         let instance = creation::known_as(self.instances.remove(&name), uuid, volume_id, now);
         let instance = self.instances.entry(name.clone()).or_insert(instance);
         happened(shared, &name, instance, Event::Spawning);
+        let again = instance.fails_again();
         let record = SpawnRecord {
             schema: SPAWN_SCHEMA,
             name: name.clone(),
@@ -133,7 +130,7 @@ impl Supervisor {
         };
         self.sockets.insert(name.clone(), control_socket);
         self.digests.insert(name.clone(), record.binary_digest.clone());
-        self.drive(&name, record, Begin::Spawn);
+        self.drive(&name, record, Begin::Spawn { again });
         Ok(())
     }
 

@@ -193,10 +193,7 @@ impl Supervisor {
                         Err(Error::refused(format!("move {name} to the trash: {why}")))
                     }
                 });
-                let list = taken.await?;
-                for step in &list.moves {
-                    tracing::info!(from = %step.from.display(), to = %step.to.display(), "to the trash");
-                }
+                taken.await?;
                 self.orphans.tracker.cleaned(subject);
                 Ok(())
             }

@@ -48,13 +48,20 @@ impl Task {
         loop {
             let begun = Instant::now();
             let problem = self.session(pid, &mut serves).await;
-            if let Heard::Yes = problem.heard {
-                (heard, delay, reported) = (Instant::now(), RECONNECT_MIN, false);
-            }
-            if !reported && heard.elapsed() >= SILENT_AFTER {
+            let hung = match problem.heard {
+                Heard::Yes => {
+                    (heard, delay, reported) = (Instant::now(), RECONNECT_MIN, false);
+                    false
+                }
+                // Its socket takes connections and nothing answers on them.
+                Heard::No => begun.elapsed() >= link::ANSWER_WITHIN,
+            };
+            if !reported && (hung || heard.elapsed() >= SILENT_AFTER) {
                 reported = true;
                 tracing::warn!(instance = %self.record.name, why = problem.why, "it does not answer");
-                self.report(Event::Lost(format!("it lives and does not answer: {}", problem.why))).await;
+                let why = format!("it lives and does not answer: {}", problem.why);
+                // A socket that another answers on says nothing of whom we would end.
+                self.report(if hung { Event::Silent(why) } else { Event::Lost(why) }).await;
             }
             tracing::debug!(instance = %self.record.name, why = problem.why, after = ?begun.elapsed(), "again");
             sleep(delay).await;
@@ -92,7 +99,6 @@ impl Task {
         let mut work = JoinSet::new();
         let (mut configuring, mut ending) = (false, false);
         // Tried for as long as it fails, said once per cause.
-        let mut refused = String::new();
         let mut asked = BTreeSet::new();
         loop {
             let wish = *self.stop.borrow_and_update();
@@ -120,16 +126,13 @@ impl Task {
                 Some(done) = work.join_next() => match done {
                     Ok(Done::Configured(result)) => {
                         configuring = false;
-                        match result {
-                            Ok(role) => {
-                                refused.clear();
-                                *serves = Some(*role);
-                            }
-                            Err(why) if why == refused => {}
-                            Err(why) => {
-                                tracing::warn!(instance = %self.record.name, why, "not configured");
-                                refused = why;
-                            }
+                        if let Err(why) = &result {
+                            tracing::warn!(instance = %self.record.name, why, "not configured");
+                        }
+                        let why = result.as_ref().err().cloned();
+                        self.configured(why).await;
+                        if let Ok(role) = result {
+                            *serves = Some(*role);
                         }
                     }
                     Ok(Done::Answered(ask_id)) => {
@@ -152,6 +155,14 @@ impl Task {
         }
         let known = serves.is_some_and(|serves| same_but_for_the_port(serves, &role));
         (!known).then_some(role)
+    }
+
+    /// Reports whether it serves what it was told to, where that is another answer than the last.
+    async fn configured(&mut self, why_not: Option<String>) {
+        if self.refused != why_not {
+            self.refused.clone_from(&why_not);
+            self.report(Event::Configured(why_not.map_or(Ok(()), Err))).await;
+        }
     }
 
     async fn heard(&mut self, status: pb::InstanceStatus) {
