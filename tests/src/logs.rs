@@ -65,6 +65,18 @@ fn without_colours(line: &str) -> String {
     plain + rest
 }
 
+/// The lines of all logs under `dir` (or of the log `dir`) that hold `text`.
+#[must_use]
+pub fn lines(dir: &Path, text: &str) -> Vec<String> {
+    let logs = if dir.is_file() { vec![dir.to_owned()] } else { find(dir) };
+    let lines_of = |path: &PathBuf| {
+        let lines =
+            read(path).lines().filter(|line| line.contains(text)).map(str::to_owned).collect::<Vec<_>>();
+        lines
+    };
+    logs.iter().flat_map(lines_of).collect()
+}
+
 /// Whether a line of any log under `dir` holds `text`.
 #[must_use]
 pub fn contain(dir: &Path, text: &str) -> bool {
