@@ -188,11 +188,10 @@ fn registry_that_is_down_is_said_twice_for_a_volume() {
     cluster.allow_errors("the engine's status");
     cluster.create_attached("demo", "16MiB", 3);
     cluster.create_attached("other", "16MiB", 2);
+    let replicas = ["demo", "other"].map(|name| cluster.volume(name).replica("r1").pid().unwrap());
     // Three servers, of which each fails with a text of its own.
     (0..3).for_each(|index| etcd.kill(index));
-    for name in ["demo", "other"] {
-        kill(cluster.volume(name).replica("r1").pid().unwrap());
-    }
+    replicas.into_iter().for_each(kill);
     // One line for each volume, once more, and once more after a minute with how many were left out.
     let lines = lines_once_some_were_left_out(cluster.root(), "the registry does not answer its ask");
     assert!(lines <= 6, "{lines}");
