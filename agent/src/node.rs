@@ -21,6 +21,7 @@ mod roles;
 mod shared;
 mod startup;
 mod supervisor;
+mod undelete;
 mod upkeep;
 mod volumes;
 mod wishes;
@@ -104,7 +105,7 @@ impl NodeConfig {
 pub use self::rename::{Renamed, rename};
 pub use self::startup::open_registry;
 pub use self::volumes::IO_MODE_DEFAULT;
-pub use self::wishes::allow_uninstall;
+pub use self::wishes::{allow_uninstall, leave_registry};
 pub use crate::core::inventory::{Change, Snapshot};
 
 /// How far a shutdown has come.
@@ -174,6 +175,15 @@ impl NodeHandle {
     ) -> Result<pb::DeleteVolumeReply, Error> {
         let shared = Arc::clone(&self.shared);
         detached(async move { volumes::delete(&shared, &request).await }).await
+    }
+    /// Makes a volume again of its directories that are still on this node.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` where it, or another of its name, is there; `Refused` where its copies do not agree, or newer
+    /// data may be elsewhere.
+    pub async fn undelete_volume(&self, request: pb::UndeleteVolumeRequest) -> Result<pb::VolumeInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { undelete::undelete(&shared, &request).await }).await
     }
     /// Wants one more replica of a volume.
     ///
@@ -292,7 +302,7 @@ impl NodeHandle {
     /// # Errors
     /// When it cannot be read.
     pub async fn trash(&self) -> Result<Vec<pb::TrashItem>, Error> {
-        orphans::trash(&self.shared, |trash| trash.waiting()).await
+        orphans::trash(&self.shared, |trash, now| trash.waiting(now)).await
     }
     /// Puts a directory back where it was.
     ///
@@ -300,7 +310,8 @@ impl NodeHandle {
     /// `NotFound`; `Conflict` where something else is in its place.
     pub async fn restore_trash(&self, name: &str) -> Result<pb::TrashItem, Error> {
         let wanted = name.to_owned();
-        let restored = orphans::trash(&self.shared, move |trash| Ok(vec![trash.restore(&wanted)?])).await?;
+        let restored =
+            orphans::trash(&self.shared, move |trash, _| Ok(vec![trash.restore(&wanted)?])).await?;
         restored.into_iter().next().ok_or_else(|| Error::not_found(format!("restore {name}: there is none")))
     }
     /// Unlinks what waits in the trash; `name` empty: everything. Returns what went.
@@ -309,7 +320,7 @@ impl NodeHandle {
     /// `NotFound`.
     pub async fn empty_trash(&self, name: &str) -> Result<Vec<pb::TrashItem>, Error> {
         let name = Some(name.to_owned()).filter(|name| !name.is_empty());
-        orphans::trash(&self.shared, move |trash| trash.empty(name.as_deref())).await
+        orphans::trash(&self.shared, move |trash, _| trash.empty(name.as_deref())).await
     }
     /// Every replica directory on disk, claimed or not.
     pub async fn replica_dirs(&self) -> Vec<pb::ReplicaDirInfo> {

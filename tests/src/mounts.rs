@@ -39,6 +39,17 @@ impl SmallDisk {
             .unwrap_or_else(|e| panic!("cannot mount over {}: {e}", path.display()))
     }
 
+    /// The directory `from` over the directory `path`.
+    ///
+    /// # Panics
+    /// When the system refuses; ask [`possible`] first.
+    #[must_use]
+    pub fn bound(from: &Path, path: &Path) -> Self {
+        mount(Some(from), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .unwrap_or_else(|e| panic!("cannot bind {} over {}: {e}", from.display(), path.display()));
+        Self { path: path.to_owned() }
+    }
+
     /// One of this size over the directory `path`, holding what the directory held, holes kept. `aside` is a free
     /// path on the same file system.
     ///

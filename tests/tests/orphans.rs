@@ -202,7 +202,7 @@ fn d7_data_of_a_removed_replica_goes_to_the_trash_and_what_may_be_a_last_copy_st
     // A person's word is another thing.
     cluster.ok(&["orphan", "delete", &directory_name(&demo, "r1")]);
     assert!(!demo.replica("r1").data_dir().exists());
-    assert_eq!(cluster.json(&["trash", "empty"])["items"].as_array().unwrap().len(), 1);
+    assert_eq!(cluster.json(&["trash", "empty", "--yes"])["items"].as_array().unwrap().len(), 1);
     assert_eq!(cluster.json(&["trash", "ls"])["items"].as_array().unwrap().len(), 0);
     assert!(demo.replica("r2").data_dir().exists() && removed.exists());
 }

@@ -163,7 +163,7 @@ fn u6_what_is_not_ours_stays_and_data_goes_only_when_it_was_asked_for() {
     uninstall(&cluster, &["--allow"]).expect_code(0);
     assert!(cluster.end_agent(Signal::SIGTERM).success());
     let ports = cluster.ports().data_port_range();
-    let done = uninstall(&cluster, &["--purge-data"]).json();
+    let done = uninstall(&cluster, &["--purge-data", "--yes"]).json();
     assert_eq!(done["deleted"], serde_json::json!(["demo"]), "{done}");
     nothing_is_left(&cluster);
     for port in ports {

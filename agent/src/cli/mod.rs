@@ -3,6 +3,7 @@
 mod agent;
 mod claim;
 mod client;
+mod confirm;
 mod instance;
 mod instance_process;
 mod json;

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::agent;
 use super::client::{Client, ask};
+use super::confirm::{Elsewhere, confirm};
 use super::output::Out;
 use super::owner::work_as_owner;
 use crate::complaint::Complaint;
@@ -31,10 +32,11 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   holdfast uninstall --allow && holdfast uninstall   end everything here, keep the data
   holdfast uninstall --force    also where volumes are attached: their clients lose them
-  holdfast uninstall --purge-data   the data too: the volumes of this node are deleted for good
+  holdfast uninstall --purge-data   the data too: the volumes of this node are deleted for good; asks on a terminal, \
+elsewhere wants --yes
 
 Give --config, --data-dir and the like as the agent has them. It may be interrupted and repeated.
-Exit code 8 where nobody has confirmed it with --allow, 7 where volumes are attached.";
+Exit code 8 where nobody has confirmed it with --allow, or --purge-data with --yes; 7 where volumes are attached.";
 
 /// A confirmation that was given a moment ago, elsewhere, is waited for.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(15);
@@ -77,6 +79,9 @@ pub(super) struct Args {
     /// Delete the volumes of this node with their data
     #[arg(long)]
     purge_data: bool,
+    /// Do not ask; where there is no terminal to ask on, --purge-data wants this
+    #[arg(long, requires = "purge_data")]
+    yes: bool,
 }
 
 pub(super) fn run(args: &Args, out: &Out) -> Result<(), Complaint> {
@@ -137,6 +142,14 @@ impl Uninstall<'_> {
         if !self.places.is_installed() {
             return self.tell(&Done { result: "nothing_here", ..Done::default() });
         }
+        if self.args.purge_data {
+            let node = &self.config.node;
+            let what = format!(
+                "the volumes whose copies are all on node {node} are deleted for good, with all that \
+                 waits in its trash"
+            );
+            confirm(&what, self.args.yes, Elsewhere::WantsYes)?;
+        }
         let Some(lock) = UninstallLock::take(&self.places.data_dir)? else {
             return self.tell(&Done { result: "in_progress", ..Done::default() });
         };
@@ -156,7 +169,13 @@ impl Uninstall<'_> {
         if registry.exists() {
             // What is installed here next is confirmed anew.
             let home = node::open_registry(&agent::node_config(&self.config)).await?;
-            node::allow_uninstall(&*home, &self.config.node, Some(false)).await?;
+            if !node::leave_registry(&*home, &self.config.node).await? {
+                self.say(&format!(
+                    "node {} stays known to the registry, as volumes have a part of them here; where it does not come \
+                     back: `holdfast node forget`",
+                    self.config.node
+                ));
+            }
             if self.args.purge_data && !self.places.data_dir.join("replicas").exists() {
                 self.places.clear_registry(&mut done.removed)?;
             } else {

@@ -8,6 +8,7 @@ use holdfast_proto::pb::agent as pb;
 use holdfast_proto::record::REPLICAS_MAX;
 
 use super::client::{Client, ask};
+use super::confirm::{Elsewhere, confirm};
 use super::output::{Out, dash, fields, table};
 use super::wait::{Target, wait};
 use super::{Global, json};
@@ -93,13 +94,33 @@ Examples:
     #[command(after_help = "\
 Examples:
   holdfast volume delete db   replica data stays, listed by `holdfast replica ls`
-  holdfast volume delete db --purge-data   replica data goes to the trash, and later away")]
+  holdfast volume delete db --purge-data   replica data goes to the trash, and later away; asks on a terminal")]
     Delete {
         /// The volume
         name: VolumeName,
         /// Move the data of all its replicas to the trash
         #[arg(long)]
         purge_data: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make a deleted volume again of its data that is still on this node
+    #[command(after_help = "\
+Its replicas are those that agree: of one history, with the newest view that any of them knows, and all of its members must \
+be on this node. What does not agree is left as it is. The volume is detached; its members are compared when it is attached. \
+How replicas did file I/O is not kept: it is buffered. Exit code 7 where newer data may be elsewhere, 4 where the volume or \
+another of its name is there.
+
+Examples:
+  holdfast volume undelete db   after `volume delete db`
+  holdfast volume undelete db --from-trash   after `volume delete db --purge-data`")]
+    Undelete {
+        /// The volume, or its id where several had the name
+        name: String,
+        /// Use what waits in the trash, too
+        #[arg(long)]
+        from_trash: bool,
     },
     /// List the volumes
     #[command(
@@ -226,11 +247,21 @@ pub(super) async fn run(command: Command, global: &Global, out: &Out) -> Result<
             let request = pb::DetachVolumeRequest { name: name.to_string(), force };
             show(out, &ask(&format!("detach volume {name}"), volumes.detach(request)).await?)?;
         }
-        Command::Delete { name, purge_data } => {
+        Command::Delete { name, purge_data, yes } => {
+            if purge_data {
+                let what =
+                    format!("volume {name} is deleted, and the data of all its replicas goes to the trash");
+                confirm(&what, yes, Elsewhere::GoesOn)?;
+            }
             let request = pb::DeleteVolumeRequest { name: name.to_string(), purge_data };
             let reply = ask(&format!("delete volume {name}"), volumes.delete(request)).await?;
             let name = name.to_string();
             out.show(&json::Deleted::new(&name, &reply), || deleted(&name, &reply))?;
+        }
+        Command::Undelete { name, from_trash } => {
+            let operation = format!("undelete volume {name}");
+            let request = pb::UndeleteVolumeRequest { name, from_trash };
+            show(out, &ask(&operation, volumes.undelete(request)).await?)?;
         }
         Command::Ls => {
             let reply = ask("list volumes", volumes.list(pb::ListVolumesRequest {})).await?;

@@ -27,8 +27,10 @@ pub mod retry;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod turns;
+pub mod undelete;
 pub mod upkeep;
 pub mod view;
+pub mod waits;
 
 /// A moment on a monotonic clock that only the shell reads.
 pub type Moment = std::time::Duration;

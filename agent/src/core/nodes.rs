@@ -110,11 +110,20 @@ impl Nodes {
         match heard {
             Heard::Listed { published, live, wishes } => self.list(&published, live, wishes, now),
             Heard::Put { node, key, bytes } => self.entry(&node, now).follower.put(&key, &bytes),
-            Heard::Deleted { node, key } => self.entry(&node, now).follower.delete(&key),
+            Heard::Deleted { node, key } => {
+                // What is deleted of one that is known no more was its last.
+                if let Some(known) = self.known.get_mut(&node) {
+                    known.follower.delete(&key);
+                }
+            }
             Heard::Lives(node, presence) => self.entry(&node, now).tell(Some(presence), now),
             Heard::Silent(node) => self.entry(&node, now).tell(None, now),
             Heard::Wished(node, None) => {
-                self.wishes.remove(&node);
+                let forgotten = self.wishes.remove(&node).is_some_and(|wish| wish.forgotten);
+                // With the mark of a node that does not come back goes all that the registry had of it.
+                if forgotten && self.known.get(&node).is_some_and(|known| known.presence.is_none()) {
+                    self.known.remove(&node);
+                }
             }
             Heard::Wished(node, Some(wish)) => {
                 // One that this agent has written itself is told of again, after what came before it.

@@ -29,7 +29,7 @@ use super::claims::Claim;
 pub use entry::Hold;
 pub use report::{Orphan, Stats, TRANSITIONS, Totals};
 pub use saved::{SCHEMA, Saved, SavedOrphan};
-pub use sight::{Copy, data, instances};
+pub use sight::{Copy, data, instances, is_spared};
 pub use voice::Notice;
 
 /// An answer that is older says nothing any more, and nothing is known of the time between two that are further apart.
@@ -158,6 +158,8 @@ pub struct Tracker {
     newest: BTreeMap<Class, Moment>,
     /// Of these what was known is lost, so what turns out to be unclaimed may have been held by a person.
     lost: BTreeSet<Class>,
+    /// When the last copy of a volume was given up: another of it only after an answer that was asked for later.
+    given_up: BTreeMap<Uuid, Moment>,
     voice: Voice,
     totals: BTreeMap<Class, Totals>,
     /// What a newer build saved of all of them.
@@ -205,11 +207,30 @@ impl Tracker {
         self.speak(class, settings, now)
     }
 
-    /// What has been unclaimed for more than the grace period, and is to be read once more.
+    /// What has been unclaimed for more than the grace period, and is to be read once more. Of a volume's copies one at
+    /// a time: the next is due when what is left was looked at without it.
     #[must_use]
     pub fn due(&self, settings: &Settings, now: Moment) -> Vec<Subject> {
+        let mut volumes = BTreeSet::new();
         let due = self.entries.iter().filter(|(subject, entry)| entry.is_due(subject.class, settings, now));
-        due.map(|(subject, _)| subject.clone()).collect()
+        let due = due.map(|(subject, _)| subject).filter(|subject| self.may_be_given_up(subject, now));
+        due.filter(|subject| subject.class == Class::Instance || volumes.insert(subject.uuid))
+            .cloned()
+            .collect()
+    }
+
+    /// Whether an answer of this moment may give up a copy: it is newer than the last copy of the volume that went, and
+    /// none is on its way.
+    fn may_be_given_up(&self, subject: &Subject, asked_at: Moment) -> bool {
+        let other = |(known, entry): (&Subject, &Entry)| {
+            known != subject
+                && known.class == subject.class
+                && known.uuid == subject.uuid
+                && entry.is_cleaning()
+        };
+        subject.class == Class::Instance
+            || (self.given_up.get(&subject.uuid).is_none_or(|at| *at < asked_at)
+                && !self.entries.iter().any(other))
     }
 
     /// What the last look, newer than all before, says of a thing that is due. True: it is to be cleaned now, and will
@@ -224,7 +245,8 @@ impl Tracker {
         let subject = &sighting.subject;
         let Some(entry) = self.entries.get(subject) else { return false };
         let fresh = now.saturating_sub(asked_at) <= MAX_STALENESS && entry.confirmed_before(asked_at);
-        if !fresh || !entry.is_due(subject.class, settings, now) {
+        let next = self.may_be_given_up(subject, asked_at);
+        if !fresh || !next || !entry.is_due(subject.class, settings, now) {
             return false;
         }
         self.take_in(sighting, asked_at);
@@ -232,6 +254,7 @@ impl Tracker {
         let cleaned = entry.is_due(subject.class, settings, now);
         if cleaned {
             entry.clean();
+            self.note_given_up(&sighting.subject, now);
         }
         cleaned
     }
@@ -249,6 +272,7 @@ impl Tracker {
                 Some(entry) => {
                     entry.clean();
                     self.unsaved = true;
+                    self.note_given_up(&sighting.subject, asked_at);
                     Ok(())
                 }
                 None => Err("it is starting or ending".to_owned()),
@@ -283,6 +307,15 @@ impl Tracker {
     pub fn next_at(&self, settings: &Settings) -> Option<Moment> {
         let due = self.entries.iter().filter_map(|(subject, entry)| entry.next_at(subject.class, settings));
         due.min()
+    }
+
+    /// From now on an older answer gives up no other copy of that volume.
+    fn note_given_up(&mut self, subject: &Subject, now: Moment) {
+        if subject.class == Class::ReplicaData {
+            // No answer that is used is older.
+            self.given_up.retain(|_, at| now.saturating_sub(*at) <= MAX_STALENESS);
+            self.given_up.insert(subject.uuid, now);
+        }
     }
 
     fn set_hold(&mut self, subject: &Subject, hold: Hold) -> bool {
@@ -374,6 +407,9 @@ impl Tracker {
 #[cfg(test)]
 #[path = "orphan/fuzz.rs"]
 mod fuzz;
+#[cfg(test)]
+#[path = "orphan/fuzz_copies.rs"]
+mod fuzz_copies;
 #[cfg(test)]
 #[path = "orphan/tests.rs"]
 mod tests;

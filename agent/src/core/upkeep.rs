@@ -9,6 +9,7 @@
 mod choose;
 mod drain;
 mod fleet;
+mod forget;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,6 +21,7 @@ use holdfast_proto::record::{Intent, ReplicaSet, ReplicaSpec, VolumeRecord, Volu
 pub use choose::{DiskReserve, choose};
 pub use drain::{Answers, Left, instances_to_ask, left_on, unsafe_to_reboot};
 pub use fleet::{fleet, on_duty};
+pub use forget::{names, to_forget};
 
 use super::records::Records;
 

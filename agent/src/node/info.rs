@@ -12,9 +12,8 @@ use holdfast_proto::pb::agent as pb;
 use holdfast_proto::{INSTANCE_PROTOCOL_MAX, INSTANCE_PROTOCOL_MIN};
 
 use super::host;
-use super::shared::{Shared, blocking};
+use super::shared::{Shared, blocking, unix_now_s};
 use super::startup::io_uring_sysctl;
-use super::supervisor::unix_now_s;
 use crate::core::claims::{self, Claim};
 use crate::core::instance::InstanceName;
 use crate::core::records::{Lookup, Records};
@@ -157,11 +156,15 @@ fn describe(
 pub(super) async fn node_info(shared: &Arc<Shared>) -> pb::NodeInfo {
     let root = shared.data.root().to_owned();
     let mut warnings = shared.warnings.clone();
-    let looked = blocking(move || Ok((host::disk(&root)?, host::pressure())));
-    let (room, pressure) = looked.await.unwrap_or_else(|error| {
+    let place = shared.place.clone();
+    let looked = blocking(move || {
+        Ok((host::disk(&root)?, host::pressure(), place.require_same("make a replica directory").err()))
+    });
+    let (room, pressure, elsewhere) = looked.await.unwrap_or_else(|error| {
         warnings.push(error.to_string());
         Default::default()
     });
+    warnings.extend(elsewhere.map(|error| error.to_string()));
     let snapshot = shared.snapshot();
     if let Records::Unavailable(reason) = &**shared.records.lock() {
         warnings.push(format!("the registry cannot be read: {reason}"));

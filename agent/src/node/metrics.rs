@@ -9,8 +9,7 @@ use holdfast_proto::pb::{agent as pb, instance as ipb};
 use parking_lot::Mutex;
 
 use super::host;
-use super::shared::{Shared, blocking};
-use super::supervisor::unix_now_s;
+use super::shared::{Shared, blocking, unix_now_s};
 use crate::core::Moment;
 use crate::core::moves::Moving;
 use crate::core::records::Records;

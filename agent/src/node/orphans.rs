@@ -6,7 +6,7 @@ use std::time::Duration;
 use holdfast_proto::pb::agent as pb;
 
 use super::shared::{Command, OrphanWish, Shared, blocking};
-use super::supervisor::unix_now_s;
+use crate::core::Moment;
 use crate::core::orphan::{Hold, Orphan};
 use crate::error::Error;
 use crate::store::trash::{Trash, Waiting};
@@ -52,18 +52,18 @@ pub(super) async fn wish(
 /// Does something with the trash, and tells what it was done to.
 pub(super) async fn trash(
     shared: &Arc<Shared>,
-    work: impl FnOnce(&Trash) -> Result<Vec<Waiting>, Error> + Send + 'static,
+    work: impl FnOnce(&Trash, Moment) -> Result<Vec<Waiting>, Error> + Send + 'static,
 ) -> Result<Vec<pb::TrashItem>, Error> {
-    let (trash, ttl) = (shared.trash.clone(), shared.config.trash_ttl);
-    let waiting = blocking(move || work(&trash)).await?;
-    let now = unix_now_s();
+    let (trash, ttl, now) = (shared.trash.clone(), shared.config.trash_ttl, shared.now());
+    let waiting = blocking(move || work(&trash, now)).await?;
     let item = |waiting: Waiting| pb::TrashItem {
         name: waiting.name,
         volume_id: waiting.volume_id.to_string(),
         from: waiting.step.from.to_string_lossy().into_owned(),
         path: waiting.step.to.to_string_lossy().into_owned(),
         at_unix_s: waiting.at_unix_s,
-        remaining_s: waiting.at_unix_s.saturating_add(ttl.as_secs()).saturating_sub(now),
+        remaining_s: seconds_up(ttl.saturating_sub(waiting.waited)),
+        problem: waiting.problem,
     };
     Ok(waiting.into_iter().map(item).collect())
 }

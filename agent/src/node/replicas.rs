@@ -244,6 +244,7 @@ async fn make_directory(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<R
             id = ReplicaId(id.0 + 1);
         }
         let path = roles::data_dir(&shared, &record, id);
+        shared.place.require()?;
         replica_dirs::create_to_be_filled(&path, &shared.config.node, id, &record)?;
         Ok(id)
     })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use holdfast_proto::ids::BootId;
 use holdfast_proto::pb::agent as pb;
@@ -30,13 +30,19 @@ use crate::registry::Registry;
 use crate::registry::features::Features;
 use crate::store::DataDir;
 use crate::store::instances::InstanceStore;
+use crate::store::place::Place;
 use crate::store::replica_dirs::Labels;
-use crate::store::trash::Trash;
+use crate::store::trash::{Trash, When};
 
 /// A subscriber this far behind is told to start again: thousands of volumes changing at once, and seconds of them.
 const CHANGES_KEPT: usize = 4096;
 /// Callers waiting for the supervisor; more wait before they are let in.
 const COMMANDS_MAX: usize = 64;
+
+/// Seconds of the wall clock since 1970: for names, and for people to read. Nothing is decided by it.
+pub(super) fn unix_now_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
 
 /// What a caller wants of the supervisor.
 #[derive(Debug)]
@@ -68,6 +74,8 @@ pub(super) struct Shared {
     pub(super) identity: Identity,
     pub(super) store: InstanceStore,
     pub(super) trash: Trash,
+    /// Where replica directories are made.
+    pub(super) place: Place,
     pub(super) registry: Arc<dyn Registry>,
     pub(super) boot_id: BootId,
     pub(super) metrics: Metrics,
@@ -148,7 +156,8 @@ impl Shared {
         let shared = Self {
             config,
             store: InstanceStore::new(homes.data.instances()),
-            trash: Trash::new(homes.data.trash(), homes.data.replicas()),
+            trash: Trash::new(homes.data.trash(), homes.data.replicas(), homes.data.trash_times()),
+            place: homes.data.place(),
             data: homes.data,
             identity: homes.identity,
             registry: homes.registry,
@@ -182,6 +191,10 @@ impl Shared {
     /// Now, as the core counts it.
     pub(super) fn now(&self) -> Moment {
         self.epoch.elapsed()
+    }
+    /// Now, for what is deleted.
+    pub(super) fn when(&self) -> When {
+        When { unix_s: unix_now_s(), now: self.now() }
     }
     /// A core moment as a point of the runtime's clock.
     pub(super) fn instant(&self, moment: Moment) -> Instant {

@@ -42,7 +42,6 @@ mod orphans;
 mod settled;
 mod shutdown;
 
-pub(super) use housekeeping::unix_now_s;
 pub(super) use orphans::Orphans;
 
 /// How often it is looked for what others may have changed without a word.

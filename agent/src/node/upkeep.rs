@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use holdfast_proto::ids::VolumeName;
+use holdfast_proto::ids::{NodeName, VolumeName};
 use holdfast_proto::record::VolumeRecord;
 use holdfast_proto::status::ErrorKind;
 use tokio::time::sleep;
@@ -39,14 +39,15 @@ pub(super) async fn run(shared: Weak<Shared>) {
 impl Upkeep {
     async fn look(&mut self, shared: &Shared) {
         let here = &shared.config.node;
-        let (fleet, forgotten) = {
+        let (fleet, forgotten, leave) = {
             let nodes = shared.nodes.lock();
             // What is not heard of now may have come back.
             if !nodes.is_complete() {
                 return;
             }
             let forgotten = nodes.wish(here).is_some_and(|wish| wish.forgotten);
-            (upkeep::fleet(&nodes, here, shared.now()), forgotten)
+            let leave = upkeep::to_forget(&shared.records.lock(), &nodes);
+            (upkeep::fleet(&nodes, here, shared.now()), forgotten, leave)
         };
         if forgotten {
             come_back(shared).await;
@@ -55,6 +56,9 @@ impl Upkeep {
             shared.metrics.seen.lock().replica_moves_blocked = 0;
             *self = Self::default();
             return;
+        }
+        for (node, version) in leave {
+            clear(shared, &node, version).await;
         }
         let records = Arc::clone(&shared.records.lock());
         let wait = *shared.replenish_after.lock();
@@ -98,6 +102,17 @@ impl Upkeep {
                 }
             }
         }
+    }
+}
+
+/// Removes what the registry keeps of a forgotten node that nothing refers to any more.
+async fn clear(shared: &Shared, node: &NodeName, version: u64) {
+    match shared.registry.forget_node(node, version).await {
+        Ok(true) => tracing::info!(%node, "it was forgotten, and nothing is left of it in the registry"),
+        // It is back, or the mark has changed.
+        Ok(false) => {}
+        // Tried again at the next look.
+        Err(error) => tracing::debug!(%node, %error, "what the registry keeps of a forgotten node stays"),
     }
 }
 

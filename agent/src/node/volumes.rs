@@ -109,9 +109,7 @@ pub(super) async fn create(
     }
     let made = make_directories(shared, &record).await?;
     let stored = async {
-        let mut key = [0; 32];
-        getrandom::fill(&mut key).map_err(|e| Error::failed(format!("make a key: {e}")))?;
-        shared.registry.put_key(record.id, VolumeKey { key_id: 1, key }).await?;
+        shared.registry.put_key(record.id, new_key()?).await?;
         shared.registry.create(record.clone()).await
     };
     if let Err(error) = stored.await {
@@ -131,6 +129,13 @@ pub(super) async fn create(
     wait_for_directories(shared, &record).await?;
     shared.reconcile().await?;
     info("create", &name, shared.volume(name.as_str()))
+}
+
+/// A volume's first key.
+pub(super) fn new_key() -> Result<VolumeKey, Error> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(|e| Error::failed(format!("make a key: {e}")))?;
+    Ok(VolumeKey { key_id: 1, key })
 }
 
 /// The other nodes make their own directories when they see the record.
@@ -230,9 +235,12 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
 async fn make_directories(shared: &Arc<Shared>, record: &VolumeRecord) -> Result<Vec<PathBuf>, Error> {
     let here = record.spec.replicas.iter().filter(|spec| spec.node == shared.config.node);
     let wanted: Vec<_> = here.map(|spec| (spec.id, roles::data_dir(shared, record, spec.id))).collect();
-    let (node, record) = (shared.config.node.clone(), record.clone());
+    let (node, record, place) = (shared.config.node.clone(), record.clone(), shared.place.clone());
     blocking(move || {
         let mut made = Vec::new();
+        if !wanted.is_empty() {
+            place.require()?;
+        }
         for (id, path) in wanted {
             if let Err(error) = replica_dirs::create(&path, &node, id, &record) {
                 replica_dirs::undo_create(&made);

@@ -5,8 +5,9 @@ use holdfast_proto::record::NodeRecord;
 
 use super::shared::Shared;
 use crate::core::nodes::Heard;
+use crate::core::upkeep;
 use crate::error::Error;
-use crate::registry::{Read, Registry};
+use crate::registry::{Entry, Read, Registry};
 
 /// A record that changes under us so often is being fought over.
 const WRITES_MAX: usize = 16;
@@ -24,6 +25,32 @@ pub async fn allow_uninstall(
     let wish =
         |record: &mut NodeRecord| record.uninstall_allowed = allowed.unwrap_or(record.uninstall_allowed);
     Ok(change(registry, node, wish).await?.uninstall_allowed)
+}
+
+/// Removes what the registry keeps of a node whose agent was taken away. Returns whether it is gone: not where volumes
+/// have a part on the node, which others still have to know; then only the permission to uninstall is taken back.
+///
+/// # Errors
+/// When the registry cannot be read or written.
+pub async fn leave_registry(registry: &dyn Registry, node: &NodeName) -> Result<bool, Error> {
+    let named = registry.list().await?.iter().any(|entry| match entry {
+        Entry::Readable(record) => upkeep::names(record, node),
+        Entry::Unreadable { .. } => true,
+    });
+    for _ in 0..WRITES_MAX {
+        if named {
+            break;
+        }
+        let version = match registry.node(node).await? {
+            Read::Found(record) => record.version,
+            Read::Absent => 0,
+            Read::Unreadable(reason) => return Err(Error::failed(format!("look at node {node}: {reason}"))),
+        };
+        if registry.forget_node(node, version).await? {
+            return Ok(true);
+        }
+    }
+    allow_uninstall(registry, node, Some(false)).await.map(|_| false)
 }
 
 /// Writes a wish. This agent knows it when this returns, the others when the registry has told them.

@@ -33,6 +33,12 @@ impl Volumes for Service {
     ) -> Result<Response<pb::DeleteVolumeReply>, Status> {
         self.node.delete_volume(request.into_inner()).await.map(Response::new).map_err(status)
     }
+    async fn undelete(
+        &self,
+        request: Request<pb::UndeleteVolumeRequest>,
+    ) -> Result<Response<pb::VolumeInfo>, Status> {
+        self.node.undelete_volume(request.into_inner()).await.map(Response::new).map_err(status)
+    }
     async fn add_replica(
         &self,
         request: Request<pb::AddReplicaRequest>,

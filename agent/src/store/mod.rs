@@ -7,6 +7,7 @@ pub mod atomic;
 pub mod identity;
 pub mod instances;
 pub mod lock;
+pub mod place;
 pub mod remembered;
 pub mod replica_dirs;
 pub mod trash;
@@ -92,6 +93,26 @@ impl DataDir {
     #[must_use]
     pub fn orphans_in(root: &Path) -> PathBuf {
         root.join("orphans.json")
+    }
+    /// For how long what waits in the trash has waited.
+    #[must_use]
+    pub fn trash_times(&self) -> PathBuf {
+        Self::trash_times_in(&self.root)
+    }
+    /// [`Self::trash_times`] of a data directory that may not be there yet.
+    #[must_use]
+    pub fn trash_times_in(root: &Path) -> PathBuf {
+        root.join("trash-times.json")
+    }
+    /// Where replica directories are made.
+    #[must_use]
+    pub fn place(&self) -> place::Place {
+        place::Place::new(self.replicas(), Self::place_in(&self.root))
+    }
+    /// Which file system replica directories are made on.
+    #[must_use]
+    pub fn place_in(root: &Path) -> PathBuf {
+        root.join("replicas.json")
     }
     /// Where the instances' binaries are, unless configured elsewhere.
     #[must_use]

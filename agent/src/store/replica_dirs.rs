@@ -3,12 +3,16 @@
 //! A directory is made once, here, while its volume is being created or a replica is added to it. Nothing ever makes one
 //! again: one that is missing later is absent, and another replica, with an id of its own, takes its place.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use holdfast_dataplane::layout::{Meta, allocated_bytes, create_replica_dir, label_file, read_label};
+use holdfast_dataplane::layout::{
+    Meta, allocated_bytes, create_replica_dir, label_file, making_path, read_label, remove_unfinished,
+};
 use holdfast_proto::ids::{BootId, Generation, InstanceUuid, NodeName, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::record::VolumeRecord;
+use parking_lot::Mutex;
 
 use super::atomic;
 use super::remembered::Remembered;
@@ -37,6 +41,24 @@ pub fn replica_path(replicas: &Path, volume: &VolumeName, replica: ReplicaId, id
 }
 
 impl FoundDir {
+    /// Whether its image is there, a file of its own and of the size that the label says. Blocking.
+    #[must_use]
+    pub fn image_fits(&self) -> bool {
+        let image = self.path.join("head.img").symlink_metadata();
+        let fits = |label: &Meta| image.is_ok_and(|m| m.is_file() && m.len() == label.size_bytes);
+        self.label.as_ref().is_ok_and(fits)
+    }
+
+    /// Whether it is where a record of its volume looks for it.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        let place = |label: &Meta| {
+            let parent = self.path.parent().unwrap_or(Path::new("/"));
+            replica_path(parent, &label.volume_name, label.replica, label.volume) == self.path
+        };
+        self.label.as_ref().is_ok_and(place)
+    }
+
     /// What its image occupies. Blocking.
     #[must_use]
     pub fn allocated_bytes(&self) -> u64 {
@@ -52,12 +74,22 @@ pub fn scan(replicas: &Path) -> Result<Vec<FoundDir>, Error> {
     list(replicas, label)
 }
 
-fn list(replicas: &Path, label: impl Fn(&Path) -> Result<Meta, String>) -> Result<Vec<FoundDir>, Error> {
-    // Only what is certainly not there is no mark.
+/// One directory, its label read now.
+#[must_use]
+pub fn found(path: &Path) -> FoundDir {
+    FoundDir { label: label(path), path: path.to_owned(), marked: is_marked(path) }
+}
+
+/// Only what is certainly not there is no mark.
+fn is_marked(path: &Path) -> bool {
     let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    !path.join(KEEP).symlink_metadata().is_err_and(gone)
+}
+
+fn list(replicas: &Path, label: impl Fn(&Path) -> Result<Meta, String>) -> Result<Vec<FoundDir>, Error> {
     let mut found = Vec::new();
     for path in directories(replicas)? {
-        let marked = !path.join(KEEP).symlink_metadata().is_err_and(gone);
+        let marked = is_marked(&path);
         found.push(FoundDir { label: label(&path), path, marked });
     }
     found.sort_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));
@@ -70,8 +102,12 @@ fn directories(replicas: &Path) -> Result<Vec<PathBuf>, Error> {
         let entry = entry.map_err(Error::io("read", replicas))?;
         let (path, kind) = (entry.path(), entry.file_type().map_err(Error::io("read", replicas))?);
         let is_dir = kind.is_dir() || kind.is_symlink() && path.is_dir();
+        // What waits to be unlinked there, and what belongs to the file system.
+        let aside = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b".") || name == "lost+found");
         // A directory still being made was never a replica, and its maker may be at work.
-        if is_dir && path.extension().is_none_or(|e| e != "making") {
+        if is_dir && !aside && path.extension().is_none_or(|e| e != "making") {
             found.push(path);
         }
     }
@@ -178,7 +214,55 @@ fn make(
         dirty: Vec::new(),
         unknown: Vec::new(),
     };
+    let _making = Making::begin(path);
     create_replica_dir(path, &meta).map_err(Error::from)
+}
+
+/// The directories that this agent is making at this moment; no other makes any in its data directory.
+static MAKING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+struct Making(PathBuf);
+
+impl Making {
+    fn begin(path: &Path) -> Self {
+        let making = making_path(path);
+        MAKING.lock().insert(making.clone());
+        Self(making)
+    }
+}
+impl Drop for Making {
+    fn drop(&mut self) {
+        MAKING.lock().remove(&self.0);
+    }
+}
+
+/// Removes what agents left that ended while they made a directory: it was never a replica, and holds no data.
+pub fn clear_unfinished(replicas: &Path) {
+    let Ok(entries) = std::fs::read_dir(replicas) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_unfinished(path)) {
+        // Held while it is removed, so that none is begun there meanwhile.
+        let making = MAKING.lock();
+        if making.contains(&path) {
+            continue;
+        }
+        match remove_unfinished(&path) {
+            Ok(()) => {
+                tracing::info!(path = %path.display(), "removed what was left of a creation that failed")
+            }
+            Err(error) => tracing::debug!(path = %path.display(), %error, "what is left of a creation stays"),
+        }
+    }
+}
+
+/// Only a name that this agent gives, and only with what it puts there.
+fn is_unfinished(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".making"));
+    let parts: Option<Vec<_>> = name.map(|name| name.rsplitn(3, '.').collect());
+    let ours = |id: &str, replica: &str, volume: &str| {
+        let hex = id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit());
+        hex && replica.parse::<ReplicaId>().is_ok() && volume.parse::<VolumeName>().is_ok()
+    };
+    matches!(parts.as_deref(), Some([id, replica, volume]) if ours(id, replica, volume)) && !path.is_symlink()
 }
 
 /// Takes back directories that a failed creation has just made: they never held data and no record names them.
@@ -259,6 +343,29 @@ mod tests {
         assert_eq!(found[0].label.as_ref().unwrap().volume, record.id);
         assert!(found[1].label.is_err());
         assert!(scan(&tmp.path().join("gone")).is_err(), "a place that cannot be read is not an empty one");
+    }
+
+    #[test]
+    fn what_a_failed_making_left_is_removed_and_nothing_else() {
+        let tmp = tempfile::tempdir().unwrap();
+        let making = tmp.path().join("demo.r1.0123abcd.making");
+        let mut there =
+            vec![tmp.path().join("notes.making"), tmp.path().join("a.r1.0123abcd"), making.clone()];
+        // Ours by name, with something in it that this agent never puts there.
+        there.push(tmp.path().join("demo.r2.0123abcd.making"));
+        for path in &there {
+            std::fs::create_dir(path).unwrap();
+            std::fs::write(path.join("meta"), "half").unwrap();
+        }
+        std::fs::write(there[3].join("thesis.odt"), "theirs").unwrap();
+        let busy = Making::begin(&tmp.path().join("demo.r1.0123abcd"));
+        clear_unfinished(tmp.path());
+        assert!(there.iter().all(|path| path.is_dir()), "its maker is at work");
+        drop(busy);
+        clear_unfinished(tmp.path());
+        assert!(!making.exists());
+        assert!(there.iter().filter(|path| **path != making).all(|path| path.is_dir()));
+        assert!(there[3].join("thesis.odt").exists());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::process::binary;
 use crate::process::proc::{self, Life};
 
 use super::instances::InstanceStore;
-use super::{DataDir, atomic, identity};
+use super::{DataDir, atomic, identity, place, replica_dirs};
 
 /// Held by the one that takes the agent of a data directory away.
 #[derive(Debug)]
@@ -104,6 +104,7 @@ impl Places {
             atomic::clear_temporaries(&self.data_dir)?;
         }
         let below = ["replicas", "trash"].map(|name| self.data_dir.join(name));
+        remove_marks(&below[0], &mut gone)?;
         let mut stays = Vec::new();
         for dir in [&self.runtime_dir, &self.bin_dir].into_iter().chain(&below) {
             if !remove_empty(dir, &mut gone)? {
@@ -123,8 +124,11 @@ impl Places {
             std::fs::remove_dir_all(&registry).map_err(Error::io("remove", &registry))?;
             gone.push(registry);
         }
-        // Who holds which data, of which none is left, and whose it was.
+        // Who holds which data, for how long it has waited, and where it was: none is left.
         remove_file(&DataDir::orphans_in(&self.data_dir), gone)?;
+        remove_file(&DataDir::trash_times_in(&self.data_dir), gone)?;
+        remove_file(&DataDir::place_in(&self.data_dir), gone)?;
+        // Whose the directory was.
         remove_file(&identity::path_in(&self.data_dir), gone)
     }
 
@@ -138,6 +142,21 @@ impl Places {
         remove_file(&lock.path, &mut gone)?;
         remove_empty(&self.data_dir, &mut gone)
     }
+}
+
+/// What is in the directory of replicas beside them: what failed half-way, and, where nothing else is there, the mark of
+/// the file system.
+fn remove_marks(replicas: &Path, gone: &mut Vec<PathBuf>) -> Result<(), Error> {
+    if !replicas.is_dir() {
+        return Ok(());
+    }
+    replica_dirs::clear_unfinished(replicas);
+    let mark = replicas.join(place::MARK);
+    let mut others = std::fs::read_dir(replicas).map_err(Error::io("read", replicas))?;
+    if others.all(|entry| entry.is_ok_and(|entry| entry.path() == mark)) {
+        remove_file(&mark, gone)?;
+    }
+    Ok(())
 }
 
 /// Sockets with names like ours; whatever else is there is somebody's.
@@ -171,7 +190,12 @@ fn remove_empty(dir: &Path, gone: &mut Vec<PathBuf>) -> Result<bool, Error> {
     match std::fs::remove_dir(dir) {
         Ok(()) => gone.push(dir.to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => return Ok(false),
+        // A mount point stays, whatever is in it.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy) =>
+        {
+            return Ok(false);
+        }
         // A directory of the service manager's, say: empty is as good as gone.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(true),
         Err(error) => return Err(Error::io("remove", dir)(error)),

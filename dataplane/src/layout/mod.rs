@@ -10,5 +10,6 @@ pub mod replica_dir;
 
 pub use meta::{Meta, MetaError};
 pub use replica_dir::{
-    ReplicaDir, ReplicaDirError, allocated_bytes, create_replica_dir, label_file, read_label,
+    ReplicaDir, ReplicaDirError, allocated_bytes, create_replica_dir, label_file, making_path, read_label,
+    remove_unfinished,
 };

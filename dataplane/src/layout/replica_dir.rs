@@ -4,6 +4,7 @@
 //! `renameat2(RENAME_EXCHANGE)`: both files have their blocks from the beginning, so a full disk cannot stop a
 //! replica from recording what happened.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -77,8 +78,16 @@ pub(super) fn sync_dir(path: &Path) -> Result<(), ReplicaDirError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("fsync", path))
 }
 
+/// The temporary name under which a replica's directory is made.
+#[must_use]
+pub fn making_path(dir: &Path) -> PathBuf {
+    let mut making = dir.as_os_str().to_owned();
+    making.push(".making");
+    PathBuf::from(making)
+}
+
 /// Makes a replica's directory: in a temporary name beside it, synced, then renamed, so that it is there whole or
-/// not at all.
+/// not at all. Where it fails nothing is left, as far as the disk lets go of it.
 ///
 /// # Errors
 /// When it exists, or the disk refuses.
@@ -87,14 +96,25 @@ pub fn create_replica_dir(dir: &Path, meta: &Meta) -> Result<(), ReplicaDirError
         return Err(ReplicaDirError::Exists { path: dir.to_owned() });
     }
     let parent = dir.parent().unwrap_or(Path::new("/"));
-    let mut making = dir.as_os_str().to_owned();
-    making.push(".making");
-    let making = PathBuf::from(making);
+    let making = making_path(dir);
     // What an earlier attempt left behind was never a replica.
     if making.exists() {
-        std::fs::remove_dir_all(&making).map_err(failed("remove", &making))?;
+        remove_unfinished(&making)?;
     }
-    std::fs::create_dir_all(&making).map_err(failed("create", &making))?;
+    let made = fill_new(&making, meta).and_then(|()| {
+        renameat2(AT_FDCWD, &making, AT_FDCWD, dir, RenameFlags::RENAME_NOREPLACE)
+            .map_err(|e| failed("rename", &making)(e.into()))
+    });
+    if let Err(error) = made {
+        // What cannot be removed now is removed later; the first error says more.
+        let _ = remove_unfinished(&making);
+        return Err(error);
+    }
+    sync_dir(parent)
+}
+
+fn fill_new(making: &Path, meta: &Meta) -> Result<(), ReplicaDirError> {
+    std::fs::create_dir_all(making).map_err(failed("create", making))?;
     for name in ["meta", "meta.spare"] {
         let path = making.join(name);
         let mut file = private_file(&path).map_err(failed("create", &path))?;
@@ -113,10 +133,27 @@ pub fn create_replica_dir(dir: &Path, meta: &Meta) -> Result<(), ReplicaDirError
     write_bitmap(&making.join(file_name(None)), &intent, false)?;
     let lock = making.join("lock");
     private_file(&lock).map_err(failed("create", &lock))?;
-    sync_dir(&making)?;
-    renameat2(AT_FDCWD, &making, AT_FDCWD, dir, RenameFlags::RENAME_NOREPLACE)
-        .map_err(|e| failed("rename", &making)(e.into()))?;
-    sync_dir(parent)
+    sync_dir(making)
+}
+
+/// Removes a directory that was never made whole, if there is nothing in it but what making one puts there.
+///
+/// # Errors
+/// When there is, or the disk refuses.
+pub fn remove_unfinished(making: &Path) -> Result<(), ReplicaDirError> {
+    let ours = |name: &OsStr| {
+        let begins = |start: &str| name.as_encoded_bytes().starts_with(start.as_bytes());
+        ["meta", "head.", "lock"].into_iter().any(begins)
+            || Path::new(name).extension().is_some_and(|e| e == "bm")
+    };
+    for entry in std::fs::read_dir(making).map_err(failed("read", making))? {
+        let entry = entry.map_err(failed("read", making))?;
+        if !ours(&entry.file_name()) {
+            let source = io::Error::other("it is no file of a replica; move it away");
+            return Err(ReplicaDirError::Io { operation: "remove", path: entry.path(), source });
+        }
+    }
+    std::fs::remove_dir_all(making).map_err(failed("remove", making))
 }
 
 pub(super) fn private_file(path: &Path) -> io::Result<File> {
@@ -265,6 +302,22 @@ mod tests {
         drop(open);
         assert_eq!(ReplicaDir::open(&dir).unwrap().meta().promised, Generation(10));
         assert_eq!(read_label(&dir).unwrap().promised, Generation(10));
+    }
+
+    #[test]
+    fn a_making_that_fails_leaves_nothing() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("demo.r1");
+        // Its name is taken by something that leads nowhere: the last step fails.
+        std::os::unix::fs::symlink("nowhere", &dir).unwrap();
+        assert!(create_replica_dir(&dir, &small()).is_err());
+        assert!(!making_path(&dir).exists());
+        std::fs::remove_file(&dir).unwrap();
+        // One that was killed in the middle is in nobody's way.
+        std::fs::create_dir(making_path(&dir)).unwrap();
+        std::fs::write(making_path(&dir).join("meta"), b"half").unwrap();
+        create_replica_dir(&dir, &small()).unwrap();
+        assert!(!making_path(&dir).exists());
     }
 
     #[test]

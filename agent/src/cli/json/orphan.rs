@@ -63,6 +63,8 @@ pub(in crate::cli) struct TrashItem<'a> {
     at_unix_s: u64,
     /// Until it is unlinked.
     remaining_s: u64,
+    /// Why it is still there though its time is over.
+    problem: Option<&'a str>,
 }
 
 impl<'a> From<&'a pb::TrashItem> for TrashItem<'a> {
@@ -74,6 +76,7 @@ impl<'a> From<&'a pb::TrashItem> for TrashItem<'a> {
             path: &item.path,
             at_unix_s: item.at_unix_s,
             remaining_s: item.remaining_s,
+            problem: Some(item.problem.as_str()).filter(|problem| !problem.is_empty()),
         }
     }
 }
@@ -129,11 +132,13 @@ mod tests {
                 path: "/d/trash/5-demo.r1".into(),
                 at_unix_s: 5,
                 remaining_s: 60,
+                problem: String::new(),
             }],
         };
         let expected = json!({"items": [{
             "name": "5-demo.r1", "volume_id": "v", "from": "/d/replicas/demo.r1",
             "path": "/d/trash/5-demo.r1", "at_unix_s": 5, "remaining_s": 60,
+            "problem": null,
         }]});
         assert_eq!(to_value(Trash::from(&reply)).unwrap(), expected);
     }

@@ -1,6 +1,7 @@
 //! What the node runs and keeps, looked at as things that somebody may or may not claim.
 
 use holdfast_proto::ids::{Epoch, Generation, Lineage, ReplicaId, VolumeId, VolumeName};
+use holdfast_proto::pb::instance::EngineStatus;
 use holdfast_proto::record::VolumeRecord;
 
 use super::{BUSY_WITHIN, Class, Sighting, Standing, Subject};
@@ -26,6 +27,8 @@ pub struct Copy {
     pub order: (Generation, Epoch),
     /// Whether it is a member of that view, holds everything, and has never failed.
     pub whole: bool,
+    /// Whether it is where its volume's record looks for it. A directory that was copied or renamed by hand is not.
+    pub in_place: bool,
     /// Whether a person has marked it to be kept.
     pub marked: bool,
     /// Whether an operator is changing its volume at this moment: directories are made before the record that wants
@@ -97,6 +100,15 @@ fn standing(world: World<'_>, copies: &[Copy], copy: &Copy) -> Standing {
     }
 }
 
+/// Whether the volume is known to do without this copy, which is not among `copies` any more.
+///
+/// # Errors
+/// Why that is not known: then it is put back.
+pub fn is_spared(world: World<'_>, copies: &[Copy], copy: &Copy) -> Result<(), String> {
+    let record = world.records.by_id(copy.volume).ok_or("its volume has no record")?;
+    others_are_healthy(world, record, copies, copy)
+}
+
 /// A process that has the directory open, or may have.
 fn user(world: World<'_>, copy: &Copy) -> Option<InstanceName> {
     let running = world.instances.iter().find(|(name, instance)| {
@@ -118,28 +130,79 @@ fn others_are_healthy(
     copies: &[Copy],
     copy: &Copy,
 ) -> Result<(), String> {
-    let elsewhere = record.placed().any(|spec| spec.id == copy.replica && spec.node != *world.node);
-    if !record.was_removed(copy.replica) && !elsewhere {
+    // Replicas never change their node: the node has another name than before, or this is a copy of another's disk.
+    if let Some(spec) = record.placed().find(|spec| spec.id == copy.replica && spec.node != *world.node) {
+        return Err(format!(
+            "the record of volume {} has {} on node {}; was this node renamed, or its disk cloned?",
+            record.name, copy.replica, spec.node
+        ));
+    }
+    if !record.was_removed(copy.replica) {
         return Err(format!("the record of volume {} never had {}", record.name, copy.replica));
     }
-    let members = record.status.view.members;
-    let other = |id: ReplicaId| {
-        id != copy.replica && members.contains(id) && record.placed().any(|spec| spec.id == id)
-    };
-    let engine = world.instances.get(&InstanceName::engine(&record.name));
-    let told = engine.filter(|engine| engine.volume_id() == record.id).and_then(Instance::engine_status);
-    let healthy = match told {
-        Some(told) => told.replicas.iter().any(|seen| seen.mode == "member" && other(ReplicaId(seen.id))),
-        // Served by nobody: what lies here must itself show that nothing newer is elsewhere.
-        None if record.spec.attach.is_none() => copies.iter().any(|found| {
-            let current = found.lineage == record.status.lineage
-                && found.order >= record.status.view.order()
-                && found.order >= copy.order;
-            found.volume == record.id && other(found.replica) && found.whole && current
+    if record.status.incarnation != world.incarnation {
+        return Err(format!("the registry was restored since volume {} was last attached", record.name));
+    }
+    if copy.lineage != record.status.lineage {
+        return Err(format!("it belongs to another history of volume {} than its record", record.name));
+    }
+    if copy.order > newest_order(world, record) {
+        return Err(format!("it is newer than the record of volume {}", record.name));
+    }
+    let healthy = match engine_of(world, record) {
+        Some(told) => told.replicas.iter().any(|seen| {
+            seen.mode == "member" && stays_member(record, ReplicaId(seen.id)) && seen.id != copy.replica.0
         }),
+        // Served by nobody: what lies here must itself show that nothing newer is elsewhere, which only a clean end does.
+        None if record.spec.attach.is_none() && record.status.clean => {
+            copies.iter().any(|found| found.replica != copy.replica && vouches(world, record, found))
+        }
         None => false,
     };
     if healthy { Ok(()) } else { Err(format!("no other of volume {} is seen to be healthy", record.name)) }
+}
+
+/// Whether the record wants this replica, and counts it as a member. One on its way out is none that another may be
+/// given up for.
+fn stays_member(record: &VolumeRecord, id: ReplicaId) -> bool {
+    record.status.view.members.contains(id) && record.spec.replicas.iter().any(|spec| spec.id == id)
+}
+
+/// Whether another copy may be given up for this one: it is claimed by the record, on this node and at its place, and
+/// whole as of the newest view that the record has.
+fn vouches(world: World<'_>, record: &VolumeRecord, copy: &Copy) -> bool {
+    let claimed = record.spec.replicas.iter().any(|spec| spec.id == copy.replica && spec.node == *world.node);
+    copy.volume == record.id
+        && copy.volume_name == record.name
+        && claimed
+        && copy.in_place
+        && !copy.changing
+        && copy.whole
+        && copy.lineage == record.status.lineage
+        && copy.order >= record.status.view.order()
+        && record.status.view.members.contains(copy.replica)
+}
+
+/// What the volume's own engine says, where it runs here and serves.
+fn engine_of<'a>(world: World<'a>, record: &VolumeRecord) -> Option<&'a EngineStatus> {
+    let name = InstanceName::engine(&record.name);
+    let engine = world.instances.get(&name)?;
+    let ours = claims::of_instance(world, &name, engine.uuid(), engine.volume_id()) == Claim::Claimed;
+    let serves = *engine.state() == State::Running && engine.volume_id() == record.id;
+    let told = engine.engine_status().filter(|_| ours && serves)?;
+    let halted = told.fenced || ["suspended", "faulted"].contains(&told.state.as_str());
+    let stale = order_of(told) < record.status.view.order();
+    (!halted && !stale).then_some(told)
+}
+
+fn order_of(told: &EngineStatus) -> (Generation, Epoch) {
+    (Generation(told.generation), Epoch(told.epoch))
+}
+
+/// The newest view that is known of: the record's, or that of the engine.
+fn newest_order(world: World<'_>, record: &VolumeRecord) -> (Generation, Epoch) {
+    let told = engine_of(world, record).map(order_of);
+    told.into_iter().chain([record.status.view.order()]).max().unwrap_or_default()
 }
 
 fn reason(world: World<'_>, claim: Claim, instance: &InstanceName, volume: VolumeId) -> String {

@@ -502,6 +502,7 @@ impl Home {
             lineage: record.status.lineage,
             order: record.status.view.order(),
             whole: true,
+            in_place: true,
             marked: false,
             changing: false,
         });
@@ -514,6 +515,10 @@ impl Home {
     }
 
     fn third(&self, records: &Records) -> Sighting {
+        self.third_in(records, self.record.status.incarnation)
+    }
+
+    fn third_in(&self, records: &Records, incarnation: Incarnation) -> Sighting {
         let (node, absent): (NodeName, _) = ("node-a".parse().unwrap(), BTreeMap::new());
         let (missing, elsewhere) = (BTreeSet::new(), Elsewhere::default());
         let foreign = Foreign::none();
@@ -525,7 +530,7 @@ impl Home {
             instances: &self.instances,
             absent: &absent,
             missing: &missing,
-            incarnation: Incarnation::random(),
+            incarnation,
             elsewhere: &elsewhere,
         };
         data(world, &self.copies).into_iter().find(|s| s.subject.name == "demo.r3").unwrap()
@@ -567,6 +572,73 @@ fn d7_data_that_may_be_a_last_copy_is_kept() {
     let mut never = Home::new();
     never.record.spec.next_replica_id = 3;
     assert!(matches!(never.standing(), Standing::Kept(_)), "the record never had it");
+}
+
+#[test]
+fn d7_copies_of_a_renamed_node_do_not_vouch_for_each_other() {
+    let mut home = Home::new();
+    let third = || Home::new().copies[2].replica;
+    home.record.spec.replicas.iter_mut().for_each(|spec| spec.node = "before".parse().unwrap());
+    assert!(matches!(home.standing(), Standing::Kept(_)), "r1 and r2 are claimed on a node of another name");
+    // Nor does the one that the record has there.
+    let mut all = Home::new();
+    let mut spec = all.record.spec.replicas[0].clone();
+    (spec.id, spec.node) = (third(), "before".parse().unwrap());
+    all.record.spec.replicas.push(spec);
+    let Standing::Kept(why) = all.standing() else { panic!("{:?}", all.standing()) };
+    assert!(why.contains("renamed"), "{why}");
+}
+
+#[test]
+fn d7_a_copy_that_is_in_doubt_itself_vouches_for_none() {
+    let spoil: [fn(&mut Home); 8] = [
+        |h| {
+            let leaving = h.record.spec.replicas.remove(0);
+            h.record.spec.leaving.push(leaving);
+        },
+        |h| h.copies[0].in_place = false,
+        |h| h.copies[0].changing = true,
+        |h| h.record.status.clean = false,
+        |h| h.record.status.incarnation = Incarnation::random(),
+        |h| h.copies[2].lineage = holdfast_proto::ids::Lineage::random(),
+        |h| h.record.status.lineage = holdfast_proto::ids::Lineage::random(),
+        |h| h.copies[0].volume_name = "other".parse().unwrap(),
+    ];
+    for (case, spoil) in spoil.into_iter().enumerate() {
+        let mut home = Home::new();
+        home.copies[1].whole = false;
+        assert_eq!(home.standing(), Standing::Idle, "r1 is whole");
+        let before = home.record.status.incarnation;
+        spoil(&mut home);
+        let state = RecordState::Readable(Box::new(home.record.clone()));
+        let records = Records::Known([("demo".to_owned(), state)].into());
+        let seen = home.third_in(&records, before).standing;
+        assert!(matches!(seen, Standing::Kept(_)), "case {case}");
+    }
+}
+
+#[test]
+fn d7_copies_of_a_volume_go_one_at_a_time() {
+    let copy = |name: &str| {
+        let subject = Subject { class: Class::ReplicaData, name: name.to_owned(), uuid: Uuid::from_u128(1) };
+        Sighting { subject, ..thing(name) }
+    };
+    let both = [copy("x"), copy("y")];
+    let mut node = Node::new(on());
+    node.settings.auto_cleanup.clear();
+    node.run(&both, secs(310));
+    node.settings = on();
+    let due = node.tracker.due(&node.settings, node.now);
+    assert_eq!(due, [both[0].subject.clone()], "one of them");
+    node.now += secs(1);
+    let asked_at = node.now;
+    assert!(node.tracker.confirm(&both[0], asked_at, &node.settings, node.now));
+    assert!(!node.tracker.confirm(&both[1], asked_at, &node.settings, node.now), "by the same answer");
+    assert_eq!(node.tracker.due(&node.settings, node.now), [], "the first is on its way");
+    node.tracker.cleaned(&both[0].subject);
+    assert!(!node.tracker.confirm(&both[1], asked_at, &node.settings, node.now), "it was asked for before");
+    node.now += secs(1);
+    assert!(node.tracker.confirm(&both[1], node.now, &node.settings, node.now));
 }
 
 #[test]

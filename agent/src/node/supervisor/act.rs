@@ -8,7 +8,7 @@ use holdfast_proto::record::VolumeRecord;
 use super::{
     Action, Begin, Error, Event, InstanceName, InstanceUuid, Kind, Lookup, Read, Shared, SpawnRecord,
     StopWish, Supervisor, VolumeId, VolumeKey, VolumeName, blocking, happened, reconcile, replica_dirs,
-    roles, unix_now_s,
+    roles,
 };
 use crate::core::creation;
 use crate::process::spawn;
@@ -27,8 +27,19 @@ impl Supervisor {
             }
             Action::Retire { name } => self.retire(shared, name).await,
             Action::Trash { volume_id, generation } => {
-                let (trash, now) = (shared.trash.clone(), unix_now_s());
-                blocking(move || trash.purge(volume_id, generation, now)).await.map(drop)
+                let record = self.records.by_id(volume_id);
+                let here = record.into_iter().flat_map(|record| {
+                    let here = record.placed().filter(|spec| spec.node == shared.config.node);
+                    here.map(|spec| roles::data_dir(shared, record, spec.id))
+                });
+                let (here, trash, at) = (here.collect::<Vec<_>>(), shared.trash.clone(), shared.when());
+                let place = shared.place.clone();
+                let list = blocking(move || {
+                    // What is on a disk that is not mounted would be said to be gone.
+                    place.require_same("purge data")?;
+                    trash.purge(volume_id, generation, &here, at)
+                });
+                list.await.map(drop)
             }
             Action::MakeDirectory { name, id, fill } => self.make_directory(shared, &name, id, fill).await,
             Action::SayDetached { name, id, engine } => say_detached(shared, &name, id, engine).await,
@@ -58,11 +69,16 @@ impl Supervisor {
     ) -> Result<(), Error> {
         let Lookup::Found(record) = self.records.lookup(name.volume().as_str()) else { return Ok(()) };
         let path = roles::data_dir(shared, record, id);
-        let (node, of) = (shared.config.node.clone(), record.clone());
-        blocking(move || match fill {
-            _ if !replica_dirs::is_missing(&path) => Ok(()),
-            true => replica_dirs::create_to_be_filled(&path, &node, id, &of),
-            false => replica_dirs::create(&path, &node, id, &of),
+        let (node, of, place) = (shared.config.node.clone(), record.clone(), shared.place.clone());
+        blocking(move || {
+            if !replica_dirs::is_missing(&path) {
+                return Ok(());
+            }
+            place.require()?;
+            match fill {
+                true => replica_dirs::create_to_be_filled(&path, &node, id, &of),
+                false => replica_dirs::create(&path, &node, id, &of),
+            }
         })
         .await?;
         let Read::Found(mut now) = shared.registry.get(&record.name).await? else { return Ok(()) };

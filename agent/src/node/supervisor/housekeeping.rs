@@ -4,23 +4,20 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use super::{Event, Instance, InstanceName, Shared, State, Supervisor, blocking, happened, logs, proc};
+use super::{
+    Event, Instance, InstanceName, Shared, State, Supervisor, blocking, happened, logs, proc, replica_dirs,
+};
 use crate::error::Error;
 use crate::process::binary;
 use crate::runtime_dir;
+use crate::store::trash::Swept;
 
 /// The trash is looked through every so many ticks: its times are hours.
 const SWEEP_EVERY_TICKS: u64 = 12;
 
 fn is_gone(path: &Path) -> bool {
     path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
-
-/// Seconds of the wall clock since 1970: for names and ages of what waits in the trash.
-pub(in crate::node) fn unix_now_s() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl Supervisor {
@@ -31,7 +28,8 @@ impl Supervisor {
             self.instances.keys().map(|name| shared.store.log_of(&name.to_string())).collect();
         let sweep = self.ticks.is_multiple_of(SWEEP_EVERY_TICKS);
         self.ticks = self.ticks.wrapping_add(1);
-        let (trash, ttl) = (shared.trash.clone(), shared.config.trash_ttl);
+        let (trash, ttl, now) = (shared.trash.clone(), shared.config.trash_ttl, shared.now());
+        let replicas = shared.data.replicas();
         let bin_dir = shared.config.bin_dir.clone().unwrap_or_else(|| shared.data.bin());
         let used = self.binaries_in_use();
         let done = blocking(move || {
@@ -46,11 +44,21 @@ impl Supervisor {
                     tracing::warn!(%error, "a log is not rotated");
                 }
             }
-            if sweep { trash.sweep(ttl, unix_now_s()) } else { Ok(Vec::new()) }
+            if sweep {
+                replica_dirs::clear_unfinished(&replicas);
+                return trash.sweep(ttl, now);
+            }
+            Ok(Swept::default())
         });
         match done.await {
-            Ok(gone) if gone.is_empty() => {}
-            Ok(gone) => tracing::info!(?gone, "unlinked from the trash"),
+            Ok(Swept { gone, failed }) => {
+                if !gone.is_empty() {
+                    tracing::info!(?gone, "unlinked from the trash");
+                }
+                for reason in failed {
+                    tracing::warn!(reason, "what waits in the trash cannot be unlinked; tried again");
+                }
+            }
             Err(error) => tracing::warn!(%error, "the trash is not emptied"),
         }
     }

@@ -9,7 +9,7 @@ use holdfast_proto::pb::agent as pb;
 
 use super::{
     Error, InstanceName, InstanceUuid, Kind, Reads, Shared, StopWish, Supervisor, VolumeId, blocking, proc,
-    replica_dirs, unix_now_s,
+    replica_dirs,
 };
 use crate::core::Moment;
 use crate::core::claims::Claim;
@@ -18,6 +18,7 @@ use crate::core::reconcile::World;
 use crate::node::orphans::{message, seconds_up};
 use crate::node::shared::{OrphanWish, SeenOrphans};
 use crate::store::atomic::{self, Read};
+use crate::store::replica_dirs::FoundDir;
 
 /// Directories are looked through no more often, however often something else changes.
 const DATA_EVERY: Duration = Duration::from_secs(1);
@@ -112,13 +113,7 @@ impl Supervisor {
         match class {
             Class::Instance => Ok(orphan::instances(self.world(shared, shared.now()))),
             Class::ReplicaData => {
-                let (replicas, labels) = (shared.data.replicas(), Arc::clone(&shared.labels));
-                let found = blocking(move || match reads {
-                    Reads::Changed => labels.scan(&replicas),
-                    Reads::All => replica_dirs::scan(&replicas),
-                })
-                .await?;
-                let copies: Vec<_> = found.iter().filter_map(|found| copy(shared, found)).collect();
+                let copies = copies(shared, reads).await?;
                 let world: World<'_> = self.world(shared, shared.now());
                 Ok(orphan::data(world, &copies))
             }
@@ -157,17 +152,27 @@ impl Supervisor {
                 if self.orphans.tracker.confirm(sighting, asked_at, settings, shared.now()) {
                     let Sighting { subject, reason, .. } = sighting;
                     tracing::info!(class = %subject.class, name = subject.name, uuid = %subject.uuid, reason, "cleaning");
-                    if let Err(error) = self.clean(shared, subject).await {
-                        tracing::warn!(name = subject.name, %error, "an orphan is not cleaned");
-                        self.orphans.tracker.failed(subject, &error.to_string(), shared.now());
+                    let cleaned = match self.clean(shared, subject).await {
+                        Ok(Some(to)) => self.look_back(shared, subject, to).await.map(|()| true),
+                        Ok(None) => Ok(false),
+                        Err(error) => Err(error),
+                    };
+                    match cleaned {
+                        Ok(true) => self.orphans.tracker.cleaned(subject),
+                        // A process ends by itself.
+                        Ok(false) => {}
+                        Err(error) => {
+                            tracing::warn!(name = subject.name, %error, "an orphan is not cleaned");
+                            self.orphans.tracker.failed(subject, &error.to_string(), shared.now());
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Ends exactly this process, or moves exactly this directory.
-    async fn clean(&mut self, shared: &Shared, subject: &Subject) -> Result<(), Error> {
+    /// Ends exactly this process, or moves exactly this directory: returns where it waits.
+    async fn clean(&mut self, shared: &Shared, subject: &Subject) -> Result<Option<PathBuf>, Error> {
         match subject.class {
             Class::Instance => {
                 let unknown = |_| Error::not_found(format!("clean {subject}: there is no such instance"));
@@ -179,25 +184,45 @@ impl Supervisor {
                 let drain = name.kind() == Kind::Engine;
                 self.stop(shared, &name, InstanceUuid(subject.uuid), StopWish { drain });
                 self.forgetting.insert(name);
-                Ok(())
+                Ok(None)
             }
             Class::ReplicaData => {
-                let (trash, name, volume) =
-                    (shared.trash.clone(), subject.name.clone(), VolumeId(subject.uuid));
+                let (trash, at) = (shared.trash.clone(), shared.when());
+                let (name, volume) = (subject.name.clone(), VolumeId(subject.uuid));
                 let lock = shared.data.replicas().join(&name).join("lock");
                 let taken = blocking(move || match proc::probe(&lock)? {
-                    proc::Life::Free => trash.take(&name, volume, unix_now_s()),
+                    proc::Life::Free => trash.take(&name, volume, at),
                     // Whoever it is: no instance of this agent, which would be known.
                     proc::Life::Held => {
                         let why = format!("a process holds {}", lock.display());
                         Err(Error::refused(format!("move {name} to the trash: {why}")))
                     }
                 });
-                taken.await?;
-                self.orphans.tracker.cleaned(subject);
-                Ok(())
+                let list = taken.await?;
+                Ok(list.moves.into_iter().next().map(|step| step.to))
             }
         }
+    }
+
+    /// Puts a directory back that has just gone to the trash, where the copy that it was given up for is gone too.
+    async fn look_back(&self, shared: &Shared, subject: &Subject, to: PathBuf) -> Result<(), Error> {
+        let (path, from) = (to.clone(), shared.data.replicas().join(&subject.name));
+        let found = blocking(move || Ok(replica_dirs::found(&path))).await?;
+        let gone = copy(shared, &FoundDir { path: from, ..found }, true);
+        let why = match gone.filter(|gone| gone.volume.0 == subject.uuid) {
+            Some(gone) => {
+                let copies = copies(shared, Reads::All).await?;
+                match orphan::is_spared(self.world(shared, shared.now()), &copies, &gone) {
+                    Ok(()) => return Ok(()),
+                    Err(why) => why,
+                }
+            }
+            None => "its label cannot be read any more".to_owned(),
+        };
+        let (trash, name) =
+            (shared.trash.clone(), to.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        blocking(move || trash.restore(&name)).await?;
+        Err(Error::refused(format!("clean {subject}: {why}; it was put back")))
     }
 
     /// What a person wants, after everything was read again.
@@ -284,11 +309,12 @@ impl Supervisor {
             (Class::ReplicaData, _) => {}
         }
         self.orphans.tracker.delete(sighting, asked_at).map_err(|why| Error::refused(told(&why)))?;
-        if subject.class == Class::ReplicaData
-            && let Err(error) = self.clean(shared, subject).await
-        {
-            self.orphans.tracker.failed(subject, &error.to_string(), shared.now());
-            return Err(error);
+        if subject.class == Class::ReplicaData {
+            if let Err(error) = self.clean(shared, subject).await {
+                self.orphans.tracker.failed(subject, &error.to_string(), shared.now());
+                return Err(error);
+            }
+            self.orphans.tracker.cleaned(subject);
         }
         Ok(())
     }
@@ -308,10 +334,27 @@ impl Supervisor {
     }
 }
 
+/// The directories of this node whose labels can be read.
+async fn copies(shared: &Shared, reads: Reads) -> Result<Vec<Copy>, Error> {
+    let (replicas, labels) = (shared.data.replicas(), Arc::clone(&shared.labels));
+    let found = blocking(move || match reads {
+        // Nothing is cleaned by this one.
+        Reads::Changed => Ok(labels.scan(&replicas)?.into_iter().map(|found| (found, true)).collect()),
+        Reads::All => {
+            let found = replica_dirs::scan(&replicas)?.into_iter();
+            Ok(found.map(|found| (found.image_fits(), found)).map(|(fits, found)| (found, fits)).collect())
+        }
+    });
+    let found: Vec<(FoundDir, bool)> = found.await?;
+    Ok(found.iter().filter_map(|(found, fits)| copy(shared, found, *fits)).collect())
+}
+
 /// A directory by its label; one whose label cannot be read is nobody's to judge.
-fn copy(shared: &Shared, found: &replica_dirs::FoundDir) -> Option<Copy> {
+fn copy(shared: &Shared, found: &FoundDir, image_fits: bool) -> Option<Copy> {
     let label = found.label.as_ref().ok()?;
-    let sound = !label.syncing && !label.cache_lost && label.failed.is_empty();
+    // Of what a cache held when the machine went down nobody has heard yet.
+    let cache_lost = label.cache_lost || label.unflushed && label.boot != shared.boot_id;
+    let sound = image_fits && !label.syncing && !cache_lost && label.failed.is_empty();
     Some(Copy {
         directory: found.path.file_name()?.to_str()?.to_owned(),
         volume_name: label.volume_name.clone(),
@@ -322,6 +365,7 @@ fn copy(shared: &Shared, found: &replica_dirs::FoundDir) -> Option<Copy> {
         marked: found.marked,
         changing: shared.is_changing(label.volume_name.as_str()),
         whole: sound && label.view.members.contains(label.replica),
+        in_place: found.is_in_place(),
     })
 }
 

@@ -10,8 +10,7 @@ use holdfast_proto::pb::etcd as pb;
 use holdfast_proto::record::{ClaimRecord, NODE_SCHEMA, NodeRecord, RECORD_SCHEMA, VolumeRecord};
 use tokio::sync::{mpsc, watch};
 
-use super::inventory::EtcdInventory;
-use super::inventory::INVENTORY;
+use super::inventory::{EtcdInventory, INVENTORY};
 use super::{
     EtcdRegistry, Inner, delete, delete_below, found, nodes, presence, put, range, range_below, unchanged,
 };
