@@ -35,7 +35,12 @@ mod tests {
         let mut before = record("demo", "old", 3);
         before.spec.replicas[1].node = other.clone();
         before.spec.leaving.push(before.spec.replicas[0].clone());
-        before.spec.attach = Some(AttachSpec { node: old.clone(), nbd_tcp: None, force_from: None });
+        before.spec.attach = Some(AttachSpec {
+            node: old.clone(),
+            nbd_tcp: None,
+            force_from: None,
+            unknown: Default::default(),
+        });
         before.spec.detaching = Some(old.clone());
         let mut after = before.clone();
         assert!(rename_in(&mut after, &old, &new));

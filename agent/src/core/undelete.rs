@@ -8,6 +8,7 @@ use holdfast_proto::ids::{Generation, InstanceUuid, Lineage, NodeName, ReplicaId
 use holdfast_proto::record::{
     Intent, RECORD_SCHEMA, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec, VolumeStatus,
 };
+use holdfast_proto::unknown::Unknown;
 
 use super::instance::InstanceName;
 
@@ -72,8 +73,14 @@ pub fn record(
         return Err(format!("its replicas are {all}, and of {absent} there is no directory here"));
     }
     let name = newest.volume_name.clone();
-    let spec =
-        |id| ReplicaSpec { id, node: node.clone(), disk: None, to_make: false, replaces: ReplicaSet::new() };
+    let spec = |id| ReplicaSpec {
+        id,
+        node: node.clone(),
+        disk: None,
+        to_make: false,
+        replaces: ReplicaSet::new(),
+        unknown: Unknown::default(),
+    };
     let instance = |id| (InstanceName::replica(&name, id).to_string(), InstanceUuid::random());
     let highest = remains.iter().map(|found| found.replica.0).chain(all.iter().map(|id| id.0)).max();
     // Above all that was promised, and so another than that of the deletion.
@@ -91,6 +98,7 @@ pub fn record(
             detaching: None,
             intent: Intent::Keep,
             io_mode: io_mode.to_owned(),
+            unknown: Unknown::default(),
         },
         status: VolumeStatus {
             incarnation,
@@ -99,12 +107,15 @@ pub fn record(
             engine_uuid: InstanceUuid::nil(),
             engine_instance: InstanceUuid::nil(),
             view: newest.view,
+            round: 0,
             configured: all,
             // How the last engine ended is in no label: the members are compared when it is attached.
             clean: false,
             instance_uuids: all.iter().map(instance).collect(),
+            unknown: Unknown::default(),
         },
         name,
+        unknown: Unknown::default(),
     })
 }
 

@@ -94,7 +94,7 @@ async fn ask(
     };
     let pid = record.process.map(|process| process.pid);
     let expected = Expected { name, uuid: record.uuid, boot_id, pid };
-    let mut client = link::connect(&record.control_socket).await?;
+    let (mut client, _) = link::connect(&record.control_socket, pid).await?;
     link::hello(&mut client, &expected).await?;
     let mut items = link::within(client.watch(ipb::WatchRequest {})).await?;
     // The first thing that a watcher gets is the whole status.

@@ -281,7 +281,12 @@ mod tests {
         let registry: Arc<dyn Registry> = Arc::new(FileRegistry::open(&data.registry()).unwrap());
         for volume in ["demo", "other"] {
             let mut record = record(volume, "old", 2);
-            record.spec.attach = Some(AttachSpec { node: name("old"), nbd_tcp: None, force_from: None });
+            record.spec.attach = Some(AttachSpec {
+                node: name("old"),
+                nbd_tcp: None,
+                force_from: None,
+                unknown: Default::default(),
+            });
             let record = registry.create(record).await.unwrap();
             if volume == "demo" {
                 let claim = ClaimRecord {
@@ -294,6 +299,7 @@ mod tests {
                     desired: Desired::Keep,
                     lease_s: 0,
                     version: 0,
+                    unknown: Default::default(),
                 };
                 assert!(registry.put_claim(claim).await.unwrap());
             }

@@ -319,7 +319,8 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let newer = text.replacen('{', "{\"requires\": [\"tomorrow\"],", 1);
         std::fs::write(&path, &newer).unwrap();
-        let said = execute(&f.registry, &f.record.name, f.record.id, &f.attach(1, 1), true).await.unwrap_err();
+        let said =
+            execute(&f.registry, &f.record.name, f.record.id, &f.attach(1, 1), true).await.unwrap_err();
         assert!(said.to_string().contains("upgrade this node's agent"), "{said}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), newer);
     }
