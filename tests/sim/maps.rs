@@ -174,18 +174,20 @@ impl Maps {
     }
 
     fn edit(&mut self, header: &Header, edit: MapEdit, size: u64) {
-        let (bit_bytes, words) = match &edit {
-            MapEdit::Settled { words } => (GROUP_BYTES, words),
-            MapEdit::Copied { words, .. } => (REGION_BYTES, words),
+        let bit_bytes = match edit {
+            MapEdit::Settled { .. } => GROUP_BYTES,
+            MapEdit::Copied { .. } => REGION_BYTES,
         };
-        let mut bits = RegionMap::of(size.div_ceil(bit_bytes));
         let first = to_usize(header.offset / bit_bytes / 64);
-        for (index, word) in words.iter().enumerate() {
-            bits.insert_word(first + index, *word);
-        }
-        match edit {
-            MapEdit::Settled { .. } => self.tracking.clear(&bits),
-            MapEdit::Copied { replica, .. } => self.tracking.has_now(replica, &bits),
+        match &edit {
+            MapEdit::Settled { words } => {
+                let mut bits = RegionMap::of(size.div_ceil(bit_bytes));
+                for (index, word) in (first..).zip(words) {
+                    bits.insert_word(index, *word);
+                }
+                self.tracking.clear(&bits);
+            }
+            MapEdit::Copied { replica, words } => self.tracking.has_now(*replica, first, words),
         }
     }
 }

@@ -23,7 +23,7 @@ use super::ahead::{Ahead, Bits};
 use super::region_map::{RegionMap, regions_of};
 use super::rules::{Rule, kept};
 use crate::layout::bitmap::{PAGE_BITS, PAGE_WORDS, page_of};
-use crate::units::{GROUP_BYTES, GROUP_REGIONS, REGION_BYTES, to_usize};
+use crate::units::{GROUP_BYTES, GROUP_REGIONS, REGION_BYTES, to_u64, to_usize};
 
 /// One of the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -262,15 +262,15 @@ impl Tracking {
         }
     }
 
-    /// An absent replica has these regions now, on stable storage. That need not be remembered at once: a bit too many
-    /// is copied again.
-    pub fn has_now(&mut self, replica: ReplicaId, regions: &RegionMap) {
-        if let Some(dirty) = self.dirty.iter_mut().find(|dirty| dirty.replica == replica) {
-            for region in
-                regions.iter().filter(|region| dirty.paged.map.contains(*region)).collect::<Vec<_>>()
-            {
-                dirty.paged.map.remove(region);
-                dirty.paged.changed(region);
+    /// An absent replica has these regions now, on stable storage: those set in `words`, which begin with the word at
+    /// `first`. That need not be remembered at once: a bit too many is copied again.
+    pub fn has_now(&mut self, replica: ReplicaId, first: usize, words: &[u64]) {
+        let Some(dirty) = self.dirty.iter_mut().find(|dirty| dirty.replica == replica) else { return };
+        for (index, bits) in (first..).zip(words) {
+            if dirty.paged.map.word(index) & bits != 0 {
+                dirty.paged.map.remove_word(index, *bits);
+                // All of a word are on one page.
+                dirty.paged.changed(to_u64(index) * 64);
             }
         }
     }
@@ -381,6 +381,7 @@ fn regions_in(group: u64) -> std::ops::Range<u64> {
 }
 
 const _: () = assert!(GROUP_BYTES == GROUP_REGIONS * REGION_BYTES);
+const _: () = assert!(PAGE_BITS.is_multiple_of(64), "a word is on one page");
 
 #[cfg(test)]
 #[path = "tracking_tests.rs"]

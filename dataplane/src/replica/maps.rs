@@ -213,21 +213,23 @@ impl Data {
     /// Changes a map as the engine says.
     pub(super) fn edit_map(&mut self, header: &Header, payload: &[u8]) -> Result<Status, String> {
         let edit = MapEdit::decode(payload).map_err(|e| format!("{:?}: {e}", Kind::EditMap))?;
-        let (bit_bytes, words) = match &edit {
-            MapEdit::Settled { words } => (GROUP_BYTES, words),
-            MapEdit::Copied { words, .. } => (REGION_BYTES, words),
+        let bit_bytes = match edit {
+            MapEdit::Settled { .. } => GROUP_BYTES,
+            MapEdit::Copied { .. } => REGION_BYTES,
         };
         if !is_map_range(header.offset, header.extent, bit_bytes) {
             return Err(format!("{:?} of {} bytes at {}", Kind::EditMap, header.extent, header.offset));
         }
-        let mut bits = RegionMap::of(self.size_bytes.div_ceil(bit_bytes));
         let first = to_usize(header.offset / bit_bytes / 64);
-        for (index, word) in words.iter().enumerate() {
-            bits.insert_word(first + index, *word);
-        }
-        match edit {
-            MapEdit::Settled { .. } => self.maps.tracking.clear(&bits),
-            MapEdit::Copied { replica, .. } => self.maps.tracking.has_now(replica, &bits),
+        match &edit {
+            MapEdit::Settled { words } => {
+                let mut bits = RegionMap::of(self.size_bytes.div_ceil(bit_bytes));
+                for (index, word) in (first..).zip(words) {
+                    bits.insert_word(index, *word);
+                }
+                self.maps.tracking.clear(&bits);
+            }
+            MapEdit::Copied { replica, words } => self.maps.tracking.has_now(*replica, first, words),
         }
         Ok(Status::Ok)
     }

@@ -22,6 +22,8 @@ pub(super) struct Rig {
     pub(super) asks: Vec<(u64, u64, VolumeStatus)>,
     pub(super) updates: Vec<(u32, ViewUpdate)>,
     pub(super) completed: Vec<(OpId, Outcome)>,
+    /// The replicas say that they hold no data.
+    pub(super) holes: bool,
     session: u64,
     version: u64,
 }
@@ -38,6 +40,7 @@ impl Rig {
             asks: Vec::new(),
             updates: Vec::new(),
             completed: Vec::new(),
+            holes: false,
             session: 0,
             version: 1,
         };
@@ -132,7 +135,7 @@ impl Rig {
         let (id, session, header) = self.frames.remove(at.expect("such a frame was sent"));
         let mut reply = header.answer(status);
         let inline = match kind {
-            Kind::Extents => encode_extents(&[Extent { len: header.extent, allocated: true }]),
+            Kind::Extents => encode_extents(&[Extent { len: header.extent, allocated: !self.holes }]),
             // Each has data of its own.
             Kind::Digest => vec![u8::try_from(id).unwrap(); 32],
             // They may differ everywhere.

@@ -21,7 +21,7 @@ use super::ops::Work;
 use super::view::Phase;
 use super::{Config, Engine, Mask, Now, bit, slots};
 use crate::core::rebuild_budget::{Limits, RebuildBudget};
-use crate::core::region_map::RegionMap;
+use crate::core::region_map::{RegionMap, RegionSet};
 use crate::units::REGION_BYTES;
 use crate::wire::map::MapName;
 
@@ -82,7 +82,7 @@ struct Target {
     walk: Walk,
     copied: u64,
     /// Copied since the last flush that took regions out of the members' maps, and those that the one in flight will.
-    done: RegionMap,
+    done: RegionSet,
     flushing: Option<Progress>,
     /// What it is to remember of others once it is a member.
     others: Vec<HandedOver>,
@@ -93,7 +93,7 @@ struct Target {
 #[derive(Debug, Clone)]
 #[cfg_attr(test, derive(Hash))]
 struct Progress {
-    regions: RegionMap,
+    regions: RegionSet,
     step: ProgressStep,
 }
 
@@ -197,9 +197,9 @@ impl Fill {
             target.walk.cursor = 0;
         }
     }
-    /// Where the target may still have what no member knows of.
-    pub(super) fn uncompared(&self) -> Vec<u64> {
-        self.target.as_ref().map_or(Vec::new(), |target| target.compare.iter().collect())
+    /// Whether the target may still have there what no member knows of.
+    pub(super) fn is_uncompared(&self, offset: u64, len: u64) -> bool {
+        self.target.as_ref().is_some_and(|target| target.compare.touches(offset, len))
     }
     /// The target's own write-intent map has been read.
     pub(super) fn knows_target(&self) -> bool {
@@ -272,7 +272,7 @@ impl Fill {
         let Some(target) = &mut self.target else { return };
         let stops = |progress: &mut Progress| progress.step != ProgressStep::Flushing;
         if let Some(progress) = target.flushing.take_if(stops) {
-            target.done.insert_map(&progress.regions);
+            target.done.insert_all(&progress.regions);
         }
     }
     fn target_in(&self, slot: usize, stage: Stage) -> bool {

@@ -37,7 +37,8 @@ impl Engine {
             })
             .collect();
         for (replica, has) in told {
-            self.edit_map(slot, &has, REGION_BYTES, |words| MapEdit::Copied { replica, words });
+            let edit = |words| MapEdit::Copied { replica, words };
+            self.edit_map(slot, has.set_words(), REGION_BYTES, edit);
         }
     }
 }

@@ -173,9 +173,9 @@ impl Engine {
         }
         // What the one that is being filled may have written and no member has: until it was compared, only its own bits
         // say so, and until they are read all of them are needed.
-        for region in self.fill.uncompared() {
-            let group = region / GROUP_REGIONS;
-            if groups.contains(group) && kept(Rule::ComparedBeforeCleared) {
+        let uncompared = |group: &u64| self.fill.is_uncompared(group * GROUP_BYTES, GROUP_BYTES);
+        if kept(Rule::ComparedBeforeCleared) {
+            for group in groups.iter().filter(uncompared).collect::<Vec<_>>() {
                 groups.remove(group);
                 self.intent.hot.insert(group);
             }
@@ -183,7 +183,7 @@ impl Engine {
         let knows = self.fill.knows_target() || !kept(Rule::ComparedBeforeCleared);
         let targets = if knows { self.targets } else { 0 };
         for slot in slots((self.members | targets) & self.live) {
-            self.edit_map(slot, &groups, GROUP_BYTES, |words| MapEdit::Settled { words });
+            self.edit_map(slot, groups.set_words(), GROUP_BYTES, |words| MapEdit::Settled { words });
         }
     }
 }

@@ -105,29 +105,41 @@ impl Engine {
         }
     }
 
-    /// Sends an edit of a map to a replica, in as many frames as it takes. Nothing waits for it: a bit that is not
-    /// cleared costs a comparison or a copy.
+    /// Sends an edit of a map to a replica, in as many frames as it takes: the words that have a bit set, in ascending
+    /// order. Nothing waits for it: a bit that is not cleared costs a comparison or a copy.
     pub(super) fn edit_map(
         &mut self,
         slot: usize,
-        bits: &RegionMap,
+        words: impl Iterator<Item = (usize, u64)>,
         bit_bytes: u64,
         edit: impl Fn(Vec<u64>) -> MapEdit,
     ) {
-        let size = self.config.volume_bytes;
-        let mut next = bits.next_from(0);
-        while let Some(first) = next {
-            let window = first / 64 / to_u64(MAP_WORDS_MAX);
-            let from = to_usize(window) * MAP_WORDS_MAX;
-            let mut words: Vec<_> = (from..from + MAP_WORDS_MAX).map(|index| bits.word(index)).collect();
-            let used = words.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
-            words.truncate(used);
-            let offset = to_u64(from) * 64 * bit_bytes;
-            let extent = (to_u64(used) * 64 * bit_bytes).min(size - offset);
-            let header = Header { offset, extent, ..Header::request(Kind::EditMap, Tag::Ping.encode(), 0) };
-            self.send(slot, header, Body::Bytes(edit(words).encode()));
-            next = bits.next_from((window + 1) * to_u64(MAP_WORDS_MAX) * 64);
+        let mut frame: Option<(usize, Vec<u64>)> = None;
+        for (index, word) in words {
+            if let Some((first, filled)) = frame.take_if(|(first, _)| index - *first >= MAP_WORDS_MAX) {
+                self.send_edit(slot, first, bit_bytes, filled, &edit);
+            }
+            let (first, filled) = frame.get_or_insert_with(|| (index, Vec::new()));
+            filled.resize(index - *first, 0);
+            filled.push(word);
         }
+        if let Some((first, filled)) = frame {
+            self.send_edit(slot, first, bit_bytes, filled, &edit);
+        }
+    }
+
+    fn send_edit(
+        &mut self,
+        slot: usize,
+        first: usize,
+        bit_bytes: u64,
+        words: Vec<u64>,
+        edit: impl Fn(Vec<u64>) -> MapEdit,
+    ) {
+        let offset = to_u64(first) * 64 * bit_bytes;
+        let extent = (to_u64(words.len()) * 64 * bit_bytes).min(self.config.volume_bytes - offset);
+        let header = Header { offset, extent, ..Header::request(Kind::EditMap, Tag::Ping.encode(), 0) };
+        self.send(slot, header, Body::Bytes(edit(words).encode()));
     }
 
     /// Keeps an answer to [`Work::ReadMap`]; false: it makes no sense.

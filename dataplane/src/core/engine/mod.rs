@@ -23,6 +23,8 @@ mod configure;
 #[cfg(test)]
 mod configure_tests;
 #[cfg(test)]
+mod cost_tests;
+#[cfg(test)]
 mod directed_tests;
 mod fill;
 mod force;

@@ -397,7 +397,7 @@ impl Node {
         };
         match MapEdit::decode(bytes).map_err(|error| error.to_string())? {
             MapEdit::Settled { words } => self.tracking.clear(&bits(words, GROUP_BYTES)),
-            MapEdit::Copied { replica, words } => self.tracking.has_now(replica, &bits(words, REGION_BYTES)),
+            MapEdit::Copied { replica, words } => self.tracking.has_now(replica, 0, &words),
         }
         self.write_pages();
         Ok(())

@@ -78,8 +78,7 @@ impl Engine {
     fn flush_progress(&mut self, now: Now) {
         let Some(target) = self.fill.target.as_mut() else { return };
         if target.flushing.is_none() && target.done.count() >= PROGRESS_REGIONS {
-            let none = RegionMap::empty(self.fill.volume_bytes);
-            let regions = std::mem::replace(&mut target.done, none);
+            let regions = std::mem::take(&mut target.done);
             target.flushing = Some(Progress { regions, step: ProgressStep::Flushing });
             let slot = target.slot;
             self.admit(Work::FlushTarget { target: slot }, 0, 0, now);
@@ -96,10 +95,11 @@ impl Engine {
         if let Some(target) = self.fill.target.as_mut().filter(|t| t.walk.asking == Some(id)) {
             target.walk.asking = None;
             target.walk.known_to = known;
-            for region in holes.into_iter().filter(|region| target.todo.contains(*region)).collect::<Vec<_>>()
-            {
-                target.todo.remove(region);
-                target.done.insert(region);
+            for region in holes {
+                if target.todo.contains(region) {
+                    target.todo.remove(region);
+                    target.done.insert(region);
+                }
             }
         }
         self.fill_next(now);
@@ -187,7 +187,7 @@ impl Engine {
         let replica = self.peers[slot].id;
         for member in slots(self.members & self.live) {
             let edit = |words| MapEdit::Copied { replica, words };
-            self.edit_map(member, &progress.regions, REGION_BYTES, edit);
+            self.edit_map(member, progress.regions.set_words(), REGION_BYTES, edit);
         }
     }
 }
@@ -218,17 +218,18 @@ fn common_holes(offset: u64, len: u64, found: &[(usize, Vec<Extent>)]) -> (u64, 
     if known <= offset {
         return ((offset + REGION_BYTES).min(end), Vec::new());
     }
-    let mut data = RegionMap::empty(end);
+    // Of the window alone: its beginning is that of a region.
+    let mut data = RegionMap::empty(len);
     for (_, list) in found {
-        let mut at = offset;
+        let mut at = 0;
         for extent in list {
             if extent.allocated {
-                data.insert_bytes(at, extent.len.min(end.saturating_sub(at)));
+                data.insert_bytes(at, extent.len.min(len.saturating_sub(at)));
             }
             at = at.saturating_add(extent.len);
         }
     }
-    let holes =
-        (offset / REGION_BYTES..known.div_ceil(REGION_BYTES)).filter(|r| !data.contains(*r)).collect();
+    let first = offset / REGION_BYTES;
+    let holes = (first..known.div_ceil(REGION_BYTES)).filter(|r| !data.contains(*r - first)).collect();
     (known, holes)
 }

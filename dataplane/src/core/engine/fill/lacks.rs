@@ -7,7 +7,7 @@ use crate::core::engine::maps::{Learn, Purpose};
 use crate::core::engine::tag::Tag;
 use crate::core::engine::view::Telling;
 use crate::core::engine::{Engine, Now, bit, slots};
-use crate::core::region_map::RegionMap;
+use crate::core::region_map::{RegionMap, RegionSet};
 use crate::core::rules::{Rule, kept};
 use crate::units::REGION_BYTES;
 use crate::wire::header::Status;
@@ -26,10 +26,10 @@ impl Engine {
             rebased: None,
             reaching: 0,
             todo: none.clone(),
-            compare: none.clone(),
+            compare: none,
             walk: Walk::default(),
             copied: 0,
-            done: none,
+            done: RegionSet::default(),
             flushing: None,
             others: Vec::new(),
         });

@@ -370,9 +370,7 @@ impl Disk {
                 };
                 match MapEdit::decode(&frame.bytes).expect("an edit") {
                     MapEdit::Settled { words } => self.tracking.clear(&bits(words, GROUP_BYTES)),
-                    MapEdit::Copied { replica, words } => {
-                        self.tracking.has_now(replica, &bits(words, REGION_BYTES));
-                    }
+                    MapEdit::Copied { replica, words } => self.tracking.has_now(replica, 0, &words),
                 }
             }
         }
