@@ -7,6 +7,7 @@ use std::time::Duration;
 use holdfast_dataplane::core::engine::{
     Action, Body, Config, ConnectFailure, Ending, Engine, PayloadUse, Wanted,
 };
+use holdfast_dataplane::core::zero_blocks::ZeroBlocks;
 use holdfast_dataplane::units::{PART_BYTES_MAX, to_usize};
 use holdfast_dataplane::wire::handshake::{Hello, RefusalKind, Refused, Role};
 use holdfast_dataplane::wire::{Header, VERSION_MAX, VERSION_MIN};
@@ -16,7 +17,7 @@ use holdfast_proto::record::VolumeStatus;
 use uuid::Uuid;
 
 use super::clients::ClientOp;
-use super::disk::UNIT_BYTES;
+use super::disk::{PER_BLOCK, UNIT_BYTES};
 use super::net::{Message, Payload, units_crc};
 use super::queue::{MS, Time};
 use super::world::{Event, World};
@@ -491,6 +492,14 @@ impl World {
                 Some(buffer) => buffer.copy_from_slice(&units),
                 None => return self.fail(format!("e{engine}: a reply without a buffer: {header:?}")),
             },
+            (PayloadUse::FillAndLook(op), Payload::Units(units, _)) => {
+                let Some(buffer) = host.buffers.get_mut(&op.slot) else {
+                    return self.fail(format!("e{engine}: a reply without a buffer: {header:?}"));
+                };
+                buffer.copy_from_slice(&units);
+                let zeros = units.chunks(PER_BLOCK).map(|block| block.iter().all(|unit| *unit == 0));
+                inline = ZeroBlocks::by_block(zeros).encode().to_vec();
+            }
             (PayloadUse::Merge { op, at, keep_from, keep_to }, Payload::Units(units, _)) => {
                 let Some(buffer) = host.buffers.get_mut(&op.slot) else {
                     return self.fail(format!("e{engine}: an edge without a buffer: {header:?}"));
@@ -503,7 +512,13 @@ impl World {
                 }
             }
             (PayloadUse::Inline, Payload::Bytes(bytes)) => inline = bytes,
-            (PayloadUse::Fill(_) | PayloadUse::Merge { .. } | PayloadUse::Inline, _)
+            (
+                PayloadUse::Fill(_)
+                | PayloadUse::FillAndLook(_)
+                | PayloadUse::Merge { .. }
+                | PayloadUse::Inline,
+                _,
+            )
             | (PayloadUse::Discard, _) => {}
         }
         let now = now_of(self.queue.now());

@@ -110,6 +110,59 @@ fn what_was_trimmed_while_a_replica_was_away_reads_as_zeros_on_it() {
     assert!(allocated < 28 * MIB, "{allocated} bytes: what the source does not hold is deallocated");
 }
 
+/// Writes a block in each region of a volume of 256 MiB, so far into the region.
+fn write_thinly(cluster: &Cluster, into: u64) {
+    let mut client = cluster.connect("demo");
+    for region in 0..1024 {
+        client.write(region * (256 << 10) + into, &[0x5a; 4096]).unwrap();
+    }
+    client.flush().unwrap();
+}
+
+/// No image takes more than a tenth more room than the first one.
+fn assert_thin(cluster: &Cluster) {
+    let taken =
+        |replica: &holdfast_tests::Replica| image::allocated_bytes(&replica.data_dir().join("head.img"));
+    let all: Vec<_> = cluster.volume("demo").replicas().iter().map(taken).collect();
+    assert!(all.iter().all(|bytes| *bytes * 10 <= all[0] * 11), "{all:?}");
+}
+
+#[test]
+fn thin_copies_take_the_room_of_their_source() {
+    let cluster = Cluster::quickstart(QuickstartOptions::sized("256MiB"));
+    write_thinly(&cluster, 0);
+    // Filled from nothing.
+    cluster.ok(&["replica", "replace", "demo", "r3"]);
+    cluster.wait_volume("demo", "r4 is a member", |volume| {
+        let ids: Vec<_> = volume.replicas().iter().map(holdfast_tests::Replica::id).collect();
+        let replaced = ids == ["r1", "r2", "r4"] && volume.state() == "healthy";
+        check(replaced, || format!("{ids:?}, {}", volume.state()))
+    });
+    assert_thin(&cluster);
+    // Caught up.
+    let victim = cluster.volume("demo").replica("r4").pid().unwrap();
+    signal(victim, Signal::SIGSTOP);
+    write_thinly(&cluster, 128 << 10);
+    kill(victim);
+    cluster.wait_healthy("demo");
+    assert_thin(&cluster);
+    cluster.assert_images_equal("demo");
+}
+
+#[test]
+fn a_thin_replica_on_a_small_disk_comes_back() {
+    if !mounts::possible() {
+        return skip_aloud("a_thin_replica_on_a_small_disk_comes_back", "root, to mount a tmpfs");
+    }
+    let cluster = small_disks("256MiB", &[("r3", 32 * MIB)]);
+    let victim = cluster.volume("demo").replica("r3").pid().unwrap();
+    signal(victim, Signal::SIGSTOP);
+    write_thinly(&cluster, 0);
+    signal(victim, Signal::SIGCONT);
+    cluster.wait_healthy("demo");
+    cluster.assert_images_equal("demo");
+}
+
 #[test]
 fn a_restarted_replica_keeps_its_identity_and_address() {
     let cluster = Cluster::quickstart(QuickstartOptions::sized("64MiB"));
@@ -165,6 +218,10 @@ fn a_full_disk_under_one_replica_leaves_it_out_until_there_is_room() {
         ("member".into(), "member".into())
     );
     assert!(client.read(0, 32 << 20).unwrap() == data[..32 << 20], "the others hold every byte");
+    cluster.wait_volume("demo", "r2 says why it is left out", |volume| {
+        let reason = volume.replica("r2").reason();
+        check(reason.contains("no room on its disk"), || reason.clone())
+    });
     cluster.disks()[0].resize(256 * MIB);
     cluster.wait_healthy("demo");
     drop(client);

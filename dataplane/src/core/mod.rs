@@ -15,3 +15,4 @@ mod rules;
 pub mod start;
 pub mod tracking;
 pub mod writeback;
+pub mod zero_blocks;

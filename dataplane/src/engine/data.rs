@@ -259,8 +259,8 @@ impl Data {
         let Some(link) = self.links.by_conn(conn) else { return };
         let (replica, session) = (link.replica, link.session);
         match link.received_into(buf, &self.core, &mut self.buffers) {
-            Ok(Some(header)) => {
-                self.core.reply(replica, session, &header, &[], self.now);
+            Ok(Some((header, zeros))) => {
+                self.core.reply(replica, session, &header, &zeros.encode(), self.now);
                 self.act();
                 self.replies(conn);
             }
@@ -278,6 +278,10 @@ impl Data {
                 Ok(Step::NeedInput) => return,
                 Ok(Step::Reply(header, inline)) => {
                     deliver(&mut self.core, &mut self.driver, id, &header, inline, self.now);
+                    self.act();
+                }
+                Ok(Step::Filled(header, zeros)) => {
+                    self.core.reply(id.0, id.1, &header, &zeros.encode(), self.now);
                     self.act();
                 }
                 Err(why) => return self.broken(conn, &why),

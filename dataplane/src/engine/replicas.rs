@@ -7,6 +7,7 @@ use holdfast_proto::ids::ReplicaId;
 
 use super::buffers::Buffers;
 use crate::core::engine::{Body, Engine, Now, OpId, PayloadUse};
+use crate::core::zero_blocks::ZeroBlocks;
 use crate::io::{Buf, ConnId, Driver};
 use crate::units::{PART_BYTES_MAX, to_usize};
 use crate::wire::handshake::Terms;
@@ -62,6 +63,8 @@ pub(super) enum Step {
     NeedInput,
     /// This reply is complete; its inline payload is this much of what was received, to be consumed afterwards.
     Reply(Header, Range<usize>),
+    /// This reply is complete, its payload is in its buffer, and these blocks of it are zeros.
+    Filled(Header, ZeroBlocks),
 }
 
 impl Link {
@@ -131,7 +134,7 @@ impl Link {
             return Err(Broken::Inline(header.length));
         }
         let Some(payload) = driver.received(self.conn).get(..length) else {
-            if let PayloadUse::Fill(op) = usage
+            if let PayloadUse::Fill(op) | PayloadUse::FillAndLook(op) = usage
                 && length >= DIRECT_BYTES_MIN
             {
                 let buf = buffers.take_to_fill(op, length).ok_or(Broken::Memory)?;
@@ -148,6 +151,14 @@ impl Link {
                 let mut buf = buffers.take_to_fill(op, length).ok_or(Broken::Memory)?;
                 buf.get_mut().ok_or(Broken::Memory)?.copy_from_slice(payload);
                 buffers.fill(op, buf);
+            }
+            PayloadUse::FillAndLook(op) => {
+                let zeros = ZeroBlocks::of(payload);
+                let mut buf = buffers.take_to_fill(op, length).ok_or(Broken::Memory)?;
+                buf.get_mut().ok_or(Broken::Memory)?.copy_from_slice(payload);
+                buffers.fill(op, buf);
+                driver.consume(self.conn, length);
+                return Ok(Some(Step::Filled(header, zeros)));
             }
             PayloadUse::Merge { op, at, keep_from, keep_to } => {
                 let [at, from, to] = [at, keep_from, keep_to].map(to_usize);
@@ -167,15 +178,20 @@ impl Link {
         buf: Buf,
         core: &Engine,
         buffers: &mut Buffers,
-    ) -> Result<Option<Header>, Broken> {
+    ) -> Result<Option<(Header, ZeroBlocks)>, Broken> {
         let Rx::Direct(header, op) = self.rx else { return Ok(None) };
         self.rx = Rx::Header;
         header.verify(buf.as_slice())?;
+        let usage = core.payload_use(&header);
+        let zeros = match usage {
+            PayloadUse::FillAndLook(_) => ZeroBlocks::of(buf.as_slice()),
+            _ => ZeroBlocks::NONE,
+        };
         // What it was asked for may have been given up meanwhile; then the buffer is another's by now.
-        if core.payload_use(&header) == PayloadUse::Fill(op) {
+        if usage == PayloadUse::Fill(op) || usage == PayloadUse::FillAndLook(op) {
             buffers.fill(op, buf);
         }
-        Ok(Some(header))
+        Ok(Some((header, zeros)))
     }
 
     /// Queues a frame. False: there is no payload where there must be one, so the connection is of no use.

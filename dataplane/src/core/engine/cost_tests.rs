@@ -1,7 +1,6 @@
 //! What the background costs grows as its work grows: counted in frames and in words of maps, never in time.
 
 use super::directed_tests::Rig;
-use super::*;
 use crate::core::region_map::words_looked_at;
 use crate::core::start::tests as start_tests;
 use crate::wire::header::{Kind, Status};

@@ -7,6 +7,7 @@ use holdfast_proto::record::VolumeStatus;
 
 use super::*;
 use crate::core::start::tests::{self as start_tests, status, view};
+use crate::core::zero_blocks::ZeroBlocks;
 use crate::units::REGION_BYTES;
 use crate::wire::handshake::Welcome;
 use crate::wire::header::{Kind, Status};
@@ -24,6 +25,8 @@ pub(super) struct Rig {
     pub(super) completed: Vec<(OpId, Outcome)>,
     /// The replicas say that they hold no data.
     pub(super) holes: bool,
+    /// Of what is read to be copied.
+    pub(super) zeros: ZeroBlocks,
     session: u64,
     version: u64,
 }
@@ -41,6 +44,7 @@ impl Rig {
             updates: Vec::new(),
             completed: Vec::new(),
             holes: false,
+            zeros: ZeroBlocks::NONE,
             session: 0,
             version: 1,
         };
@@ -144,6 +148,7 @@ impl Rig {
                     vec![u64::MAX; usize::try_from(header.extent.div_ceil(64 * REGION_BYTES)).unwrap()];
                 MapPart { base: Some(holdfast_proto::record::Stamp::default()), words }.encode()
             }
+            Kind::Read => self.zeros.encode().to_vec(),
             _ => Vec::new(),
         };
         reply.length = u32::try_from(inline.len()).unwrap();

@@ -23,11 +23,16 @@ use super::{Config, Engine, Mask, Now, bit, slots};
 use crate::core::rebuild_budget::{Limits, RebuildBudget};
 use crate::core::region_map::{RegionMap, RegionSet};
 use crate::units::REGION_BYTES;
+use crate::wire::header::Status;
 use crate::wire::map::MapName;
 
 /// The first retry of a replica that could not be filled, and the longest wait.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// The same where there was no room for it: each try writes until the disk is full, and room is made by a person, seldom
+/// within seconds.
+const NO_ROOM_RETRY_MIN: Duration = Duration::from_secs(5);
+const NO_ROOM_RETRY_MAX: Duration = Duration::from_secs(300);
 /// Regions copied between two flushes of the target after which the members take them out of their maps: 256 MiB, what an
 /// interruption costs at most.
 const PROGRESS_REGIONS: u64 = 1024;
@@ -148,6 +153,8 @@ pub(super) struct Fill {
     pub(super) moved: BTreeMap<ReplicaId, Moved>,
     retry_at: [Now; 8],
     failures: [u32; 8],
+    /// What it refused the last time, until it is filled.
+    refused: [String; 8],
     /// Something is being begun; whatever ends at once meanwhile only says that there is more to begin.
     beginning: bool,
     more: bool,
@@ -171,6 +178,7 @@ impl Fill {
             moved: BTreeMap::new(),
             retry_at: [Duration::ZERO; 8],
             failures: [0; 8],
+            refused: Default::default(),
             beginning: false,
             more: false,
         }
@@ -252,6 +260,11 @@ impl Fill {
     pub(super) fn forget(&mut self, slot: usize) {
         self.retry_at[slot] = Duration::ZERO;
         self.failures[slot] = 0;
+        self.refused[slot].clear();
+    }
+    /// Why it could not be filled the last time, for people; none: there was nothing that it refused.
+    pub(super) fn refusal(&self, slot: usize) -> Option<&str> {
+        self.refused.get(slot).map(String::as_str).filter(|reason| !reason.is_empty())
     }
     /// The replica that is being filled, whether from nothing, and how far: `(place, full, done bytes, total bytes)`.
     pub(super) fn progress(&self) -> Option<(usize, bool, u64, u64)> {
@@ -375,6 +388,7 @@ impl Engine {
         self.finish_hand_over(slot);
         self.fill.target = None;
         self.fill.failures[slot] = 0;
+        self.fill.refused[slot].clear();
         self.peers[slot].missed.filled();
         self.peers[slot].older = false;
         // Its mark was cleared with the view; what it said before no longer holds.
@@ -390,21 +404,46 @@ impl Engine {
     /// The target cannot be filled now: it is tried again later. Its connection is dropped, so that nothing that is still
     /// in flight to it can land after what is sent next time.
     pub(super) fn give_up_target(&mut self, slot: usize, reason: String, now: Now) {
-        if self.fill.target.as_ref().is_none_or(|target| target.slot != slot) {
-            return;
+        self.give_up_target_for(slot, reason, (RETRY_MIN, RETRY_MAX), now);
+    }
+
+    /// The target's disk refused something that it must have.
+    pub(super) fn target_refused(&mut self, slot: usize, what: &str, status: Status, now: Now) {
+        let (reason, waits) = match status {
+            Status::NoSpace => {
+                ("no room on its disk for what it lacks".to_owned(), (NO_ROOM_RETRY_MIN, NO_ROOM_RETRY_MAX))
+            }
+            Status::Ok | Status::Io | Status::Invalid | Status::Fenced | Status::Failed => {
+                (format!("{what}: {status:?}"), (RETRY_MIN, RETRY_MAX))
+            }
+        };
+        if let Some(wait) = self.give_up_target_for(slot, reason.clone(), waits, now) {
+            self.fill.refused[slot] = format!("{reason}; tried again after {} s", wait.as_secs_f32());
         }
+    }
+
+    /// After how long it is tried again, with the first wait and the longest; none: it is not the target.
+    fn give_up_target_for(
+        &mut self,
+        slot: usize,
+        reason: String,
+        (wait_min, wait_max): (Duration, Duration),
+        now: Now,
+    ) -> Option<Duration> {
+        self.fill.target.as_ref().filter(|target| target.slot == slot)?;
         self.fill.target = None;
         self.peers[slot].missed.forget();
         self.fill.learn.take_if(|learn| learn.purpose != Purpose::Repair);
         self.targets &= !bit(slot);
         let failures = self.fill.failures[slot].min(6);
         self.fill.failures[slot] += 1;
-        let wait = RETRY_MIN.saturating_mul(1 << failures).min(RETRY_MAX);
+        let wait = wait_min.saturating_mul(1 << failures).min(wait_max);
         self.fill.retry_at[slot] = now + wait;
         self.hang_up(slot, reason, now);
         if self.required() & bit(slot) == 0 {
             self.drop_pending(bit(slot), now);
         }
+        Some(wait)
     }
 
     pub(super) fn fill_op_ended(&mut self, work: Work, now: Now) {

@@ -220,7 +220,7 @@ impl World {
         }
         let (value, now) = (disk.value, self.clock(n));
         let node = &mut self.nodes[n];
-        if let PayloadUse::Fill(op) = node.engine.payload_use(&reply) {
+        if let PayloadUse::Fill(op) | PayloadUse::FillAndLook(op) = node.engine.payload_use(&reply) {
             node.buffers.insert(op.slot, value);
         }
         node.engine.reply(replica, session, &reply, &inline, now);

@@ -50,6 +50,8 @@ mod rounds;
 mod tag;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod thin_tests;
 mod view;
 
 use std::collections::VecDeque;
@@ -359,6 +361,8 @@ pub enum ConnectFailure {
 pub enum PayloadUse {
     /// It becomes the content of the operation's buffer, from its beginning.
     Fill(OpId),
+    /// The same, and [`crate::core::zero_blocks::ZeroBlocks`] of it are handed over with the reply.
+    FillAndLook(OpId),
     /// The block around an edge of an unaligned write: its bytes go to `at..` of the operation's buffer, but for
     /// those that fall into `keep_from..keep_to` of it, which are the client's.
     Merge {

@@ -17,6 +17,7 @@ use super::tag::{Part, SERIAL_MASK, SLOTS_MAX, Tag};
 use super::{Action, Body, Engine, Failure, Mask, Now, OpId, Outcome, Request, bit, slots};
 use crate::core::region_map::region_bytes;
 use crate::core::rules::{Rule, kept};
+use crate::core::zero_blocks::ZeroBlocks;
 use crate::units::{BLOCK_BYTES, REGION_BYTES, block_cover, is_block_aligned};
 use crate::wire::header::{FLAG_FILL, FLAG_FUA, FLAG_PUNCH, FLAG_SPARSE, Header, Kind, Status};
 use crate::wire::map::{MapName, MapPart};
@@ -92,7 +93,10 @@ pub(super) struct Op {
     /// Who was asked to read.
     source: usize,
     edges: u8,
-    hole: bool,
+    /// Of a region that is given to others.
+    zeros: ZeroBlocks,
+    /// Frames of it that a replica has not answered, where there may be more than one.
+    frames: [u8; 8],
     buffered: bool,
     digests: Option<Box<[Option<[u8; 32]>; 8]>>,
     extents: Vec<(usize, Vec<Extent>)>,
@@ -119,7 +123,8 @@ impl Op {
             status: Status::Ok,
             source: 0,
             edges: 0,
-            hole: false,
+            zeros: ZeroBlocks::NONE,
+            frames: [0; 8],
             buffered: false,
             digests: None,
             extents: Vec::new(),
@@ -263,7 +268,8 @@ impl Ops {
             let op = self.get(id);
             let rank = orders.iter().position(|order| *order == op.order);
             (id, op.work, op.stage, op.offset, op.len, rank).hash(h);
-            (op.pending, op.ok, op.failed, op.status, op.source, op.edges, op.hole, op.buffered).hash(h);
+            (op.pending, op.ok, op.failed, op.status, op.source, op.edges, op.zeros, op.buffered).hash(h);
+            op.frames.hash(h);
             op.digests.hash(h);
             for (slot, list) in &op.extents {
                 slot.hash(h);
@@ -476,6 +482,7 @@ impl Engine {
         op.stage = stage;
         op.order = order;
         op.pending = mask;
+        op.frames = [0; 8];
         op.ok = 0;
         op.failed = 0;
         op.status = Status::Ok;
@@ -534,16 +541,14 @@ impl Engine {
             Header { offset: op.offset, extent: op.len, ..Header::request(kind, tag, 0) }
         };
         let buffer = Body::Buffer { op: op_id, from: 0, len: cover };
-        let fill = if matches!(op.work, Work::Copy { .. }) { FLAG_FILL } else { 0 };
         let fua = |fua: bool| if fua { FLAG_FUA } else { 0 };
         let (header, body) = match (op.stage, op.work) {
             (Stage::Edges, _) => return self.send_edges(id, slot),
+            (Stage::Spread, _) => return self.send_region(id, slot),
             (Stage::Read, Work::Client(Request::Extents)) => (main(Kind::Extents), Body::None),
             (Stage::Read, _) => (Header { offset: start, extent: cover, ..main(Kind::Read) }, Body::None),
             (Stage::Digest, _) => (main(Kind::Digest), Body::None),
             (Stage::Source, _) => (Header { flags: FLAG_SPARSE, ..main(Kind::Read) }, Body::None),
-            (Stage::Spread, _) if op.hole => (Header { flags: fill, ..main(Kind::Trim) }, Body::None),
-            (Stage::Spread, _) => (Header { flags: fill, ..main(Kind::Write) }, buffer),
             (Stage::Main, Work::Client(Request::Write { fua: f })) => {
                 (Header { offset: start, extent: cover, flags: fua(f), ..main(Kind::Write) }, buffer)
             }
@@ -585,6 +590,25 @@ impl Engine {
                 self.send(slot, header, Body::None);
             }
         }
+    }
+
+    /// Gives a replica what was read of a region. What is zeros is made a hole, whatever the replica has there.
+    fn send_region(&mut self, id: u32, slot: usize) {
+        let op = self.ops.get(id);
+        let tag = Tag::Op { op: self.ops.id(id), attempt: op.attempt, part: Part::Main }.encode();
+        let flags = if matches!(op.work, Work::Copy { .. }) { FLAG_FILL } else { 0 };
+        let (op_id, offset, len, zeros) = (self.ops.id(id), op.offset, op.len, op.zeros);
+        let mut frames = 0;
+        for run in zeros.runs(len) {
+            let (kind, body) = match run.zeros {
+                true => (Kind::Trim, Body::None),
+                false => (Kind::Write, Body::Buffer { op: op_id, from: run.from, len: run.len }),
+            };
+            let (offset, extent) = (offset + run.from, run.len);
+            self.send(slot, Header { offset, extent, flags, ..Header::request(kind, tag, 0) }, body);
+            frames += 1;
+        }
+        self.ops.get_mut(id).frames[slot] = frames;
     }
 
     /// Sends again, in their order, all that `slot` still owes.

@@ -167,7 +167,8 @@ impl Engine {
             let target = self.fill.progress().is_some_and(|(target, ..)| target == slot);
             self.fill.waits_for_turn(now).filter(|_| target).map(str::to_owned)
         };
-        let reason = turn().or(told).or_else(silent).or(slow).unwrap_or_default();
+        let refused = || self.fill.refusal(slot).map(str::to_owned);
+        let reason = turn().or(told).or_else(silent).or(slow).or_else(refused).unwrap_or_default();
         let moved = self.fill.moved.get(&peer.id).copied().unwrap_or_default();
         ReplicaReport {
             id: peer.id,

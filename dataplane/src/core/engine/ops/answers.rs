@@ -4,6 +4,7 @@ use super::{EDGE_HEAD, EDGE_TAIL, Op, Stage, Work};
 use crate::core::engine::tag::{Part, Tag};
 use crate::core::engine::{Engine, Failure, Mask, Now, Outcome, PayloadUse, Request, bit, slots};
 use crate::core::rules::{Rule, kept};
+use crate::core::zero_blocks::ZeroBlocks;
 use crate::units::BLOCK_BYTES;
 use crate::wire::header::{FLAG_HOLE, Header, Status};
 use crate::wire::payload::decode_extents;
@@ -30,8 +31,9 @@ impl Engine {
                 }
             }
             (Part::Main, Stage::Read) if op.work == Work::Client(Request::Extents) => PayloadUse::Inline,
-            (Part::Main, Stage::Read | Stage::Source) if u64::from(header.length) == cover => {
-                PayloadUse::Fill(op_id)
+            (Part::Main, Stage::Read) if u64::from(header.length) == cover => PayloadUse::Fill(op_id),
+            (Part::Main, Stage::Source) if u64::from(header.length) == cover => {
+                PayloadUse::FillAndLook(op_id)
             }
             (Part::Main, Stage::Digest) if header.length == 32 => PayloadUse::Inline,
             (Part::Main, Stage::Main) if matches!(op.work, Work::Scan { .. } | Work::ReadMap { .. }) => {
@@ -61,7 +63,10 @@ impl Engine {
             Stage::Main | Stage::Spread | Stage::Digest => self.has_answered(id, slot, header, inline, now),
             Stage::Drain => {
                 let op = self.ops.get_mut(id);
-                op.pending &= !bit(slot);
+                op.frames[slot] = op.frames[slot].saturating_sub(1);
+                if op.frames[slot] == 0 {
+                    op.pending &= !bit(slot);
+                }
                 if op.pending == 0 {
                     self.begin_again(id, now);
                 }
@@ -99,7 +104,8 @@ impl Engine {
         }
         self.ops.get_mut(id).pending = 0;
         if stage == Stage::Source {
-            self.ops.get_mut(id).hole = hole;
+            let zeros = if hole { ZeroBlocks::ALL } else { ZeroBlocks::decode(inline) };
+            self.ops.get_mut(id).zeros = zeros;
             return self.give_to_others(id, now);
         }
         if extents {
@@ -149,8 +155,12 @@ impl Engine {
 
     pub(super) fn has_answered(&mut self, id: u32, slot: usize, header: &Header, inline: &[u8], now: Now) {
         let op = self.ops.get_mut(id);
-        op.pending &= !bit(slot);
         let mut status = header.status;
+        if op.stage == Stage::Spread {
+            let Some(all) = op.frame_answered(slot, status) else { return };
+            status = all;
+        }
+        op.pending &= !bit(slot);
         if status == Status::Ok && op.stage == Stage::Digest {
             status = keep_digest(op, slot, header, inline);
         }
@@ -214,7 +224,7 @@ impl Engine {
         for slot in slots(self.ops.get(id).failed & self.targets & !self.required()) {
             let status = self.ops.get(id).status;
             self.ops.get_mut(id).failed &= !bit(slot);
-            self.give_up_target(slot, format!("a write or flush failed: {status:?}"), now);
+            self.target_refused(slot, "a write or flush failed", status, now);
         }
         let required = self.required();
         let lost = slots(required).filter(|slot| self.peers[*slot].lost);
@@ -405,6 +415,18 @@ impl Engine {
         op.stage = Stage::Waiting;
         self.ready.push_back(id);
         self.run_ready(now);
+    }
+}
+
+impl Op {
+    /// One of the frames that give a replica a region was answered: how all of them went, if it was the last.
+    fn frame_answered(&mut self, slot: usize, status: Status) -> Option<Status> {
+        if status != Status::Ok {
+            (self.failed, self.status) = (self.failed | bit(slot), status);
+        }
+        self.frames[slot] = self.frames[slot].saturating_sub(1);
+        let failed = self.failed & bit(slot) != 0;
+        (self.frames[slot] == 0).then_some(if failed { self.status } else { Status::Ok })
     }
 }
 

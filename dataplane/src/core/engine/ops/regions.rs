@@ -132,7 +132,7 @@ impl Engine {
         let (region, len, status) = (op.offset / REGION_BYTES, op.len, op.status);
         if let Work::Copy { target, .. } = op.work {
             if op.failed != 0 {
-                self.give_up_target(target, format!("a copy could not be written: {status:?}"), now);
+                self.target_refused(target, "a copy could not be written", status, now);
             } else if op.ok & bit(target) != 0 {
                 self.fill.sent(op.len);
                 self.fill.moved.entry(self.peers[target].id).or_default().copied_bytes += len;

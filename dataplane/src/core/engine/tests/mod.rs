@@ -9,6 +9,7 @@ use holdfast_proto::record::VolumeStatus;
 
 use super::*;
 use crate::core::start::tests::{set, status, view};
+use crate::core::zero_blocks::ZeroBlocks;
 use crate::units::{BLOCK_BYTES, GROUP_REGIONS, REGION_BYTES, to_usize};
 use crate::wire::header::Kind;
 
@@ -442,16 +443,23 @@ impl World {
 
     fn receive(&mut self, slot: usize) {
         let Some(reply) = self.from[slot].pop_front() else { return };
+        let mut zeros = [0; 8];
         match self.engine.payload_use(&reply.header) {
             PayloadUse::Fill(op) => {
                 let buffer = self.buffers.get_mut(&op.slot).expect("a buffer for every read");
                 buffer.copy_from_slice(&reply.payload);
             }
+            PayloadUse::FillAndLook(op) => {
+                let buffer = self.buffers.get_mut(&op.slot).expect("a buffer for every read");
+                buffer.copy_from_slice(&reply.payload);
+                zeros = ZeroBlocks::by_block(reply.payload.iter().map(|value| *value == 0)).encode();
+            }
             PayloadUse::Merge { .. } | PayloadUse::Inline | PayloadUse::Discard => {}
         }
+        let inline = if reply.inline.is_empty() { &zeros[..] } else { &reply.inline[..] };
         let id = ReplicaId(u32::try_from(slot).unwrap() + 1);
         let session = self.disks[slot].session;
-        self.engine.reply(id, session, &reply.header, &reply.inline, self.now);
+        self.engine.reply(id, session, &reply.header, inline, self.now);
         self.actions();
     }
 

@@ -95,7 +95,8 @@ impl World {
         let reply = self.node(ri).carry_out(&frame)?;
         let running = &mut self.engines[ei];
         match running.engine.payload_use(&reply.header) {
-            PayloadUse::Fill(op) => {
+            // One block has a value that is not zero, or is a hole.
+            PayloadUse::Fill(op) | PayloadUse::FillAndLook(op) => {
                 let buffer = running.buffers.get_mut(&op.slot).ok_or("a read without a buffer")?;
                 *buffer = reply.data;
             }
