@@ -16,3 +16,4 @@ pub mod start;
 pub mod tracking;
 pub mod writeback;
 pub mod zero_blocks;
+pub mod zero_steps;

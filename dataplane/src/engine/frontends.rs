@@ -387,6 +387,10 @@ fn wish(request: &BlockRequest) -> (Request, u64, u64, Answer) {
         // The core's trim has no such flag: rare, and a flush is what it means.
         BlockKind::Trim if fua => (Request::Trim, offset, len, Answer::Flush),
         BlockKind::Trim => (Request::Trim, offset, len, Answer::Done),
+        // It goes step by step, and one flush after the last is enough.
+        BlockKind::WriteZeroes { may_punch } if fua => {
+            (Request::WriteZeroes { may_punch, fua: false }, offset, len, Answer::Flush)
+        }
         BlockKind::WriteZeroes { may_punch } => {
             (Request::WriteZeroes { may_punch, fua }, offset, len, Answer::Done)
         }

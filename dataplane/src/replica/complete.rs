@@ -30,19 +30,26 @@ impl Data {
                 (Ok(_), _) => self.reply(conn, &header, Status::Io),
                 (Err(errno), _) => self.reply(conn, &header, status_of(errno)),
             },
-            What::Zero { punch, fua } => match result {
-                Err(Errno::EOPNOTSUPP) => {
-                    // This file system never will.
-                    if punch {
-                        self.can_punch = false;
-                    } else {
-                        self.can_zero_range = false;
+            What::Zero { punch, fua, next } => {
+                let next = next + self.step_ended();
+                let end = header.offset + header.extent;
+                match result {
+                    Err(Errno::EOPNOTSUPP) => {
+                        // This file system never will.
+                        if punch {
+                            self.can_punch = false;
+                        } else {
+                            self.can_zero_range = false;
+                        }
+                        self.write_zeros(conn, &header, header.offset, end, fua);
                     }
-                    let end = header.offset + header.extent;
-                    self.write_zeros(conn, &header, header.offset, end, fua);
+                    Ok(_) if next < end => {
+                        self.zero_on(Op { conn, header, what: What::Zero { punch, fua, next } });
+                    }
+                    result => self.changed(conn, &header, result.map(drop), fua),
                 }
-                result => self.changed(conn, &header, result.map(drop), fua),
-            },
+                self.zero_next();
+            }
             What::WriteZeros { next, end, fua } => match result {
                 Ok(_) if next < end => self.write_zeros(conn, &header, next, end, fua),
                 result => self.changed(conn, &header, result.map(drop), fua),

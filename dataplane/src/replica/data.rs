@@ -21,6 +21,7 @@ use super::config::IoMode;
 use super::maps::{Maps, PAGES_MAX, is_page};
 use super::messages::{FromData, ToData, Track, ViewFrom};
 use super::request::Request;
+use super::zeroing::Zeroing;
 use crate::core::flush::FlushGate;
 use crate::core::inline::Inline;
 use crate::core::region_map::RegionMap;
@@ -149,10 +150,11 @@ pub(super) enum What {
     },
     Read,
     Digest,
-    /// By fallocate.
+    /// By fallocate; what is before `next` is done.
     Zero {
         punch: bool,
         fua: bool,
+        next: u64,
     },
     /// By writing zeros, `next..end` is left.
     WriteZeros {
@@ -186,7 +188,10 @@ impl Ops {
         crate::units::to_u64(place)
     }
     pub(super) fn header(&self, token: u64) -> Header {
-        self.places[to_usize(token)].expect("a token names an operation in flight").header
+        self.get(token).header
+    }
+    pub(super) fn get(&self, token: u64) -> Op {
+        self.places[to_usize(token)].expect("a token names an operation in flight")
     }
     pub(super) fn remove(&mut self, token: u64) -> Op {
         let place = to_usize(token);
@@ -262,6 +267,7 @@ pub(super) struct Data {
     /// For file systems that cannot zero a range by themselves; filled on first use.
     pub(super) zeros: Buf,
     pub(super) zeros_are_zero: bool,
+    pub(super) zeroing: Zeroing,
     pub(super) can_punch: bool,
     pub(super) can_zero_range: bool,
     pub(super) extents: Vec<Extent>,
@@ -311,6 +317,7 @@ impl Data {
             generation: Generation(0),
             zeros,
             zeros_are_zero: false,
+            zeroing: Zeroing::new(),
             can_punch: true,
             can_zero_range: true,
             extents: Vec::with_capacity(EXTENTS_MAX),
@@ -433,6 +440,11 @@ impl Data {
                 away.as_secs()
             );
         }
+    }
+
+    /// Since the thread began.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
     }
 
     fn is_current(&self, conn: ConnId) -> bool {

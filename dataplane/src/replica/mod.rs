@@ -12,6 +12,7 @@ mod messages;
 mod request;
 mod serve;
 mod shell;
+mod zeroing;
 
 #[cfg(test)]
 mod data_tests;

@@ -6,7 +6,7 @@ use super::config::IoMode;
 use super::data::{Connection, Data, OPS_MAX, Op, Waiter, What};
 use super::messages::{FromData, ViewFrom};
 use super::request::{self, Request};
-use crate::io::{Buf, ConnId, Errno, FallocateMode};
+use crate::io::{Buf, ConnId, Errno};
 use crate::units::{to_u64, to_usize};
 use crate::wire::header::{FLAG_FILL, FLAG_HOLE};
 use crate::wire::payload::{EXTENTS_MAX, Extent, ViewUpdate, encode_extents};
@@ -252,9 +252,8 @@ impl Data {
     pub(super) fn zero(&mut self, conn: ConnId, header: &Header, punch: bool, fua: bool) {
         let by_file_system = if punch { self.can_punch } else { self.can_zero_range };
         if by_file_system {
-            let token = self.ops.insert(Op { conn, header: *header, what: What::Zero { punch, fua } });
-            let mode = if punch { FallocateMode::PunchHole } else { FallocateMode::ZeroRange };
-            self.driver.fallocate(self.file, token, mode, header.offset, header.extent);
+            let what = What::Zero { punch, fua, next: header.offset };
+            self.zero_on(Op { conn, header: *header, what });
         } else {
             let end = header.offset + header.extent;
             self.write_zeros(conn, header, header.offset, end, fua);

@@ -7,12 +7,15 @@
 //!
 //! Slow is only what is slower than others at the same time: a sole member never is, nor are members that are slow
 //! together. One that leaves for it leaves a member behind that is quick, and only where the view without it is
-//! certain to be taken: slow I/O is better than none. It is caught up again after a wait that doubles each time, so
+//! certain to be taken: slow I/O is better than none. Trims and zeroing are no measure: a disk may take seconds for what
+//! another does at once, and is as good for everything else. What is owed at a heartbeat together with one of them, or is
+//! followed by one, is not judged. It is caught up again after a wait that doubles each time, so
 //! that it does not come and go.
 
 use std::time::Duration;
 
 use super::{Engine, Mask, Now, bit, slots};
+use crate::wire::header::{FLAG_FILL, Header, Kind};
 
 /// Below this nobody is called slow: a disk with moving parts takes as long for a few requests in a row.
 const SLOW_MIN: Duration = Duration::from_millis(50);
@@ -46,6 +49,9 @@ pub(super) struct Lag {
     asked_to: u64,
     /// It has answered something since: one that answers nothing is silent, and not slow.
     heard: bool,
+    /// A trim or zeroing was sent since the last heartbeat, and one was owed or sent before it.
+    zeroing: bool,
+    zeroed: bool,
     /// The last one that says something.
     last: Duration,
     last_at: Now,
@@ -68,6 +74,22 @@ impl Lag {
             self.ended = Some(now.saturating_sub(sample.at));
             self.sample = None;
         }
+    }
+    /// A frame is sent.
+    pub(super) fn sent(&mut self, header: &Header) {
+        // Not where a replica is filled: what it is given is small, and clients wait for it.
+        let zeroes = matches!(header.kind, Kind::Trim | Kind::WriteZeroes);
+        self.zeroing |= zeroes && header.flags & FLAG_FILL == 0;
+    }
+    /// At a heartbeat: whether what is measured says nothing, since a trim or zeroing was among it.
+    fn excused(&mut self, owes_zeroing: bool) -> bool {
+        let now = std::mem::take(&mut self.zeroing) || owes_zeroing;
+        let excused = now || self.zeroed;
+        self.zeroed = now;
+        if excused {
+            (self.sample, self.ended) = (None, None);
+        }
+        excused
     }
     /// Its connection is gone, and with it what was asked on it.
     pub(super) fn dropped(&mut self) {
@@ -111,8 +133,13 @@ impl Engine {
     /// At a heartbeat: takes the measurements, and decides about those that are too slow.
     pub(super) fn check_lag(&mut self, now: Now) {
         let concerned = self.live & (self.required() | self.targets);
+        let owe = self.owes_zeroing(now);
+        let excused = slots(self.live)
+            .filter(|slot| self.peers[*slot].lag.excused(owe & bit(*slot) != 0))
+            .fold(0, |mask, slot| mask | bit(slot));
         let measured: [Option<Duration>; 8] = std::array::from_fn(|slot| {
-            let peer = self.peers.get(slot).filter(|peer| concerned & bit(slot) != 0 && peer.lag.heard)?;
+            let judged = concerned & !excused & bit(slot) != 0;
+            let peer = self.peers.get(slot).filter(|peer| judged && peer.lag.heard)?;
             peer.lag.measured(peer.sequence, peer.owes, now)
         });
         for slot in slots(self.live) {

@@ -4,6 +4,7 @@
 //! [`Engine::poll_action`] until it is empty. [`Engine::poll_timeout`] says when [`Engine::tick`] is due.
 //!
 //! - `ops`: what clients (and repair and copying) want done, in an order that never runs conflicting ranges together.
+//! - `zeroing`: trims and zeroing, a step at a time.
 //! - `peers`: the connections to replicas, and when one is failed.
 //! - `view`: attach, fence, decide, propose, commit. A write is acknowledged only under a committed view all of whose
 //!   members have it.
@@ -53,6 +54,9 @@ mod tests;
 #[cfg(test)]
 mod thin_tests;
 mod view;
+mod zeroing;
+#[cfg(test)]
+mod zeroing_tests;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -75,6 +79,7 @@ use self::{
     peers::Peer,
     rounds::Rounds,
     view::{Phase, Proposal, Registry},
+    zeroing::Zeroing,
 };
 use super::range_lock::RangeLock;
 use super::region_map::RegionMap;
@@ -416,6 +421,7 @@ pub struct Engine {
     /// Being filled: they get every write.
     targets: Mask,
     ops: Ops,
+    zeroing: Zeroing,
     lock: RangeLock,
     /// Whose turn has come.
     ready: VecDeque<u32>,
@@ -458,6 +464,7 @@ impl Engine {
             live: 0,
             targets: 0,
             ops: Ops::new(),
+            zeroing: Zeroing::default(),
             lock: RangeLock::with_capacity(1024),
             ready: VecDeque::with_capacity(1024),
             unrepaired: RegionMap::empty(config.volume_bytes),

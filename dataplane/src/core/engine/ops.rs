@@ -83,6 +83,8 @@ pub(super) struct Op {
     pub(super) stage: Stage,
     pub(super) offset: u64,
     pub(super) len: u64,
+    /// Where it ends, of what is done step by step.
+    end: u64,
     /// Dispatch order, for sending again.
     order: u64,
     /// Who still owes an answer.
@@ -116,6 +118,7 @@ impl Op {
             stage: Stage::Waiting,
             offset,
             len,
+            end: offset + len,
             order: 0,
             pending: 0,
             ok: 0,
@@ -251,6 +254,26 @@ impl Ops {
         let op = self.get_mut(id);
         (op.offset, op.len, std::mem::take(&mut op.parts))
     }
+    /// Begins a step, of as many bytes as `size` says of those that are left: its range.
+    pub(super) fn begin_step(&mut self, id: u32, size: impl Fn(u64) -> u64, now: Now) -> (u64, u64) {
+        let op = self.get_mut(id);
+        op.len = size(op.end - op.offset);
+        op.since = now;
+        (op.offset, op.len)
+    }
+    /// The bytes of a step, and those left after it.
+    pub(super) fn step(&self, id: u32) -> (u64, u64) {
+        let op = self.get(id);
+        (op.len, op.end - (op.offset + op.len))
+    }
+    /// A step is done, and there is another to come.
+    pub(super) fn step_on(&mut self, id: u32) {
+        let op = self.get_mut(id);
+        op.attempt = op.attempt.wrapping_add(1);
+        op.offset += op.len;
+        op.len = op.end - op.offset;
+        (op.stage, op.ok, op.failed, op.status) = (Stage::Waiting, 0, 0, Status::Ok);
+    }
     pub(super) fn any(&self, wanted: impl Fn(&Op) -> bool) -> bool {
         self.table.iter().any(|op| op.live && wanted(op))
     }
@@ -267,7 +290,7 @@ impl Ops {
         for id in self.live() {
             let op = self.get(id);
             let rank = orders.iter().position(|order| *order == op.order);
-            (id, op.work, op.stage, op.offset, op.len, rank).hash(h);
+            (id, op.work, op.stage, op.offset, op.len, op.end, rank).hash(h);
             (op.pending, op.ok, op.failed, op.status, op.source, op.edges, op.zeros, op.buffered).hash(h);
             op.frames.hash(h);
             op.digests.hash(h);
@@ -335,6 +358,11 @@ impl Engine {
             }
             Work::Client(Request::Read) if !kept(Rule::ReadWaits) => {
                 self.ready.push_back(id);
+                return self.ops.id(id);
+            }
+            Work::Client(Request::Trim | Request::WriteZeroes { .. }) => {
+                self.zeroing.waiting.push_back(id);
+                self.zero_next(now);
                 return self.ops.id(id);
             }
             Work::Client(Request::Read | Request::Extents) | Work::Scan { .. } => false,
@@ -426,7 +454,12 @@ impl Engine {
                 self.cover_by(self.ops.id(id), now);
                 self.spread_out(id, Stage::Main, self.required() | self.targets);
             }
-            Work::Client(_) => self.spread_out(id, Stage::Main, self.required() | self.targets),
+            Work::Client(_) => {
+                if !matches!(op.work, Work::Client(Request::Write { .. })) {
+                    self.zeroing.sent_at = now;
+                }
+                self.spread_out(id, Stage::Main, self.required() | self.targets);
+            }
             // Those it was meant for may have gone while it waited for its turn.
             Work::FlushTarget { target } if self.targets & bit(target) == 0 => self.end_own(id, now),
             Work::FlushTarget { target } => self.spread_out(id, Stage::Main, bit(target)),
@@ -650,7 +683,7 @@ impl Engine {
         self.fill_op_ended(work, now);
     }
 
-    fn release(&mut self, id: u32, _now: Now) {
+    fn release(&mut self, id: u32, now: Now) {
         let op = self.ops.get_mut(id);
         op.live = false;
         op.digests = None;
@@ -661,6 +694,7 @@ impl Engine {
         self.intent.flush_ended(ended, false);
         self.ops.free.push(id);
         self.lock.release(id, &mut self.ready);
+        self.zeroing_ended(id, now);
     }
 
     /// Fails every client's operation: the engine is fenced, or I/O was suspended for too long. A change that a member
@@ -668,6 +702,7 @@ impl Engine {
     /// others count on its place in the queue.
     pub(super) fn fail_clients(&mut self, now: Now) {
         let clients: Vec<_> = self.ops.live().filter(|id| self.ops.get(*id).client().is_some()).collect();
+        let unbegun = std::mem::take(&mut self.zeroing.waiting);
         self.ops.held.retain(|id| !clients.contains(id));
         self.ops.acknowledged.retain(|id| !clients.contains(id));
         for id in clients {
@@ -682,6 +717,7 @@ impl Engine {
             let op = self.ops.get_mut(id);
             op.work = Work::Abandoned;
             match stage {
+                Stage::Waiting if unbegun.contains(&id) => self.release(id, now),
                 Stage::Waiting => {}
                 Stage::Main if mutates && in_flight != 0 => {
                     op.stage = Stage::Drain;

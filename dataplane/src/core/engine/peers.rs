@@ -437,6 +437,7 @@ impl Engine {
         peer.sequence += 1;
         peer.owes += 1;
         peer.missed.sent(&header);
+        peer.lag.sent(&header);
         let header = Header { sequence: peer.sequence, generation, ..header };
         self.actions.push_back(Action::Send { replica: peer.id, session, header, body });
     }
@@ -458,6 +459,8 @@ impl Engine {
         if now >= self.remove_not_before {
             self.remove_not_before = Duration::ZERO;
         }
+        self.zero_next(now);
+        self.run_ready(now);
         self.sweep_intent(now);
         self.change_configured(now);
         self.fill_next(now);
@@ -532,6 +535,7 @@ impl Engine {
             .chain(self.start_deadline())
             .chain(self.fill.next_at())
             .chain(self.repair_next_at())
+            .chain(self.zeroing.next_at())
             .min()
     }
 }

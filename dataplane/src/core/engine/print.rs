@@ -26,6 +26,7 @@ impl Engine {
         }
         h.write_u8(0);
         self.ops.fingerprint(self.writes_done, h);
+        self.zeroing.fingerprint(h);
         self.lock.fingerprint(h);
         self.unrepaired.hash(h);
         self.fill.fingerprint(now, h);

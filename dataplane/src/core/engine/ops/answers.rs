@@ -281,8 +281,12 @@ impl Engine {
         };
         if !failed {
             match work {
-                Work::Client(Request::Write { .. } | Request::Trim | Request::WriteZeroes { .. }) => {
+                Work::Client(Request::Write { .. }) => self.writes_done += 1,
+                Work::Client(Request::Trim | Request::WriteZeroes { .. }) => {
                     self.writes_done += 1;
+                    if self.step_done(id, now) {
+                        return;
+                    }
                 }
                 Work::Client(Request::Flush) | Work::FlushOwn | Work::FlushAll => {
                     self.writes_flushed = self.writes_flushed.max(covers);
