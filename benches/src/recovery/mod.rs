@@ -1,6 +1,7 @@
 //! What happens when something dies, and what it costs to be ready for that: returns, rebuilds, pauses, restarts, and
 //! the price of the maps on the path of I/O; how long an attach takes; and what many instances, many volumes under
-//! load, very large volumes, long links and data threads that look before they sleep need or bring.
+//! load, very large volumes, long links and data threads that look before they sleep need or bring; and what a trim costs
+//! the other clients.
 //!
 //! `timeline` draws what a client notices while a replica fails and is replaced. `node` is an agent whose parts are
 //! killed, `load` a client that times every answer, `watch` the volume's states as they come; one module a case;
@@ -23,6 +24,7 @@ mod restart;
 mod shards;
 mod spin;
 mod timeline;
+mod trim;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -67,10 +69,12 @@ pub enum Case {
     Shards,
     /// Data threads that look before they sleep, and such that do not
     Spin,
+    /// One client trims a range in many pieces while another reads and writes
+    Trim,
 }
 
 /// In the order in which they run.
-pub const CASES: [Case; 12] = [
+pub const CASES: [Case; 13] = [
     Case::CatchUp,
     Case::Rebuild,
     Case::Pauses,
@@ -83,6 +87,7 @@ pub const CASES: [Case; 12] = [
     Case::Link,
     Case::Shards,
     Case::Spin,
+    Case::Trim,
 ];
 
 /// What is to be measured, and with what.
@@ -152,6 +157,7 @@ pub fn run(plan: &Plan) -> Result<Results> {
             Case::Link => link::run,
             Case::Shards => shards::run,
             Case::Spin => spin::run,
+            Case::Trim => trim::run,
         };
         run(plan, &mut figures).with_context(|| format!("{case:?}"))?;
     }

@@ -21,6 +21,8 @@ pub(super) enum Kind {
     Read,
     /// Of bytes to there.
     Write,
+    /// Of bytes there, which are given back.
+    Trim,
 }
 
 /// One connection, ready for requests.
@@ -78,11 +80,16 @@ impl Client {
     /// # Errors
     /// When the connection is broken.
     pub(super) fn send(&mut self, kind: Kind, cookie: u64, offset: u64, data: &[u8]) -> io::Result<()> {
+        let len = u32::try_from(data.len()).map_err(|_| wrong("the request is too long"))?;
+        self.ask(kind, cookie, offset, len, data)
+    }
+
+    fn ask(&mut self, kind: Kind, cookie: u64, offset: u64, len: u32, data: &[u8]) -> io::Result<()> {
         let code: u32 = match kind {
             Kind::Read => 0,
             Kind::Write => 1,
+            Kind::Trim => 4,
         };
-        let len = u32::try_from(data.len()).map_err(|_| wrong("the request is too long"))?;
         self.frame.clear();
         self.frame.extend_from_slice(&REQUEST_MAGIC.to_be_bytes());
         self.frame.extend_from_slice(&code.to_be_bytes());
@@ -114,6 +121,15 @@ impl Client {
             self.stream.read_exact(scratch)?;
         }
         Ok(cookie)
+    }
+
+    /// Gives a range back, and waits for the answer.
+    ///
+    /// # Errors
+    /// When the connection is broken, or the request failed.
+    pub(super) fn trim(&mut self, offset: u64, len: u32) -> io::Result<()> {
+        self.ask(Kind::Trim, 0, offset, len, &[])?;
+        self.answer(&mut [], |_| Kind::Trim).map(drop)
     }
 
     /// One request and its answer.
