@@ -136,7 +136,8 @@ pub fn older_copies(record: &VolumeStatus, fenced: &[(ReplicaId, &Welcome)]) -> 
             true => stamp,
             false => Stamp { round: 0, ..stamp },
         });
-        newest.members.contains(id) && welcome.basis < known
+        let judged = welcome.stamps || welcome.basis.is_some();
+        newest.members.contains(id) && judged && welcome.basis < known
     };
     fenced.iter().filter(|(id, welcome)| is_older(*id, welcome)).map(|(id, _)| *id).collect()
 }
@@ -218,7 +219,7 @@ pub(crate) mod tests {
             configured: view.members,
             incarnation: Incarnation::nil(),
             revision: 0,
-            basis: Some(view.stamp(0)),
+            basis: None,
             stamps: false,
             settled: None,
             syncing: false,

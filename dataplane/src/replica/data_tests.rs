@@ -18,7 +18,7 @@ use super::test_engine::{PATIENCE, TestEngine};
 use crate::core::region_map::RegionMap;
 use crate::core::replica::Session;
 use crate::io::SpinMode;
-use crate::layout::bitmap::decode_page;
+use crate::layout::bitmap::{decode_page, encode_page};
 use crate::layout::meta::DirtyMap;
 use crate::units::{GROUP_BYTES, REGION_BYTES};
 use crate::wire::handshake::Terms;
@@ -46,7 +46,10 @@ fn pattern(seed: u8, len: usize) -> Vec<u8> {
 /// A bitmap file without a bit, of one page.
 fn map_file(path: &Path) -> File {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).unwrap();
-    file.set_len(2 * 4096).unwrap();
+    let mut page = vec![0; 4096];
+    encode_page(0, |_| 0, &mut page);
+    file.set_len(4096).unwrap();
+    file.write_all_at(&page, 4096).unwrap();
     file
 }
 
