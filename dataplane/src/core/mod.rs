@@ -12,6 +12,7 @@ pub mod rebuild_budget;
 pub mod region_map;
 pub mod replica;
 mod rules;
+pub mod seats;
 pub mod start;
 pub mod tracking;
 pub mod writeback;
