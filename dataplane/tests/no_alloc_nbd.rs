@@ -11,7 +11,7 @@ use std::time::Duration;
 use holdfast_dataplane::frontend::nbd::proto::{RequestHeader, command, command_flag};
 use holdfast_dataplane::frontend::nbd::{Client, ClientLimits, Negotiated, Transport};
 use holdfast_dataplane::frontend::{BlockKind, Extent, PartResult, Submit};
-use holdfast_dataplane::io::{Buf, Pool, PoolConfig};
+use holdfast_dataplane::io::{Buf, Need, Owner, Pool, PoolConfig};
 use no_alloc_counting::Counting;
 
 #[global_allocator]
@@ -20,6 +20,7 @@ static ALLOCATOR: Counting = Counting::threads_named("counted");
 /// Replays bytes prepared before, and only counts what is sent.
 struct Replay {
     pool: Pool,
+    owner: Owner,
     bytes: Vec<u8>,
     at: usize,
     sent: usize,
@@ -39,7 +40,15 @@ impl Transport for Replay {
     }
 
     fn alloc(&self, len: usize) -> Option<Buf> {
-        self.pool.alloc(len)
+        self.pool.alloc_share(self.owner, len)
+    }
+
+    fn allows(&self, need: &Need) -> bool {
+        self.pool.share_allows(self.owner, need)
+    }
+
+    fn alloc_allowed(&self, len: usize) -> Option<Buf> {
+        self.pool.alloc_for(self.owner, len)
     }
 
     fn send(&mut self, head: &[u8], payload: Option<(&Buf, Range<usize>)>) {
@@ -78,7 +87,7 @@ fn requests_allocate_nothing() {
 
 fn requests() {
     let pool = Pool::new(PoolConfig { small: 16, medium: 16, large: 64 }).unwrap();
-    let mut link = Replay { pool: pool.clone(), bytes: batch(), at: 0, sent: 0 };
+    let mut link = Replay { pool, owner: Owner::new(0).unwrap(), bytes: batch(), at: 0, sent: 0 };
     let negotiated = Negotiated { structured_replies: true, base_allocation: true };
     let mut client = Client::new(negotiated, 1 << 30, ClientLimits::default());
     let mut out: VecDeque<Submit> = VecDeque::with_capacity(64);
@@ -88,13 +97,8 @@ fn requests() {
         link.sent = 0;
         client.on_received(Duration::ZERO, &mut link, &mut out).unwrap();
         while let Some(Submit { part, request, buf }) = out.pop_back() {
-            drop(buf);
             let result = match request.kind {
-                BlockKind::Read => {
-                    let covering = request.offset % 4096 + request.len;
-                    let len = usize::try_from(covering).unwrap().next_multiple_of(4096);
-                    PartResult::Data(pool.alloc(len).unwrap())
-                }
+                BlockKind::Read => PartResult::Data(buf.unwrap()),
                 BlockKind::BlockStatus => PartResult::Extents(&extents),
                 BlockKind::Write | BlockKind::Flush | BlockKind::Trim | BlockKind::WriteZeroes { .. } => {
                     PartResult::Done

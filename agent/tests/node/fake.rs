@@ -279,6 +279,13 @@ impl Instance for Fake {
         Ok(Response::new(pb::DrainReply { clean: true, reason: String::new() }))
     }
 
+    async fn check_clients(
+        &self,
+        _: Request<pb::CheckClientsRequest>,
+    ) -> Result<Response<pb::CheckClientsReply>, Status> {
+        Ok(Response::new(pb::CheckClientsReply {}))
+    }
+
     async fn stop(&self, _: Request<pb::StopRequest>) -> Result<Response<pb::StopReply>, Status> {
         self.ending.send_replace(true);
         Ok(Response::new(pb::StopReply {}))

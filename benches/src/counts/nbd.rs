@@ -7,7 +7,7 @@ use std::time::Duration;
 use holdfast_dataplane::frontend::nbd::proto::{RequestHeader, command};
 use holdfast_dataplane::frontend::nbd::{Client, ClientLimits, Negotiated, Transport};
 use holdfast_dataplane::frontend::{PartResult, Submit};
-use holdfast_dataplane::io::{Buf, Pool, PoolConfig};
+use holdfast_dataplane::io::{Buf, Need, Owner, Pool, PoolConfig};
 
 const LEN: usize = 4096;
 /// Tables have grown to their size by then.
@@ -16,6 +16,7 @@ const WARM_UP: u64 = 200;
 #[derive(Debug)]
 struct Memory {
     pool: Pool,
+    owner: Owner,
     bytes: Vec<u8>,
     at: usize,
     sent: usize,
@@ -35,7 +36,15 @@ impl Transport for Memory {
     }
 
     fn alloc(&self, len: usize) -> Option<Buf> {
-        self.pool.alloc(len)
+        self.pool.alloc_share(self.owner, len)
+    }
+
+    fn allows(&self, need: &Need) -> bool {
+        self.pool.share_allows(self.owner, need)
+    }
+
+    fn alloc_allowed(&self, len: usize) -> Option<Buf> {
+        self.pool.alloc_for(self.owner, len)
     }
 
     fn send(&mut self, head: &[u8], payload: Option<(&Buf, Range<usize>)>) {
@@ -59,10 +68,11 @@ impl Link {
     /// One that has done some of everything.
     pub(super) fn warm(volume_bytes: u64) -> Self {
         let pool = Pool::new(PoolConfig { small: 16, medium: 16, large: 16 }).expect("there is memory");
+        let owner = Owner::new(0).expect("it is the first");
         // As libnbd, and so fio and nbdcopy, negotiates.
         let negotiated = Negotiated { structured_replies: true, base_allocation: true };
         let mut link = Self {
-            memory: Memory { pool, bytes: Vec::with_capacity(2 * LEN), at: 0, sent: 0 },
+            memory: Memory { pool, owner, bytes: Vec::with_capacity(2 * LEN), at: 0, sent: 0 },
             client: Client::new(negotiated, volume_bytes, ClientLimits::default()),
             out: VecDeque::with_capacity(64),
         };
@@ -99,7 +109,6 @@ impl Link {
     /// A read, likewise.
     pub(super) fn read(&mut self, offset: u64) {
         let submit = self.receive(command::READ, offset, &[]);
-        let buf = self.memory.pool.alloc(LEN).expect("there is a buffer");
-        self.complete(submit.part, PartResult::Data(buf));
+        self.complete(submit.part, PartResult::Data(submit.buf.expect("there is room for what is read")));
     }
 }

@@ -6,8 +6,10 @@
 
 pub mod board;
 pub(crate) mod bound;
+pub mod guests;
 pub mod handshake;
 pub mod lifecycle;
+pub mod lobby;
 pub mod server;
 pub(crate) mod tcp;
 
@@ -97,6 +99,8 @@ pub trait Role: 'static {
     ) -> impl Future<Output = Result<(), Error>> + 'static;
     /// Finish what is in flight, take no more, flush, write the clean mark. Repeats are answered alike.
     fn drain(&self, deadline: Duration) -> impl Future<Output = pb::DrainReply> + 'static;
+    /// Find out soon which clients are still there; what has none does nothing.
+    fn check_clients(&self) {}
     /// Close what is open; the process ends when this returns.
     fn stop(&self) -> impl Future<Output = ()> + 'static;
 }

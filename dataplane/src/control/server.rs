@@ -18,14 +18,15 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 use pb::instance_server::InstanceServer;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::bound::Bound;
 use super::lifecycle::DRAIN_DEADLINE;
-use super::{Instance, Role};
+use super::{Instance, Role, guests};
+use crate::core::seats::Seats;
 use crate::error::Error;
 
 /// An instance that nobody confirms for this long ends: its creation may never have become durable.
@@ -34,8 +35,8 @@ pub const CONFIRM_WITHIN: Duration = Duration::from_secs(30);
 const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Calls under way at once; a further one waits.
 const CALLS_MAX: usize = 64;
-/// A connection that could not be accepted (no descriptors left) is tried again after this.
-const ACCEPT_RETRY_AFTER: Duration = Duration::from_millis(200);
+/// Connections at once: one agent, its successor during an upgrade, and people looking.
+const CALLERS_MAX: usize = 64;
 const BACKLOG: i32 = 64;
 
 /// Binds the control socket, mode 0600 from its first moment. A file left by an earlier process is replaced: call this
@@ -79,6 +80,7 @@ pub fn bind_private(path: &Path) -> Result<std::os::unix::net::UnixListener, Err
 enum Call {
     Configure(Box<pb::configure_request::Role>, oneshot::Sender<Result<(), Error>>),
     Drain(Duration, oneshot::Sender<pb::DrainReply>),
+    CheckClients(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -131,8 +133,14 @@ pub async fn serve<R: Role>(
     });
 
     let (shut, shutting) = oneshot::channel::<()>();
-    let (accepting, streams) = accept(Bound::new(listener, instance.args.control.clone()));
-    let mut server = std::pin::pin!(tonic::transport::Server::builder().serve_with_incoming_shutdown(
+    let (accepted, streams) = mpsc::channel(1);
+    let seats = Seats::new(CALLERS_MAX);
+    let listener = Bound::new(listener, instance.args.control.clone());
+    let accepting = tokio::task::spawn_local(guests::accept(listener, seats, guests::SILENT_MAX, accepted));
+    let builder = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(guests::PING_EVERY))
+        .http2_keepalive_timeout(Some(guests::PING_EVERY));
+    let mut server = std::pin::pin!(builder.serve_with_incoming_shutdown(
         InstanceServer::new(service),
         ReceiverStream::new(streams),
         async {
@@ -157,28 +165,6 @@ pub async fn serve<R: Role>(
     result
 }
 
-type Accepted = mpsc::Receiver<std::io::Result<UnixStream>>;
-
-fn accept(mut listener: Bound) -> (tokio::task::JoinHandle<()>, Accepted) {
-    let (accepted, streams) = mpsc::channel(1);
-    let task = tokio::task::spawn_local(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    if accepted.send(Ok(stream)).await.is_err() {
-                        return;
-                    }
-                }
-                Err(e) => {
-                    tracing::warn!("accept on the control socket: {e}");
-                    tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
-                }
-            }
-        }
-    });
-    (task, streams)
-}
-
 fn dispatch<R: Role>(call: Call, role: &Rc<R>, instance: &Instance) {
     // A reply nobody waits for any more is dropped: the caller's connection is gone.
     match call {
@@ -193,6 +179,10 @@ fn dispatch<R: Role>(call: Call, role: &Rc<R>, instance: &Instance) {
             tokio::task::spawn_local(async move {
                 let _ = reply.send(done.await);
             });
+        }
+        Call::CheckClients(reply) => {
+            role.check_clients();
+            let _ = reply.send(());
         }
         Call::Stop(reply) => {
             let done = role.stop();
@@ -308,6 +298,14 @@ impl pb::instance_server::Instance for Service {
         };
         self.instance.board.update(|status| status.phase = "stopping".to_owned());
         self.call(|reply| Call::Drain(deadline, reply)).await.map(Response::new)
+    }
+
+    async fn check_clients(
+        &self,
+        _: Request<pb::CheckClientsRequest>,
+    ) -> Result<Response<pb::CheckClientsReply>, Status> {
+        self.call(Call::CheckClients).await?;
+        Ok(Response::new(pb::CheckClientsReply {}))
     }
 
     async fn stop(&self, _: Request<pb::StopRequest>) -> Result<Response<pb::StopReply>, Status> {

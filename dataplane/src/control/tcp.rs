@@ -1,4 +1,4 @@
-//! TCP sockets for the data path.
+//! TCP sockets for the data path. All of them bound how long a peer may be silent ([`bound_silence`]).
 //!
 //! On a connection within one node nothing is congested, and a congestion control that spreads segments over time only
 //! costs: BBR does that by a timer for every few segments, which took a quarter of an engine's time with large writes
@@ -15,12 +15,15 @@ use nix::ifaddrs::{InterfaceAddressIterator, getifaddrs};
 use nix::sys::socket::{SockaddrStorage, setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use crate::io::{Patience, bound_silence};
+
 /// Connects to a replica.
 ///
 /// # Errors
 /// As of `TcpStream::connect`.
 pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    bound_silence(&socket, Patience::Usual)?;
     if is_on_this_node(address.ip()) {
         do_not_pace(&socket);
     }
@@ -33,6 +36,7 @@ pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 /// As of `TcpListener::bind`.
 pub(crate) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address).await?;
+    bound_silence(&listener, Patience::Usual)?;
     if address.ip().is_loopback() {
         do_not_pace(&listener);
     }
@@ -90,6 +94,17 @@ mod tests {
         let chosen = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap();
         let listener = listen(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)).await.unwrap();
         assert_eq!(congestion_control(&listener), chosen.trim());
+    }
+
+    #[tokio::test]
+    async fn silence_is_bounded_on_both_sides_of_a_connection() {
+        let listener = listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)).await.unwrap();
+        let ours = connect(listener.local_addr().unwrap()).await.unwrap();
+        let (theirs, _) = listener.accept().await.unwrap();
+        for socket in [&ours, &theirs] {
+            assert!(getsockopt(socket, sockopt::KeepAlive).unwrap());
+            assert_eq!(getsockopt(socket, sockopt::TcpUserTimeout).unwrap(), 90_000);
+        }
     }
 
     #[test]

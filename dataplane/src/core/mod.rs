@@ -13,6 +13,8 @@ pub mod region_map;
 pub mod replica;
 mod rules;
 pub mod seats;
+pub mod shares;
+pub mod stalls;
 pub mod start;
 pub mod tracking;
 pub mod writeback;

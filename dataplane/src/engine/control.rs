@@ -105,6 +105,10 @@ impl Role for EngineRole {
         let shared = Rc::clone(&self.0);
         async move { shared.stop().await }
     }
+
+    fn check_clients(&self) {
+        self.0.with_running(|running| running.data.tell(Command::CheckClients));
+    }
 }
 
 impl Shared {
@@ -247,7 +251,7 @@ impl Shared {
                 shared.ask_registry(ask, expected_version, &status);
             }
             Event::Serve => Self::serve(shared),
-            Event::Report { report, clients, io } => shared.change(|facts| {
+            Event::Report { report, clients, stalled, io } => shared.change(|facts| {
                 for (replica, from) in facts.modes_that_change(&report) {
                     let (to, reason) = (mode(replica.mode), &replica.reason);
                     tracing::info!(replica = %replica.id, from, to, reason, "replica");
@@ -258,6 +262,7 @@ impl Shared {
                 }
                 facts.report = Some(*report);
                 facts.clients = clients;
+                facts.clients_stalled = stalled;
                 facts.io = *io;
             }),
             Event::Ended(ending) => shared.has_ended(ending),

@@ -247,6 +247,9 @@ impl Data {
             }
             Completion::ReceivedInto { conn, buf } => self.received_into(conn, buf),
             Completion::Failed { conn, error } => self.failed(conn, error),
+            Completion::Ended { conn } => {
+                self.frontends(|frontends, x| frontends.input_ended(conn, x));
+            }
             Completion::Closed { conn } => self.frontends(|frontends, x| frontends.closed(conn, x)),
             // Whoever waits for room goes on at the end of the turn. Files there are none.
             Completion::Sent { .. } | Completion::File { .. } => {}
@@ -349,9 +352,8 @@ impl Data {
             Command::RegistryResult { ask, outcome } => {
                 self.core.registry_result(ask, outcome, self.now);
             }
-            Command::Client { socket, negotiated } => {
-                self.frontends.admit(socket, negotiated, &mut self.driver);
-            }
+            Command::Client(new) => self.frontends.admit(new, &mut self.driver),
+            Command::CheckClients => self.frontends.check(&self.driver, self.now),
             Command::Drain { within } => self.begin_drain(within),
             Command::Stop => self.stopped = true,
         }
@@ -508,7 +510,8 @@ impl Data {
             self.told.clients = clients;
             self.told.io = io;
             self.told.report = Some(report.clone());
-            self.tell(Event::Report { report: Box::new(report), clients, io: Box::new(io) });
+            let stalled = self.frontends.stalled();
+            self.tell(Event::Report { report: Box::new(report), clients, stalled, io: Box::new(io) });
         }
     }
 

@@ -1,33 +1,50 @@
 //! Clients on the data thread: their requests into the core, the core's answers to them.
 //!
-//! A part that cannot begin now (too many operations in flight, no memory for what it reads) waits in one queue for all
-//! clients, in order. What a client may have in flight is bounded by its [`ClientLimits`], so this queue is too.
+//! A part that cannot begin now (too many operations in flight) waits in one queue for all clients, in order. What a
+//! client may have in flight is bounded by its [`ClientLimits`] and its share of the pool, so this queue is too. A client
+//! that waits for memory waits in its own parser, and keeps no other waiting.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::buffers::{Answer, Buffers, Part};
+use super::message::NewClient;
 use crate::core::engine::{Engine, Failure, Now, Outcome, Request};
-use crate::frontend::nbd::{Client, ClientLimits, DriverTransport, Negotiated, Violation};
+use crate::core::seats::Source;
+use crate::core::stalls::{Stalls, Standing, TAKES_NOTHING_MAX};
+use crate::frontend::nbd::{Client, ClientLimits, DriverTransport, Violation};
 use crate::frontend::{BlockError, BlockKind, BlockRequest, Extent, IoCounters, PartResult, Submit};
-use crate::io::{Buf, ConnId, Driver};
-use crate::units::{block_cover, to_usize};
+use crate::io::{Buf, ConnId, Driver, OWNERS_MAX, Owner, Patience};
+use crate::units::block_cover;
 
 /// What is logged of clients shares one limit: one that comes, sends nonsense and goes, again and again, says it once.
 pub(super) const CLIENTS: &str = "holdfast_dataplane::clients";
-/// Clients at once: far beyond the connections of a multi-connection client. A guess.
-pub(super) const CLIENTS_MAX: usize = 64;
+/// Clients at once over the unix socket, and over TCP from one host: far beyond the connections of a multi-connection
+/// client. A guess.
+const SOURCE_CLIENTS_MAX: usize = 64;
+/// Clients at once over TCP: one host leaves room for others.
+const TCP_CLIENTS_MAX: usize = 96;
+const CLIENTS_MAX: usize = SOURCE_CLIENTS_MAX + TCP_CLIENTS_MAX;
+const _: () = assert!(CLIENTS_MAX <= OWNERS_MAX, "each client has a share of the pool");
 /// Operations of clients in flight together: deeper than any queue that a disk gains from.
 const OPERATIONS_MAX: usize = 1024;
-/// How long a client may take for its last replies.
+/// How long a client may take for its last replies; one that is not sent away, as long as it goes on taking some.
 const LAST_REPLIES_WITHIN: Duration = Duration::from_secs(2);
+/// How long a check of who is still there takes: three probes a second apart, and a second to spare.
+const CHECK_WITHIN: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    /// Its last replies are being sent; closed at this time at the latest.
-    Leaving(Now),
+    /// It sends nothing more, and waits for the replies to what it sent.
+    Listening,
+    /// Its last replies are being sent.
+    Leaving {
+        /// Closed at this time, unless it goes on taking them.
+        until: Now,
+        /// What it had taken when that was set. None: it is sent away, and `until` is final.
+        taken: Option<u64>,
+    },
     /// Its connection is being closed.
     Closing,
     /// Its connection has gone; what it asked for is still in flight.
@@ -38,7 +55,20 @@ enum State {
 struct Seat {
     client: Client,
     conn: ConnId,
+    source: Source,
+    /// What it holds of the pool.
+    owner: Owner,
     state: State,
+}
+
+impl Seat {
+    fn is_tcp(&self) -> bool {
+        is_tcp(self.source)
+    }
+
+    fn transport<'a>(&self, driver: &'a mut Driver) -> DriverTransport<'a> {
+        DriverTransport { driver, conn: self.conn, owner: self.owner }
+    }
 }
 
 /// The clients, and what they wait for.
@@ -50,8 +80,15 @@ pub(super) struct Frontends {
     /// Reused: parts on their way from a client's parser to the core, runs on their way back.
     submits: VecDeque<Submit>,
     extents: Vec<Extent>,
+    /// The client whose turn to go on is first.
+    turn: usize,
+    stalls: Stalls,
+    /// A check of who is still there ends at this time.
+    checked_at: Option<Now>,
     /// Of the clients that have gone.
     counted: IoCounters,
+    /// Clients that were dropped because they took no replies while others waited.
+    stalled: u64,
     refusing: bool,
     /// Nothing is answered any more: failures are told as the shutdown they are.
     ending: bool,
@@ -73,13 +110,17 @@ impl Frontends {
             waiting: VecDeque::with_capacity(OPERATIONS_MAX),
             submits: VecDeque::with_capacity(OPERATIONS_MAX),
             extents: Vec::with_capacity(1024),
+            turn: 0,
+            stalls: Stalls::default(),
+            checked_at: None,
             counted: IoCounters::default(),
+            stalled: 0,
             refusing: false,
             ending: false,
         }
     }
 
-    /// Clients that are connected.
+    /// Clients that are connected and may send more.
     pub(super) fn count(&self) -> usize {
         self.seats.iter().flatten().filter(|seat| seat.state == State::Open).count()
     }
@@ -93,6 +134,11 @@ impl Frontends {
         all
     }
 
+    /// Clients that were dropped because they took no replies while others waited for memory.
+    pub(super) fn stalled(&self) -> u64 {
+        self.stalled
+    }
+
     /// Whether nobody has anything in flight, and nothing waits.
     pub(super) fn idle(&self) -> bool {
         self.waiting.is_empty() && self.seats.iter().flatten().all(|seat| seat.client.in_flight() == 0)
@@ -104,21 +150,25 @@ impl Frontends {
     }
 
     /// A client has finished its handshake.
-    pub(super) fn admit(&mut self, socket: OwnedFd, negotiated: Negotiated, driver: &mut Driver) {
-        if self.refusing || self.seats.iter().flatten().count() >= CLIENTS_MAX {
-            tracing::warn!(target: CLIENTS, "a client was sent away: the volume is detaching, or has {CLIENTS_MAX} clients");
+    pub(super) fn admit(&mut self, new: NewClient, driver: &mut Driver) {
+        let NewClient { socket, negotiated, source } = new;
+        let free = self.seats.iter().position(Option::is_none).unwrap_or(self.seats.len());
+        let sources = self.seats.iter().flatten().map(|seat| seat.source);
+        let admitted = !self.refusing && has_seat(sources, source);
+        let Some(owner) = Owner::new(free).filter(|_| admitted) else {
+            tracing::warn!(target: CLIENTS, "a client was sent away: the volume is detaching, or has too many clients");
             return;
-        }
+        };
         let conn = match driver.add_conn(socket) {
             Ok(conn) => conn,
             Err(e) => return tracing::warn!(target: CLIENTS, "a client was sent away: {e}"),
         };
+        driver.keep_sending_after_end(conn);
         let client = Client::new(negotiated, self.size_bytes, ClientLimits::default());
-        let seat = Some(Seat { client, conn, state: State::Open });
-        match self.seats.iter_mut().find(|seat| seat.is_none()) {
-            Some(free) => *free = seat,
-            None => self.seats.push(seat),
+        if free == self.seats.len() {
+            self.seats.push(None);
         }
+        self.seats[free] = Some(Seat { client, conn, source, owner, state: State::Open });
         tracing::info!(target: CLIENTS, clients = self.count(), "a client has come");
     }
 
@@ -156,20 +206,6 @@ impl Frontends {
         match self.begin(at, submit, x) {
             Ok(()) => true,
             Err(submit) => {
-                let for_memory = x.buffers.clients() < OPERATIONS_MAX;
-                self.waiting.push_front((at, submit));
-                for_memory && self.begin_behind(x)
-            }
-        }
-    }
-
-    /// A read waits for memory. What brought its own may hold all there is, and goes first.
-    fn begin_behind(&mut self, x: &mut Context<'_>) -> bool {
-        let behind = self.waiting.iter().position(|(_, submit)| submit.request.kind != BlockKind::Read);
-        let Some((at, submit)) = behind.and_then(|behind| self.waiting.remove(behind)) else { return false };
-        match self.begin(at, submit, x) {
-            Ok(()) => true,
-            Err(submit) => {
                 self.waiting.push_front((at, submit));
                 false
             }
@@ -180,7 +216,9 @@ impl Frontends {
     /// brought parts.
     pub(super) fn parse_starved(&mut self, x: &mut Context<'_>) -> bool {
         let before = self.waiting.len();
-        for at in 0..self.seats.len() {
+        // What became free is not always the first one's.
+        self.turn = (self.turn + 1) % self.seats.len().max(1);
+        for at in (self.turn..self.seats.len()).chain(0..self.turn) {
             if self.seat(at).is_some_and(|seat| seat.client.starved()) {
                 self.parse(at, None, x);
             }
@@ -191,12 +229,15 @@ impl Frontends {
     /// Lets a client's parser run. What it brings waits to begin with the end of the turn, one after the other.
     fn parse(&mut self, at: usize, buf: Option<Buf>, x: &mut Context<'_>) {
         let mut submits = std::mem::take(&mut self.submits);
-        if let Some(seat) = self.seat(at) {
-            let t = &mut DriverTransport { driver: x.driver, conn: seat.conn };
+        if let Some(seat) = self.seats.get_mut(at).and_then(Option::as_mut) {
+            let t = &mut seat.transport(x.driver);
             let parsed = match buf {
                 Some(buf) => seat.client.on_received_into(buf, x.now, t, &mut submits),
                 None => seat.client.on_received(x.now, t, &mut submits),
             };
+            if seat.client.waits_for_buffers() {
+                self.stalls.begin(x.now);
+            }
             self.parsed(at, parsed, x);
         }
         self.waiting.extend(submits.drain(..).map(|submit| (at, submit)));
@@ -224,15 +265,6 @@ impl Frontends {
         if x.buffers.clients() >= OPERATIONS_MAX {
             return Err(Submit { part, request, buf });
         }
-        let buf = if request.kind == BlockKind::Read {
-            let (_, cover) = block_cover(request.offset, request.len);
-            match x.driver.pool().alloc(to_usize(cover)) {
-                Some(buf) => Some(buf),
-                None => return Err(Submit { part, request, buf }),
-            }
-        } else {
-            buf
-        };
         let (wish, offset, len, answer) = wish(&request);
         match x.core.submit(wish, offset, len, x.now) {
             Ok(op) => x.buffers.begin(op, Part { client: at, part, answer }, buf),
@@ -278,7 +310,7 @@ impl Frontends {
 
     fn answer(&mut self, at: usize, part: u32, result: PartResult<'_>, x: &mut Context<'_>) {
         if let Some(seat) = self.seat(at) {
-            let t = &mut DriverTransport { driver: x.driver, conn: seat.conn };
+            let t = &mut seat.transport(x.driver);
             seat.client.on_complete(part, result, x.now, t);
         }
         self.see_off(at, x);
@@ -301,17 +333,30 @@ impl Frontends {
     fn see_off(&mut self, at: usize, x: &mut Context<'_>) {
         let Some(seat) = self.seat(at) else { return };
         match seat.state {
-            State::Open if seat.client.disconnecting() => {
-                seat.state = State::Leaving(x.now + LAST_REPLIES_WITHIN);
+            State::Open | State::Listening if seat.client.disconnecting() => {
+                let taken = Some(x.driver.sent_bytes(seat.conn));
+                seat.state = State::Leaving { until: x.now + LAST_REPLIES_WITHIN, taken };
                 x.driver.close_after_sends(seat.conn);
             }
             State::Gone if seat.client.in_flight() == 0 => {
                 let counted = *seat.client.counters();
                 self.counted.add(&counted);
                 self.seats[at] = None;
+                self.stalls.forget(at);
             }
-            State::Open | State::Leaving(_) | State::Closing | State::Gone => {}
+            State::Open | State::Listening | State::Leaving { .. } | State::Closing | State::Gone => {}
         }
+    }
+
+    /// The client sends nothing more; what it has sent is still answered. False: it is not a client's connection.
+    pub(super) fn input_ended(&mut self, conn: ConnId, x: &mut Context<'_>) -> bool {
+        let Some((at, seat)) = self.by_conn(conn) else { return false };
+        seat.client.on_input_ended();
+        if seat.state == State::Open {
+            seat.state = State::Listening;
+        }
+        self.parse(at, None, x);
+        true
     }
 
     /// The connection has failed. False: it is not a client's.
@@ -348,11 +393,31 @@ impl Frontends {
 
     /// Sends everybody away once they have their last replies.
     pub(super) fn see_all_off(&mut self, x: &mut Context<'_>) {
+        let away = State::Leaving { until: x.now + LAST_REPLIES_WITHIN, taken: None };
         for seat in self.seats.iter_mut().flatten() {
-            if seat.state == State::Open {
-                seat.state = State::Leaving(x.now + LAST_REPLIES_WITHIN);
-                seat.client.abandon();
-                x.driver.close_after_sends(seat.conn);
+            match seat.state {
+                State::Open | State::Listening => {
+                    seat.state = away;
+                    seat.client.abandon();
+                    x.driver.close_after_sends(seat.conn);
+                }
+                State::Leaving { taken: Some(_), .. } => seat.state = away,
+                State::Leaving { taken: None, .. } | State::Closing | State::Gone => {}
+            }
+        }
+    }
+
+    /// Begins to find out which clients over TCP are still there: those that are not are dropped at the end of it. One
+    /// that vanished would otherwise count for a minute and a half.
+    pub(super) fn check(&mut self, driver: &Driver, now: Now) {
+        self.checked_at = Some(now + CHECK_WITHIN);
+        self.bound_silence(driver, Patience::Short);
+    }
+
+    fn bound_silence(&self, driver: &Driver, patience: Patience) {
+        for seat in self.seats.iter().flatten().filter(|seat| seat.is_tcp()) {
+            if let Err(error) = driver.bound_silence(seat.conn, patience) {
+                tracing::debug!(%error, "how long a client may be silent stays as it is");
             }
         }
     }
@@ -360,21 +425,94 @@ impl Frontends {
     /// When [`Self::tick`] is due.
     pub(super) fn deadline(&self) -> Option<Now> {
         let leaving = self.seats.iter().flatten().filter_map(|seat| match seat.state {
-            State::Leaving(until) => Some(until),
-            State::Open | State::Closing | State::Gone => None,
+            State::Leaving { until, .. } => Some(until),
+            State::Open | State::Listening | State::Closing | State::Gone => None,
         });
-        leaving.min()
+        leaving.chain(self.stalls.poll_timeout()).chain(self.checked_at).min()
     }
 
-    /// Closes whoever did not take its last replies in time.
+    /// Closes clients that did not take their last replies in time, that have vanished, or that keep memory from others.
     pub(super) fn tick(&mut self, driver: &mut Driver, now: Now) {
         for seat in self.seats.iter_mut().flatten() {
-            if matches!(seat.state, State::Leaving(until) if until <= now) {
+            let State::Leaving { until, taken } = seat.state else { continue };
+            if until > now {
+                continue;
+            }
+            let sent = driver.sent_bytes(seat.conn);
+            if taken.is_some_and(|taken| taken < sent) {
+                seat.state = State::Leaving { until: now + LAST_REPLIES_WITHIN, taken: Some(sent) };
+            } else {
                 seat.state = State::Closing;
                 driver.close(seat.conn);
             }
         }
+        if self.checked_at.is_some_and(|at| at <= now) {
+            self.checked_at = None;
+            self.end_check(driver);
+        }
+        if self.stalls.poll_timeout().is_some_and(|at| at <= now) {
+            self.drop_stalled(driver, now);
+        }
     }
+
+    fn end_check(&mut self, driver: &mut Driver) {
+        self.bound_silence(driver, Patience::Usual);
+        for at in 0..self.seats.len() {
+            let vanished = |seat: &Seat| driver.is_unanswered(seat.conn, CHECK_WITHIN);
+            if self.seats[at].as_ref().is_some_and(vanished) {
+                tracing::info!("a client is dropped: it does not answer any more");
+                self.drop_client(at, driver);
+            }
+        }
+    }
+
+    fn drop_stalled(&mut self, driver: &mut Driver, now: Now) {
+        let standing = |(at, seat): (usize, &Option<Seat>)| {
+            let seat = seat.as_ref().filter(|seat| !matches!(seat.state, State::Closing | State::Gone))?;
+            let standing = Standing {
+                taken_bytes: driver.sent_bytes(seat.conn),
+                has_replies: driver.queued_bytes(seat.conn) > 0,
+                holds_memory: driver.pool().is_holder(seat.owner),
+                waits: seat.client.waits_for_buffers(),
+            };
+            Some((at, standing))
+        };
+        let stalled = self.stalls.look(self.seats.iter().enumerate().filter_map(standing), now);
+        if let Some(at) = stalled {
+            self.stalled += 1;
+            tracing::warn!(
+                "a client is dropped: it took no reply for {TAKES_NOTHING_MAX:?} while others waited for the memory of them"
+            );
+            self.drop_client(at, driver);
+        }
+    }
+
+    fn drop_client(&mut self, at: usize, driver: &mut Driver) {
+        if let Some(seat) = self.seat(at) {
+            seat.client.abandon();
+            seat.state = State::Closing;
+            driver.close(seat.conn);
+        }
+    }
+}
+
+fn is_tcp(source: Source) -> bool {
+    match source {
+        Source::Network(_) => true,
+        Source::User(_) => false,
+    }
+}
+
+/// Whether there is a seat beside those that are taken: clients over TCP take none from those over the unix socket, nor
+/// one host all of them from others.
+fn has_seat(taken: impl Iterator<Item = Source>, source: Source) -> bool {
+    let (mut same_door, mut same_source) = (0, 0);
+    for other in taken {
+        same_door += usize::from(is_tcp(other) == is_tcp(source));
+        same_source += usize::from(other == source);
+    }
+    let door_max = if is_tcp(source) { TCP_CLIENTS_MAX } else { SOURCE_CLIENTS_MAX };
+    same_door < door_max && same_source < SOURCE_CLIENTS_MAX
 }
 
 /// What the core is asked for, with its range, and what the client gets for it.
@@ -417,6 +555,18 @@ fn cut_front(runs: &[crate::wire::payload::Extent], mut skip: u64, out: &mut Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seats_of_one_door_and_host_are_no_others() {
+        let host = |ip: &str| Source::of_address(ip.parse().unwrap());
+        let crowd = || std::iter::repeat_n(host("192.0.2.1"), SOURCE_CLIENTS_MAX);
+        assert!(!has_seat(crowd(), host("192.0.2.1")));
+        assert!(has_seat(crowd(), host("192.0.2.2")) && has_seat(crowd(), Source::User(0)));
+        let others = || (0..TCP_CLIENTS_MAX).map(|i| host(&format!("198.51.100.{i}")));
+        assert!(!has_seat(others(), host("192.0.2.1")) && has_seat(others(), Source::User(0)));
+        let users = || (0..2).flat_map(|user| std::iter::repeat_n(Source::User(user), 32));
+        assert!(!has_seat(users(), Source::User(2)) && has_seat(users(), host("127.0.0.1")));
+    }
 
     #[test]
     fn runs_before_the_request_are_cut() {

@@ -9,18 +9,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 
 use super::connect::Task;
-use super::frontends::{CLIENTS, CLIENTS_MAX};
-use super::message::{Command, DataHandle};
+use super::frontends::CLIENTS;
+use super::message::{Command, DataHandle, NewClient};
 use crate::control::bound::Bound;
+use crate::control::lobby::Lobby;
 use crate::control::{server, tcp};
+use crate::core::seats::{Seats, Source};
 use crate::error::Error;
 use crate::frontend::nbd::{ExportInfo, negotiate};
 
-/// Handshakes at once; the next client waits in the kernel's queue.
-const HANDSHAKES_MAX: usize = CLIENTS_MAX;
+/// Handshakes at once, over the unix socket and over TCP each. The next client gets the place of the oldest that is not
+/// done, of the host that has most of them.
+const HANDSHAKES_MAX: usize = 64;
 /// How long a client may take to say what it wants.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// A connection that could not be accepted (no descriptors left) is tried again after this.
@@ -42,11 +44,17 @@ impl Drop for Listeners {
     }
 }
 
-/// What every handshake needs.
+/// What the handshakes at one listener need.
 struct Door {
     export: ExportInfo,
     data: DataHandle,
-    slots: Semaphore,
+    lobby: Lobby,
+}
+
+impl Door {
+    fn new(export: ExportInfo, data: DataHandle) -> Rc<Self> {
+        Rc::new(Self { export, data, lobby: Lobby::new(Seats::new(HANDSHAKES_MAX)) })
+    }
 }
 
 /// Listens on the unix socket and, where one is given, at the TCP address; `tcp` hears of the latter's fate.
@@ -60,13 +68,13 @@ pub(super) fn open(
     data: DataHandle,
     tcp: impl Fn(Result<SocketAddr, String>) + 'static,
 ) -> Result<Listeners, Error> {
-    let door = Rc::new(Door { export, data, slots: Semaphore::new(HANDSHAKES_MAX) });
     let listener = server::listen(&socket)?;
     tracing::info!(socket = %socket.display(), "NBD clients may come");
     let listener = Bound::new(listener, socket.clone());
-    let mut tasks = vec![Task::spawn(unix(listener, Rc::clone(&door)))];
+    // Doors of their own: what happens at one does not delay the other.
+    let mut tasks = vec![Task::spawn(unix(listener, Door::new(export.clone(), data.clone())))];
     if let Some(address) = address {
-        tasks.push(Task::spawn(serve_tcp(address, door, tcp)));
+        tasks.push(Task::spawn(serve_tcp(address, Door::new(export, data), tcp)));
     }
     Ok(Listeners { socket, _tasks: tasks })
 }
@@ -76,7 +84,9 @@ async fn unix(mut listener: Bound, door: Rc<Door>) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let into_fd = |stream: tokio::net::UnixStream| stream.into_std().map(OwnedFd::from);
-                receive(stream, into_fd, &door).await;
+                // A client without credentials has gone already.
+                let Ok(peer) = stream.peer_cred() else { continue };
+                receive(stream, into_fd, Source::User(peer.uid()), &door);
             }
             Err(e) => accept_failed(&e).await,
         }
@@ -102,11 +112,11 @@ async fn serve_tcp(
     report(Ok(address));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // Without it small replies of the handshake may wait; no more than that is lost.
                 let _ = stream.set_nodelay(true);
                 let into_fd = |stream: tokio::net::TcpStream| stream.into_std().map(OwnedFd::from);
-                receive(stream, into_fd, &door).await;
+                receive(stream, into_fd, Source::of_address(peer.ip()), &door);
             }
             Err(e) => accept_failed(&e).await,
         }
@@ -118,23 +128,28 @@ async fn accept_failed(e: &io::Error) {
     tokio::time::sleep(ACCEPT_RETRY_AFTER).await;
 }
 
-/// Shakes hands in a task of its own, once there is room for one more.
-async fn receive<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+/// Shakes hands in a task of its own.
+fn receive<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     mut stream: S,
     into_fd: impl FnOnce(S) -> io::Result<OwnedFd> + 'static,
+    source: Source,
     door: &Rc<Door>,
 ) {
-    // Never closed, so never refused.
-    let Ok(slot) = door.slots.acquire().await else { return };
-    slot.forget();
+    // A client that has shaken hands has no seat here any more, so there is always one for the next.
+    let Some(mut ticket) = door.lobby.arrive(source) else { return };
     let door = Rc::clone(door);
     tokio::task::spawn_local(async move {
-        let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, negotiate(&mut stream, &door.export)).await;
-        door.slots.add_permits(1);
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE_WITHIN, negotiate(&mut stream, &door.export)) => shaken,
+            () = ticket.given_away() => {
+                return tracing::debug!("an NBD client gave way to another before its handshake was done");
+            }
+        };
         let refused: &dyn fmt::Display = match &shaken {
             Ok(Ok(Some(negotiated))) => match into_fd(stream) {
                 Ok(socket) => {
-                    return door.data.tell(Command::Client { socket, negotiated: *negotiated });
+                    let client = NewClient { socket, negotiated: *negotiated, source };
+                    return door.data.tell(Command::Client(client));
                 }
                 Err(e) => return tracing::warn!(target: CLIENTS, "an NBD client is dropped: {e}"),
             },

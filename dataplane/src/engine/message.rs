@@ -9,6 +9,7 @@ use holdfast_proto::record::VolumeStatus;
 
 use crate::control::handshake::Connected;
 use crate::core::engine::{ConnectFailure, Ending, Force, Pace, RegistryOutcome, Report, Wanted};
+use crate::core::seats::Source;
 use crate::frontend::IoCounters;
 use crate::frontend::nbd::Negotiated;
 use crate::io::Waker;
@@ -29,6 +30,14 @@ pub(super) struct Attempt {
     pub(super) replica: ReplicaId,
     pub(super) number: u64,
     pub(super) generation: Generation,
+}
+
+/// A client that has finished its handshake.
+#[derive(Debug)]
+pub(super) struct NewClient {
+    pub(super) socket: OwnedFd,
+    pub(super) negotiated: Negotiated,
+    pub(super) source: Source,
 }
 
 /// To the data thread.
@@ -55,10 +64,9 @@ pub(super) enum Command {
         outcome: RegistryOutcome,
     },
     /// A client has finished its handshake.
-    Client {
-        socket: OwnedFd,
-        negotiated: Negotiated,
-    },
+    Client(NewClient),
+    /// Find out soon which clients over TCP are still there.
+    CheckClients,
     /// Take no more, finish what was taken, within this time.
     Drain {
         within: Duration,
@@ -85,6 +93,8 @@ pub(super) enum Event {
     Report {
         report: Box<Report>,
         clients: usize,
+        /// Clients that were dropped so far for taking no replies while others waited.
+        stalled: u64,
         io: Box<IoCounters>,
     },
     /// Nothing more is answered; clients have been told.

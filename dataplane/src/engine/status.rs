@@ -10,6 +10,7 @@ use crate::frontend::{IoCounters, IoKind, KindCounters};
 pub(super) struct Facts {
     pub(super) report: Option<Report>,
     pub(super) clients: usize,
+    pub(super) clients_stalled: u64,
     pub(super) io: IoCounters,
     /// Set while clients can come.
     pub(super) nbd_socket: String,
@@ -63,6 +64,7 @@ impl Facts {
             change_waits_for: report.change_waits_for.clone(),
             forced: report.forced.clone(),
             io: self.io.kinds().map(io_counters).collect(),
+            clients_stalled: self.clients_stalled,
         });
     }
 

@@ -61,8 +61,9 @@ pub struct Submit {
     pub part: u32,
     /// What to do.
     pub request: BlockRequest,
-    /// For a `Write`: covers the 4096-aligned range around the request, the payload at `offset % 4096`; what stands
-    /// around the payload is unspecified (the engine fills it in under its lock). `None` for all else.
+    /// Covers the 4096-aligned range around the request. For a `Write` with the payload at `offset % 4096`; what stands
+    /// around the payload is unspecified (the engine fills it in under its lock). For a `Read`, room for what is read.
+    /// `None` for all else.
     pub buf: Option<Buf>,
 }
 

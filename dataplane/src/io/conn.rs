@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 
+use super::liveness::{Patience, bound_silence};
 use super::rx::Rx;
 use super::tx::Tx;
 use super::{Error, ErrorKind};
@@ -31,6 +32,8 @@ pub(super) struct Conn {
     pub(super) state: State,
     /// Whether it is in the driver's list of connections to look at.
     pub(super) dirty: bool,
+    /// The end of what the peer sends is not the end of the connection.
+    pub(super) outlives_input: bool,
 }
 
 impl Conn {
@@ -38,7 +41,7 @@ impl Conn {
         prepare(&socket).map_err(|errno| Error::new(ErrorKind::Socket, "prepare a socket", errno))?;
         let rx = Rx::new()
             .map_err(|errno| Error::new(ErrorKind::NoMemory, "map a connection's receive buffer", errno))?;
-        Ok(Self { socket, rx, tx: Tx::new(), state: State::Open, dirty: false })
+        Ok(Self { socket, rx, tx: Tx::new(), state: State::Open, dirty: false, outlives_input: false })
     }
 
     pub(super) fn fd(&self) -> types::Fd {
@@ -74,6 +77,7 @@ fn prepare(socket: &OwnedFd) -> Result<(), Errno> {
         Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOPROTOOPT) => {}
         Err(errno) => return Err(errno),
     }
+    bound_silence(socket, Patience::Usual)?;
     // For a non-blocking descriptor io_uring would return EAGAIN instead of waiting for the socket to become ready.
     let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
     fcntl(socket, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;

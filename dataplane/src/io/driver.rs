@@ -9,9 +9,11 @@ use std::fmt;
 use std::mem::{self, ManuallyDrop};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use super::conn::{Conn, State};
 use super::file::{self, FallocateMode, File, Operation, Request};
+use super::liveness::{self, Patience, bound_silence};
 use super::pool::{Buf, Pool};
 use super::ring::{Ring, Tag};
 use super::slots::{Key, Slots};
@@ -206,6 +208,35 @@ impl Driver {
     #[must_use]
     pub fn queued_bytes(&self, c: ConnId) -> usize {
         self.conns.get(c.0).map_or(0, |conn| conn.tx.queued_bytes())
+    }
+
+    /// How many bytes the kernel has taken in all.
+    #[must_use]
+    pub fn sent_bytes(&self, c: ConnId) -> u64 {
+        self.conns.get(c.0).map_or(0, |conn| conn.tx.sent_bytes())
+    }
+
+    /// From now on the end of what the peer sends is reported as [`Completion::Ended`] instead of `Failed`, and what is
+    /// queued for it still goes out.
+    pub fn keep_sending_after_end(&mut self, c: ConnId) {
+        if let Some(conn) = self.open(c) {
+            conn.outlives_input = true;
+        }
+    }
+
+    /// Changes how long the connection's peer may be silent. Without effect where it is no TCP connection.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn bound_silence(&self, c: ConnId, patience: Patience) -> Result<(), Errno> {
+        self.conns.get(c.0).map_or(Ok(()), |conn| bound_silence(&conn.socket, patience))
+    }
+
+    /// Whether the peer has not acknowledged what is on its way to it, and nothing has come from it for so long. Never so
+    /// for connections that are not TCP.
+    #[must_use]
+    pub fn is_unanswered(&self, c: ConnId, silent: Duration) -> bool {
+        self.conns.get(c.0).is_some_and(|conn| liveness::is_unanswered(&conn.socket, silent))
     }
 
     /// Shuts the connection down and drops what is not sent. `Closed` follows when nothing of it is in flight any

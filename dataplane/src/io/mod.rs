@@ -18,6 +18,7 @@ mod conn;
 mod driver;
 mod error;
 mod file;
+mod liveness;
 mod memory;
 mod pool;
 mod probe;
@@ -35,8 +36,9 @@ pub use code::forget_mapped_code;
 pub use driver::{Driver, DriverConfig, DriverStats};
 pub use error::{Error, ErrorKind};
 pub use file::FallocateMode;
+pub use liveness::{Patience, bound_silence};
 pub use nix::errno::Errno;
-pub use pool::{BLOCK, Buf, PART_BYTES_MAX, Pool, PoolConfig};
+pub use pool::{BLOCK, Buf, Need, OWNERS_MAX, Owner, PART_BYTES_MAX, Pool, PoolConfig};
 pub use probe::{close_inherited_fds, probe};
 pub use spin::{Awaited, SpinMode, Spinner};
 pub use wake::Waker;
@@ -79,6 +81,12 @@ pub enum Completion {
         conn: ConnId,
         /// Why; `ECONNRESET` also when the peer has closed it in an orderly way.
         error: Errno,
+    },
+    /// The peer will send no more, and may still read: only of a connection of [`Driver::keep_sending_after_end`].
+    /// Reported once, after all that it has sent.
+    Ended {
+        /// The connection.
+        conn: ConnId,
     },
     /// The connection has ended as its owner asked; its id is stale from now on.
     Closed {

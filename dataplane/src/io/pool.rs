@@ -15,6 +15,7 @@ use std::rc::Rc;
 
 use super::memory::Mapping;
 use super::{Error, ErrorKind};
+use crate::core::shares::Stock;
 
 /// The unit of alignment for files, and the smallest buffer.
 pub const BLOCK: usize = 4096;
@@ -23,6 +24,34 @@ pub const PART_BYTES_MAX: usize = 256 * 1024;
 
 /// Sizes of the three classes: one block, a typical file system write-back, the largest part.
 const CLASS_BYTES: [usize; 3] = [BLOCK, 32 * 1024, PART_BYTES_MAX];
+
+/// Owners that a pool tells apart: more than an engine has clients.
+pub const OWNERS_MAX: usize = 256;
+
+/// For whom a buffer is taken: the pool counts what each owner holds, and decides nothing by it. Below [`OWNERS_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner(u8);
+
+impl Owner {
+    /// The owner of this number. None: there are no more.
+    #[must_use]
+    pub fn new(number: usize) -> Option<Self> {
+        u8::try_from(number).ok().map(Self)
+    }
+}
+
+/// Numbers of buffers, by class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Need([usize; CLASS_BYTES.len()]);
+
+impl Need {
+    /// One more buffer of `len` bytes.
+    pub fn add(&mut self, len: usize) {
+        if let Some(class) = class_for(len) {
+            self.0[class] += 1;
+        }
+    }
+}
 
 /// How many buffers of each class a pool has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +78,10 @@ struct Inner {
 
 struct Class {
     slot_first: usize,
+    slots: usize,
+    /// Buffers that each owner holds, and how many of them hold any.
+    held: [Cell<usize>; OWNERS_MAX],
+    holders: Cell<usize>,
     /// Where the class begins in the arena.
     offset: usize,
     free: RefCell<Vec<usize>>,
@@ -57,6 +90,7 @@ struct Class {
 #[derive(Default)]
 struct Slot {
     handles: Cell<usize>,
+    owner: Cell<Option<Owner>>,
     /// Whether its memory was ever handed out since it was last given back to the kernel.
     touched: Cell<bool>,
 }
@@ -78,6 +112,9 @@ impl Pool {
             let slots = slot_first..slot_first + counts[class];
             let result = Class {
                 slot_first,
+                slots: counts[class],
+                held: std::array::from_fn(|_| Cell::new(0)),
+                holders: Cell::new(0),
                 offset,
                 // Reversed, so that the first buffer taken is the first in the arena.
                 free: RefCell::new(slots.clone().rev().collect()),
@@ -96,12 +133,58 @@ impl Pool {
     /// does not help out, so that small requests cannot starve large ones) or when `len` exceeds [`PART_BYTES_MAX`].
     #[must_use]
     pub fn alloc(&self, len: usize) -> Option<Buf> {
+        self.take(class_for(len)?, len, None)
+    }
+
+    /// As [`Pool::alloc`], counted for `owner` until the last handle has gone.
+    #[must_use]
+    pub fn alloc_for(&self, owner: Owner, len: usize) -> Option<Buf> {
+        self.take(class_for(len)?, len, Some(owner))
+    }
+
+    /// As [`Pool::alloc_for`], if the share of `owner` allows one more ([`Stock`]).
+    #[must_use]
+    pub fn alloc_share(&self, owner: Owner, len: usize) -> Option<Buf> {
         let class = class_for(len)?;
+        let slot = {
+            let class = &self.inner.classes[class];
+            let mut free = class.free.borrow_mut();
+            if !class.stock(free.len()).allows(class.held(owner).get(), 1) {
+                return None;
+            }
+            free.pop()?
+        };
+        Some(self.taken(class, slot, len, Some(owner)))
+    }
+
+    /// Whether the share of `owner` allows so many more buffers, all at once.
+    #[must_use]
+    pub fn share_allows(&self, owner: Owner, need: &Need) -> bool {
+        let mut classes = self.inner.classes.iter().zip(need.0);
+        classes.all(|(class, wanted)| wanted == 0 || class.allows(owner, wanted))
+    }
+
+    /// Whether `owner` holds a buffer.
+    #[must_use]
+    pub fn is_holder(&self, owner: Owner) -> bool {
+        self.inner.classes.iter().any(|class| class.held(owner).get() > 0)
+    }
+
+    fn take(&self, class: usize, len: usize, owner: Option<Owner>) -> Option<Buf> {
         let slot = self.inner.classes[class].free.borrow_mut().pop()?;
+        Some(self.taken(class, slot, len, owner))
+    }
+
+    /// Makes the first handle on a slot that has just left its free list.
+    fn taken(&self, class: usize, slot: usize, len: usize, owner: Option<Owner>) -> Buf {
+        if let Some(owner) = owner {
+            self.inner.classes[class].count(owner);
+        }
         let entry = &self.inner.slots[slot];
+        entry.owner.set(owner);
         entry.handles.set(1);
         entry.touched.set(true);
-        Some(Buf { inner: Rc::clone(&self.inner), slot, class, len })
+        Buf { inner: Rc::clone(&self.inner), slot, class, len }
     }
 
     /// How many buffers of `len` bytes can be taken now; 0 for lengths beyond [`PART_BYTES_MAX`].
@@ -120,6 +203,34 @@ impl Pool {
                     unsafe { self.inner.arena.discard(self.inner.offset(class, slot), CLASS_BYTES[class]) };
                 }
             }
+        }
+    }
+}
+
+impl Class {
+    fn held(&self, owner: Owner) -> &Cell<usize> {
+        &self.held[usize::from(owner.0)]
+    }
+
+    fn stock(&self, free: usize) -> Stock {
+        Stock { total: self.slots, free, holders: self.holders.get() }
+    }
+
+    fn allows(&self, owner: Owner, wanted: usize) -> bool {
+        self.stock(self.free.borrow().len()).allows(self.held(owner).get(), wanted)
+    }
+
+    fn count(&self, owner: Owner) {
+        let held = self.held(owner);
+        if held.replace(held.get() + 1) == 0 {
+            self.holders.set(self.holders.get() + 1);
+        }
+    }
+
+    fn uncount(&self, owner: Owner) {
+        let held = self.held(owner);
+        if held.replace(held.get() - 1) == 1 {
+            self.holders.set(self.holders.get() - 1);
         }
     }
 }
@@ -193,11 +304,15 @@ impl Clone for Buf {
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        let handles = &self.inner.slots[self.slot].handles;
+        let Slot { handles, owner, .. } = &self.inner.slots[self.slot];
         handles.set(handles.get() - 1);
         if handles.get() == 0 {
+            let class = &self.inner.classes[self.class];
+            if let Some(owner) = owner.get() {
+                class.uncount(owner);
+            }
             // The list was built with room for every slot of its class, so this never allocates.
-            self.inner.classes[self.class].free.borrow_mut().push(self.slot);
+            class.free.borrow_mut().push(self.slot);
         }
     }
 }
@@ -272,6 +387,30 @@ mod tests {
         let mut buf = pool().alloc(4096).unwrap();
         buf.get_mut().unwrap().fill(3);
         assert_eq!(buf.as_slice()[4095], 3);
+    }
+
+    #[test]
+    fn a_buffer_counts_for_its_owner_until_its_last_handle_goes() {
+        let pool = Pool::new(PoolConfig { small: 16, medium: 0, large: 0 }).unwrap();
+        let [one, other] = [0, OWNERS_MAX - 1].map(|number| Owner::new(number).unwrap());
+        let mut held: Vec<Buf> = std::iter::from_fn(|| pool.alloc_share(one, 4096)).collect();
+        assert_eq!(held.len(), 14, "all but the reserve");
+        let first = pool.alloc_share(other, 1).unwrap();
+        assert!(pool.alloc_share(other, 1).is_none(), "the reserve is for those that hold nothing");
+        assert!(pool.alloc(1).is_some(), "who has no share takes what there is");
+        let also_first = first.clone();
+        drop(first);
+        assert!(pool.is_holder(other));
+        drop(also_first);
+        assert!(!pool.is_holder(other));
+        held.truncate(6);
+        let _first = pool.alloc_share(other, 1).unwrap();
+        let mut need = Need::default();
+        (0..6).for_each(|_| need.add(4096));
+        assert!(pool.share_allows(other, &need), "seven are its half");
+        need.add(4096);
+        assert!(!pool.share_allows(other, &need));
+        assert!(pool.alloc_for(other, 4096).is_some(), "which is not asked");
     }
 
     #[test]

@@ -88,6 +88,7 @@ pub(super) struct Tx {
     /// Boxed so that its address outlives moves of `self`.
     message: Box<libc::msghdr>,
     in_flight: bool,
+    sent_bytes: u64,
 }
 
 impl Tx {
@@ -101,6 +102,7 @@ impl Tx {
             vectors: Vec::with_capacity(SEGMENTS_EXPECTED),
             message,
             in_flight: false,
+            sent_bytes: 0,
         }
     }
 
@@ -110,6 +112,11 @@ impl Tx {
 
     pub(super) fn queued_bytes(&self) -> usize {
         self.gathering.bytes + self.sending.bytes
+    }
+
+    /// What the kernel has taken in all.
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
     }
 
     pub(super) fn is_in_flight(&self) -> bool {
@@ -156,6 +163,7 @@ impl Tx {
         self.in_flight = false;
         assert!(n <= self.sending.bytes, "the kernel sent more than it was given");
         self.sending.bytes -= n;
+        self.sent_bytes += u64::try_from(n).expect("usize has at most 64 bits");
         let mut left = n + self.sent_of_first;
         while let Some(first) = self.sending.segments.front() {
             if left < first.len() {

@@ -393,6 +393,8 @@ impl Data {
                     self.end_session(format!("connection: {error}"));
                 }
             }
+            // Of connections that were asked for it: not an engine's.
+            Completion::Ended { .. } => {}
             Completion::Closed { conn } => {
                 if let Some(c) = self.connection.as_mut().filter(|c| c.conn == conn) {
                     c.closed = true;

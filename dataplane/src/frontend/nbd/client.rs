@@ -2,7 +2,8 @@
 //!
 //! Sans I/O. Requests are taken in the order they come, each is cut into parts, and only the newest can be cut
 //! halfway: when buffers, the client's share of memory, or slots run out, parsing stops ([`Client::starved`]) until
-//! parts complete or replies are sent, and the connection's receive buffer then holds the client back.
+//! parts complete or replies are sent, and the connection's receive buffer then holds the client back. The share is the
+//! transport's business.
 //!
 //! Bounds, all in [`ClientLimits`]: requests in flight; bytes of buffers in flight together with replies not yet
 //! sent. In steady state nothing is allocated here.
@@ -16,10 +17,10 @@ use super::handshake::Negotiated;
 use super::parts;
 use super::proto::{self, BadMagic, ErrorCode, RequestHeader, command};
 use super::reply::Replies;
-use super::request::{Op, ReplyForm, Rules, Verdict};
+use super::request::{Op, ReplyForm, Rules, Task, Verdict};
 use super::transport::Transport;
 use crate::frontend::{BlockKind, BlockRequest, IoCounters, PartResult, Submit};
-use crate::io::{Buf, PART_BYTES_MAX};
+use crate::io::{Buf, Need, PART_BYTES_MAX};
 
 /// The rest of a write's payload goes straight into its buffer from this length on. Below it, copying costs less
 /// than a receive of its own, which could not bring the next requests along. A guess, to be measured.
@@ -121,6 +122,10 @@ pub struct Client {
     limits: ClientLimits,
     rx: Rx,
     starved: bool,
+    /// What it is starved for is a buffer of the pool.
+    waits_for_buffers: bool,
+    /// The client sends nothing more than what has been received.
+    input_ended: bool,
     replies: Replies,
 }
 
@@ -135,6 +140,8 @@ impl Client {
             limits,
             rx: Rx::Header,
             starved: false,
+            waits_for_buffers: false,
+            input_ended: false,
             replies: Replies::new(negotiated.structured_replies),
         }
     }
@@ -152,6 +159,7 @@ impl Client {
     ) -> Result<(), Violation> {
         self.replies.at(now);
         self.starved = false;
+        self.waits_for_buffers = false;
         loop {
             let step = match mem::replace(&mut self.rx, Rx::Closed) {
                 Rx::Header => match self.header(t) {
@@ -176,6 +184,10 @@ impl Client {
             };
             match step {
                 Step::Again => {}
+                Step::NeedInput if self.input_ended => {
+                    self.end_of_input(t);
+                    return Ok(());
+                }
                 Step::NeedInput => return Ok(()),
                 Step::Starved => {
                     self.starved = true;
@@ -198,6 +210,24 @@ impl Client {
             self.rx = Rx::Payload { request, at, filling: Some(Filling { buf, filled }) };
         }
         self.on_received(now, t, out)
+    }
+
+    /// The client sends nothing more. What it has sent is to be parsed as before ([`Client::on_received`], at once and
+    /// while it is starved): its whole requests are answered, one that is cut short is not.
+    pub fn on_input_ended(&mut self) {
+        self.input_ended = true;
+    }
+
+    /// All that was received is parsed, and a request that is not whole will never be.
+    fn end_of_input(&mut self, t: &mut impl Transport) {
+        match mem::replace(&mut self.rx, Rx::Closed) {
+            Rx::Payload { request, .. }
+            | Rx::Direct { request, .. }
+            | Rx::Skip { then: AfterSkip::Close { request }, .. } => self.replies.give_up(request, t),
+            // A request that is being cut into parts is whole, and waits for room.
+            issue @ Rx::Issue { .. } => self.rx = issue,
+            Rx::Header | Rx::Skip { then: AfterSkip::Answer { .. }, .. } | Rx::Closed => {}
+        }
     }
 
     /// A part has ended: sends what is due. Panics on a part that is not in flight or a result of another kind.
@@ -227,6 +257,12 @@ impl Client {
         self.starved
     }
 
+    /// It is starved for buffers of the pool, which others hold or its share does not allow.
+    #[must_use]
+    pub fn waits_for_buffers(&self) -> bool {
+        self.waits_for_buffers
+    }
+
     /// The connection is to be closed once what is queued on it is sent: the client asked for it and all it asked
     /// before is answered, or an error could not be told in another way.
     #[must_use]
@@ -243,6 +279,7 @@ impl Client {
     /// here (their buffers are freed); [`Client::in_flight`] says when the last one did.
     pub fn abandon(&mut self) {
         self.starved = false;
+        self.waits_for_buffers = false;
         self.replies.silence();
         match mem::replace(&mut self.rx, Rx::Closed) {
             Rx::Issue { request, .. }
@@ -264,8 +301,13 @@ impl Client {
         }
         let header = RequestHeader::parse(bytes)?;
         let verdict = self.rules.judge(&header);
-        if matches!(verdict, Verdict::Run(task) if task.form.needs_the_line()) && self.in_flight() > 0 {
-            return Ok(Step::Starved);
+        if let Verdict::Run(task) = &verdict
+            && let ReplyForm::Ordered { early, .. } = task.form
+        {
+            let begins = if early { self.in_flight() == 0 } else { self.can_gather(task, t) };
+            if !begins {
+                return Ok(Step::Starved);
+            }
         }
         t.consume(proto::REQUEST_BYTES);
         self.rx = match verdict {
@@ -304,7 +346,7 @@ impl Client {
         let task = self.replies.task(request);
         while !self.replies.failed(request) {
             let (kind, end) = parts::next_part(task.op, at, task.end);
-            let Ok((buf, cost)) = self.room_for(kind, at, end, t) else {
+            let Ok((buf, cost)) = self.room_for(kind, at, end, task.form.is_gathered(), t) else {
                 self.rx = Rx::Issue { request, at };
                 return Step::Starved;
             };
@@ -319,19 +361,38 @@ impl Client {
         Step::Again
     }
 
+    /// Whether there is room for all of a read at once. One that is gathered gives no buffer back before it has all of
+    /// them: clients that each hold some would wait for each other for ever.
+    fn can_gather(&mut self, task: &Task, t: &impl Transport) -> bool {
+        let (mut need, mut bytes, mut at) = (Need::default(), 0, task.offset);
+        while at < task.end {
+            let (_, end) = parts::next_part(task.op, at, task.end);
+            let (_, cost) = parts::in_buffer(at, end);
+            need.add(cost);
+            bytes += cost;
+            at = end;
+        }
+        let room = self.has_room(bytes, t);
+        let allowed = t.allows(&need);
+        self.waits_for_buffers = room && !allowed;
+        room && allowed
+    }
+
     /// What a part without payload needs: a buffer of zeros for the edge of a write of zeros, room for what a read
     /// will bring. `Err`: not now.
     fn room_for(
-        &self,
+        &mut self,
         kind: BlockKind,
         at: u64,
         end: u64,
+        gathered: bool,
         t: &impl Transport,
     ) -> Result<(Option<Buf>, usize), ()> {
         match kind {
             BlockKind::Read => {
                 let (_, cost) = parts::in_buffer(at, end);
-                if self.has_room(cost, t) { Ok((None, cost)) } else { Err(()) }
+                let buf = if gathered { t.alloc_allowed(cost) } else { self.alloc(cost, t) };
+                Ok((Some(buf.ok_or(())?), cost))
             }
             BlockKind::Write => {
                 let (_, cost) = parts::in_buffer(at, end);
@@ -350,8 +411,13 @@ impl Client {
         used == 0 || used + cost <= self.limits.bytes_max
     }
 
-    fn alloc(&self, cost: usize, t: &impl Transport) -> Option<Buf> {
-        if self.has_room(cost, t) { t.alloc(cost) } else { None }
+    fn alloc(&mut self, cost: usize, t: &impl Transport) -> Option<Buf> {
+        if !self.has_room(cost, t) {
+            return None;
+        }
+        let buf = t.alloc(cost);
+        self.waits_for_buffers |= buf.is_none();
+        buf
     }
 
     fn submit(
@@ -388,8 +454,10 @@ impl Client {
             self.rx = Rx::Skip { left, then: AfterSkip::Close { request } };
             return Step::Again;
         }
-        let filling =
-            filling.or_else(|| self.alloc(cost, t).map(|buf| Filling { buf, filled: payload.start }));
+        let filling = match filling {
+            None => self.alloc(cost, t).map(|buf| Filling { buf, filled: payload.start }),
+            begun => begun,
+        };
         let Some(mut filling) = filling else {
             self.rx = Rx::Payload { request, at, filling: None };
             return Step::Starved;

@@ -154,6 +154,14 @@ impl Replies {
         self.settle(request, t);
     }
 
+    /// The rest of the request never comes: what came of it is finished, and it is not answered.
+    pub(super) fn give_up(&mut self, request: u32, t: &mut impl Transport) {
+        let entry = self.requests.get(request);
+        entry.error.get_or_insert(ErrorCode::Invalid);
+        entry.answered = true;
+        self.close(request, t);
+    }
+
     /// Like [`Replies::close`] when nothing can be sent any more.
     pub(super) fn drop_rest(&mut self, request: u32) {
         assert!(self.silent, "a request is only dropped together with its connection");
@@ -232,7 +240,8 @@ impl Replies {
         self.count(&task, error.is_some(), begun_at);
         match error {
             Some(_) if begun => self.broken = true,
-            None if begun || answered => {}
+            None if begun => {}
+            Some(_) | None if answered => {}
             Some(_) | None => self.answer(task.cookie, task.form, error, t),
         }
     }

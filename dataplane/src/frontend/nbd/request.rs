@@ -35,6 +35,11 @@ impl ReplyForm {
     pub(super) fn needs_the_line(self) -> bool {
         matches!(self, Self::Ordered { early: true, .. })
     }
+
+    /// Nothing is sent before all of it is there.
+    pub(super) fn is_gathered(self) -> bool {
+        matches!(self, Self::Ordered { early: false, .. })
+    }
 }
 
 /// A request that the engine has work to do for.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::io::{Buf, ConnId, Driver};
+use crate::io::{Buf, ConnId, Driver, Need, Owner};
 
 /// One client's connection, and the pool its payloads live in.
 pub trait Transport {
@@ -13,8 +13,12 @@ pub trait Transport {
     /// The next bytes of the stream fill the rest of `buf`, behind the first `filled`; then
     /// [`Client::on_received_into`](super::Client::on_received_into) gets it back.
     fn receive_into(&mut self, buf: Buf, filled: usize);
-    /// A buffer of `len` bytes with unspecified content; `None`: the pool is exhausted.
+    /// A buffer of `len` bytes with unspecified content; `None`: the client's share of the pool is used up.
     fn alloc(&self, len: usize) -> Option<Buf>;
+    /// Whether the client's share allows so many buffers at once.
+    fn allows(&self, need: &Need) -> bool;
+    /// A buffer of those that [`Transport::allows`] was just asked for.
+    fn alloc_allowed(&self, len: usize) -> Option<Buf>;
     /// Queues `head`, then the given part of a buffer, behind all that was queued before. Either may be empty.
     fn send(&mut self, head: &[u8], payload: Option<(&Buf, Range<usize>)>);
     /// Bytes queued and not yet sent.
@@ -28,6 +32,8 @@ pub struct DriverTransport<'a> {
     pub driver: &'a mut Driver,
     /// The client's connection.
     pub conn: ConnId,
+    /// The client, to the driver's pool.
+    pub owner: Owner,
 }
 
 impl Transport for DriverTransport<'_> {
@@ -44,7 +50,15 @@ impl Transport for DriverTransport<'_> {
     }
 
     fn alloc(&self, len: usize) -> Option<Buf> {
-        self.driver.pool().alloc(len)
+        self.driver.pool().alloc_share(self.owner, len)
+    }
+
+    fn allows(&self, need: &Need) -> bool {
+        self.driver.pool().share_allows(self.owner, need)
+    }
+
+    fn alloc_allowed(&self, len: usize) -> Option<Buf> {
+        self.driver.pool().alloc_for(self.owner, len)
     }
 
     fn send(&mut self, head: &[u8], payload: Option<(&Buf, Range<usize>)>) {

@@ -224,6 +224,11 @@ impl Driver {
                 }
             }
             State::Open if result == -libc::EINTR => {}
+            State::Open if result == 0 && conn.outlives_input => {
+                conn.rx.set_paused(true);
+                conn.rx.release();
+                self.ready.push(Completion::Ended { conn: id });
+            }
             State::Open => {
                 conn.fail();
                 let error = if result == 0 { Errno::ECONNRESET } else { Errno::from_raw(-result) };

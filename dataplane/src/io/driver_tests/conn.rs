@@ -199,3 +199,29 @@ fn what_was_received_before_a_failure_can_still_be_read() {
     assert_eq!(driver.received(conn), b"");
     until_closed(&mut driver, conn);
 }
+
+#[test]
+fn input_ended_closes_only_what_is_not_to_outlive_it() {
+    let mut driver = driver();
+    for outlives in [false, true] {
+        let (ours, mut theirs) = tcp_pair();
+        let conn = driver.add_conn(ours.into()).unwrap();
+        if outlives {
+            driver.keep_sending_after_end(conn);
+        }
+        theirs.write_all(b"last words").unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        let ended = until(&mut driver, |_, completion| match completion {
+            Completion::Ended { .. } => Some(true),
+            Completion::Failed { .. } => Some(false),
+            _ => None,
+        });
+        assert_eq!((ended, driver.received(conn)), (outlives, &b"last words"[..]));
+        driver.send(conn, b"reply", None);
+        driver.close_after_sends(conn);
+        until_closed(&mut driver, conn);
+        let mut received = Vec::new();
+        theirs.read_to_end(&mut received).unwrap();
+        assert_eq!(received, if outlives { &b"reply"[..] } else { b"" });
+    }
+}

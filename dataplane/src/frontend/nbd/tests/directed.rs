@@ -215,11 +215,11 @@ fn a_failed_write_is_told_after_its_payload_and_its_last_part() {
 #[test]
 fn a_long_simple_read_goes_out_in_order_and_ends_the_connection_on_an_error() {
     let limits = ClientLimits { bytes_max: 1 << 20, gather_bytes_max: PART_BYTES_MAX, requests_max: 8 };
-    let pool = PoolConfig { small: 1, medium: 1, large: 1 };
+    let pool = PoolConfig { small: 1, medium: 1, large: 8 };
     let mut rig = Rig::with(SIMPLE, SIZE, limits, pool);
     let header = request(command::READ, 0, 1, 0, 8 * PART_U32);
     rig.feed(&header).unwrap();
-    assert_eq!(rig.pending.len(), 4, "not more than the client's share of memory");
+    assert_eq!(rig.pending.len(), 4, "not more than the client's bound");
     assert!(rig.client.starved());
     rig.complete(1);
     assert!(rig.link.sent.is_empty(), "the first part comes first");
@@ -312,6 +312,62 @@ fn a_disconnect_waits_for_what_was_asked_before() {
     rig.complete(0);
     assert!(rig.client.disconnecting());
     assert_eq!(reply(&rig, &write, false).error, 0);
+}
+
+#[test]
+fn half_closed_client_gets_the_replies_to_all_it_sent() {
+    let whole = [
+        request(command::READ, 0, 1, 0, 4096).to_vec(),
+        [&request(command::WRITE, 0, 2, 0, 300_000)[..], &vec![1; 300_000]].concat(),
+        request(command::READ, 0, 3, 0, 4 * PART_U32).to_vec(),
+    ];
+    let headers: Vec<_> =
+        whole.iter().map(|bytes| RequestHeader::parse(bytes.first_chunk().unwrap()).unwrap()).collect();
+    // What is cut short behind them, at each place where a request can be, is not answered.
+    let large = [&request(command::WRITE, 0, 9, 1 << 20, 3 * PART_U32)[..], &vec![2; 300_000]].concat();
+    let refused = [&request(command::WRITE, 0, 9, 1 << 60, 5000)[..], &[2; 100]].concat();
+    for cut in [&b""[..], &whole[0][..20], &large[..28], &large[..1000], &large[..20_000], &large, &refused] {
+        for negotiated in [SIMPLE, STRUCTURED] {
+            let mut rig = Rig::new(negotiated, SIZE);
+            rig.feed(&whole.concat()).unwrap();
+            rig.feed(cut).unwrap();
+            rig.end_input().unwrap();
+            assert!(!rig.client.disconnecting(), "the replies are still to come");
+            rig.finish(|n| n - 1).unwrap();
+            let replies = decode(&rig.link.sent, &headers, negotiated.structured_replies);
+            assert_eq!([1, 2, 3].map(|cookie| replies[&cookie].error), [0; 3], "{} bytes", cut.len());
+            assert!(rig.client.disconnecting());
+            assert_eq!(rig.link.pool.available(PART_BYTES_MAX), 160);
+        }
+    }
+}
+
+#[test]
+fn half_closed_client_is_answered_what_it_had_no_room_for() {
+    let limits = ClientLimits { requests_max: 1, ..ClientLimits::default() };
+    let mut rig = Rig::with(SIMPLE, SIZE, limits, PoolConfig { small: 1, medium: 1, large: 1 });
+    let requests = [1, 2, 3].map(|cookie| request(command::READ, 0, cookie, 0, 4096));
+    rig.feed(&requests.concat()).unwrap();
+    rig.end_input().unwrap();
+    assert!(rig.client.starved() && !rig.client.disconnecting());
+    rig.finish(|_| 0).unwrap();
+    let headers = requests.map(|bytes| RequestHeader::parse(&bytes).unwrap());
+    assert_eq!(decode(&rig.link.sent, &headers, false).len(), 3);
+    assert!(rig.client.disconnecting());
+}
+
+#[test]
+fn gathered_read_begins_with_room_for_all_of_it_or_not() {
+    let pool = PoolConfig { small: 16, medium: 1, large: 4 };
+    let mut rig = Rig::with(SIMPLE, SIZE, ClientLimits::default(), pool);
+    let mut held: Vec<_> = (0..3).map(|_| rig.link.pool.alloc(PART_BYTES_MAX).unwrap()).collect();
+    rig.feed(&request(command::READ, 0, 1, 0, 2 * PART_U32)).unwrap();
+    assert!(rig.client.starved() && rig.client.waits_for_buffers());
+    assert_eq!(rig.link.pool.available(PART_BYTES_MAX), 1, "it keeps no buffer from others meanwhile");
+    held.pop();
+    rig.parse().unwrap();
+    assert_eq!((rig.pending.len(), rig.client.waits_for_buffers()), (2, false));
+    rig.finish(|_| 0).unwrap();
 }
 
 #[test]

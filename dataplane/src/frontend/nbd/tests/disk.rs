@@ -1,7 +1,7 @@
 //! A disk in memory behind the frontend; checks that every part keeps to the contract.
 
 use crate::frontend::{BlockKind, Extent, Submit};
-use crate::io::{BLOCK, Buf, PART_BYTES_MAX, Pool, PoolConfig};
+use crate::io::{BLOCK, Buf, PART_BYTES_MAX};
 
 /// What a part will be answered with.
 #[derive(Debug)]
@@ -16,22 +16,24 @@ pub(super) struct Disk {
     pub(super) bytes: Vec<u8>,
     /// By block.
     pub(super) allocated: Vec<bool>,
-    pool: Pool,
 }
 
 impl Disk {
     pub(super) fn new(size: usize) -> Self {
-        let pool = Pool::new(PoolConfig { small: 512, medium: 512, large: 160 }).unwrap();
-        Self { bytes: vec![0; size], allocated: vec![false; size / BLOCK], pool }
+        Self { bytes: vec![0; size], allocated: vec![false; size / BLOCK] }
     }
 
-    pub(super) fn execute(&mut self, submit: &Submit) -> Outcome {
-        let request = submit.request;
+    /// Carries a part out. The buffer of a write comes back: an engine has it until the answer.
+    pub(super) fn execute(&mut self, submit: Submit) -> (Outcome, Option<Buf>) {
+        let Submit { request, mut buf, .. } = submit;
         let (at, len) = (usize::try_from(request.offset).unwrap(), usize::try_from(request.len).unwrap());
         let end = at + len;
         assert!(end <= self.bytes.len(), "{request:?} is within the volume");
-        assert_eq!(submit.buf.is_some(), request.kind == BlockKind::Write);
+        assert_eq!(buf.is_some(), matches!(request.kind, BlockKind::Write | BlockKind::Read));
         let covering = at - at % BLOCK..end.next_multiple_of(BLOCK);
+        if let Some(buf) = &buf {
+            assert_eq!(buf.len(), covering.len(), "the buffer covers the blocks around {request:?}");
+        }
         match request.kind {
             BlockKind::Read | BlockKind::Write => {
                 assert!(len > 0 && at / PART_BYTES_MAX == (end - 1) / PART_BYTES_MAX, "{request:?}");
@@ -44,13 +46,12 @@ impl Disk {
         }
         match request.kind {
             BlockKind::Read => {
-                let mut buf = self.pool.alloc(covering.len()).expect("the test's pool suffices");
+                let mut buf = buf.unwrap();
                 buf.get_mut().unwrap().copy_from_slice(&self.bytes[covering]);
-                return Outcome::Data(buf);
+                return (Outcome::Data(buf), None);
             }
             BlockKind::Write => {
-                let buf = submit.buf.as_ref().unwrap();
-                assert_eq!(buf.len(), covering.len(), "the buffer covers the blocks around {request:?}");
+                let buf = buf.as_mut().unwrap();
                 let payload = at % BLOCK..at % BLOCK + len;
                 self.bytes[at..end].copy_from_slice(&buf.as_slice()[payload]);
                 self.mark(covering, true);
@@ -64,9 +65,9 @@ impl Disk {
                 self.mark(covering, true);
             }
             BlockKind::Flush => {}
-            BlockKind::BlockStatus => return Outcome::Extents(self.extents(at)),
+            BlockKind::BlockStatus => return (Outcome::Extents(self.extents(at)), None),
         }
-        Outcome::Done
+        (Outcome::Done, buf)
     }
 
     fn mark(&mut self, range: std::ops::Range<usize>, allocated: bool) {

@@ -11,13 +11,14 @@ use super::rig::header;
 use crate::frontend::nbd::proto::{OptionHeader, command, option};
 use crate::frontend::nbd::{Client, ClientLimits, DriverTransport, ExportInfo, negotiate};
 use crate::frontend::{PartResult, Submit};
-use crate::io::{Completion, ConnId, Driver, DriverConfig, Pool, PoolConfig};
+use crate::io::{Completion, ConnId, Driver, DriverConfig, Owner, Pool, PoolConfig};
 
 const SIZE: usize = 8 << 20;
 
 struct Server {
     driver: Driver,
     conn: ConnId,
+    owner: Owner,
     client: Client,
     disk: Disk,
     out: VecDeque<Submit>,
@@ -39,7 +40,8 @@ impl Server {
         let mut driver = Driver::new(DriverConfig::default(), pool).unwrap();
         let conn = driver.add_conn(stream.into()).unwrap();
         let client = Client::new(negotiated?, export.size_bytes, ClientLimits::default());
-        Some(Self { driver, conn, client, disk: Disk::new(SIZE), out: VecDeque::new() })
+        let owner = Owner::new(0).unwrap();
+        Some(Self { driver, conn, owner, client, disk: Disk::new(SIZE), out: VecDeque::new() })
     }
 
     fn run(mut self) -> Disk {
@@ -48,7 +50,7 @@ impl Server {
             completions.clear();
             self.driver.turn(None, &mut completions).unwrap();
             for completion in completions.drain(..) {
-                let mut t = DriverTransport { driver: &mut self.driver, conn: self.conn };
+                let mut t = DriverTransport { driver: &mut self.driver, conn: self.conn, owner: self.owner };
                 match completion {
                     Completion::Received { .. } => {
                         self.client.on_received(Duration::ZERO, &mut t, &mut self.out).unwrap()
@@ -59,7 +61,9 @@ impl Server {
                     Completion::Sent { .. } => {}
                     Completion::Failed { conn, .. } => self.driver.close(conn),
                     Completion::Closed { .. } => return self.disk,
-                    Completion::Wake | Completion::File { .. } => panic!("nobody asked for it"),
+                    Completion::Wake | Completion::Ended { .. } | Completion::File { .. } => {
+                        panic!("nobody asked for it")
+                    }
                 }
             }
             self.serve();
@@ -70,16 +74,17 @@ impl Server {
     }
 
     fn serve(&mut self) {
-        let mut t = DriverTransport { driver: &mut self.driver, conn: self.conn };
+        let mut t = DriverTransport { driver: &mut self.driver, conn: self.conn, owner: self.owner };
         loop {
             while let Some(submit) = self.out.pop_front() {
-                let outcome = self.disk.execute(&submit);
+                let part = submit.part;
+                let (outcome, _) = self.disk.execute(submit);
                 let result = match outcome {
                     Outcome::Done => PartResult::Done,
                     Outcome::Data(buf) => PartResult::Data(buf),
                     Outcome::Extents(ref extents) => PartResult::Extents(extents),
                 };
-                self.client.on_complete(submit.part, result, Duration::ZERO, &mut t);
+                self.client.on_complete(part, result, Duration::ZERO, &mut t);
             }
             if self.client.starved() {
                 self.client.on_received(Duration::ZERO, &mut t, &mut self.out).unwrap();

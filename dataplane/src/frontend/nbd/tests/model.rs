@@ -128,7 +128,8 @@ fn random(mut state: u64) -> impl FnMut(usize) -> usize {
 
 fn check(asks: &[Ask], structured: bool, scarce: bool, seed: u64) {
     let pool = if scarce {
-        PoolConfig { small: 2, medium: 1, large: 1 }
+        // As few as a read that is gathered may need at once.
+        PoolConfig { small: 2, medium: 2, large: 2 }
     } else {
         PoolConfig { small: 64, medium: 64, large: 64 }
     };

@@ -8,7 +8,7 @@ use super::disk::{Disk, Outcome};
 use crate::frontend::nbd::proto::{REQUEST_BYTES, RequestHeader};
 use crate::frontend::nbd::{Client, ClientLimits, Negotiated, Transport, Violation};
 use crate::frontend::{BlockError, BlockRequest, PartResult, Submit};
-use crate::io::{Buf, Pool, PoolConfig};
+use crate::io::{Buf, Need, Owner, Pool, PoolConfig};
 
 pub(super) const SIMPLE: Negotiated = Negotiated { structured_replies: false, base_allocation: false };
 pub(super) const STRUCTURED: Negotiated = Negotiated { structured_replies: true, base_allocation: true };
@@ -17,6 +17,7 @@ pub(super) const STRUCTURED: Negotiated = Negotiated { structured_replies: true,
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) pool: Pool,
+    owner: Owner,
     inbox: Vec<u8>,
     direct: Option<(Buf, usize)>,
     ready: Option<Buf>,
@@ -62,7 +63,15 @@ impl Transport for Link {
     }
 
     fn alloc(&self, len: usize) -> Option<Buf> {
-        self.pool.alloc(len)
+        self.pool.alloc_share(self.owner, len)
+    }
+
+    fn allows(&self, need: &Need) -> bool {
+        self.pool.share_allows(self.owner, need)
+    }
+
+    fn alloc_allowed(&self, len: usize) -> Option<Buf> {
+        self.pool.alloc_for(self.owner, len)
     }
 
     fn send(&mut self, head: &[u8], payload: Option<(&Buf, Range<usize>)>) {
@@ -108,6 +117,7 @@ impl Rig {
     pub(super) fn with(negotiated: Negotiated, size: usize, limits: ClientLimits, pool: PoolConfig) -> Self {
         let link = Link {
             pool: Pool::new(pool).unwrap(),
+            owner: Owner::new(0).unwrap(),
             inbox: Vec::new(),
             direct: None,
             ready: None,
@@ -132,6 +142,13 @@ impl Rig {
         self.parse()
     }
 
+    /// No more bytes arrive; a connection then drops a buffer that it was filling.
+    pub(super) fn end_input(&mut self) -> Result<(), Violation> {
+        self.link.direct = None;
+        self.client.on_input_ended();
+        self.parse()
+    }
+
     pub(super) fn parse(&mut self) -> Result<(), Violation> {
         let mut result = match self.link.ready {
             None => self.client.on_received(self.now, &mut self.link, &mut self.out),
@@ -141,8 +158,9 @@ impl Rig {
             result = self.client.on_received_into(buf, self.now, &mut self.link, &mut self.out);
         }
         while let Some(submit) = self.out.pop_front() {
-            let outcome = self.disk.execute(&submit);
-            let Submit { part, request, buf } = submit;
+            let part = submit.part;
+            let request = submit.request;
+            let (outcome, buf) = self.disk.execute(submit);
             self.pending.push(Pending { part, request, outcome, _buf: buf });
         }
         result
