@@ -31,6 +31,8 @@ pub struct Observed {
     pub inventory: Snapshot,
     /// What engines counted, by volume.
     pub io: BTreeMap<String, Vec<ipb::IoCounters>>,
+    /// How many clients engines dropped for taking no replies, by volume.
+    pub clients_stalled: BTreeMap<String, u64>,
     /// Volumes whose I/O is held now, and for how long.
     pub suspended: Vec<Since>,
     /// Volumes that something keeps from what their records say, and for how long.
@@ -347,6 +349,10 @@ impl Observed {
         to.counter("holdfast_io_errors", "Those that failed", errors)?;
         let bytes = all().map(|(labels, io)| (labels, io.bytes));
         to.counter("holdfast_io_bytes", "What the others covered", bytes)?;
+        let stalled =
+            self.clients_stalled.iter().map(|(volume, count)| ([("volume", volume.clone())], *count));
+        let help = "Clients that were dropped because they took no replies while others waited for memory";
+        to.counter("holdfast_clients_stalled", help, stalled)?;
         let help = "From a request's header to its answer";
         // What nobody ever asks for has no buckets: there are many.
         let took = all().filter(|(_, io)| io.requests > 0).map(|(labels, io)| (labels, latency(io)));

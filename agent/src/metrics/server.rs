@@ -7,6 +7,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_dataplane::control::lobby::Lobby;
+use holdfast_dataplane::core::seats::{Seats, Source};
+use holdfast_dataplane::io::{Patience, bound_silence};
 use holdfast_proto::status::ErrorKind;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -24,8 +27,11 @@ use super::render::render;
 use crate::complaint::Complaint;
 use crate::node::NodeHandle;
 
-/// Scrapers at once; more wait until one has gone.
-const CONNECTIONS_MAX: usize = 16;
+/// Scrapers at once. A further one gets the place of the oldest, of the host that has most of them: a scrape takes
+/// milliseconds, so what is old is not one.
+const CONNECTIONS_MAX: usize = 64;
+/// Pages that are made at once: each takes a processor.
+const PAGES_MAX: usize = 2;
 /// A client that has not sent its request by then is closed.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// A page of a full node is written within this, or its reader has gone to sleep.
@@ -62,6 +68,7 @@ impl MetricsListener {
             Complaint::new(kind, message).remedy(remedy)
         };
         let socket = TcpListener::bind(address).map_err(failed)?;
+        bound_silence(&socket, Patience::Usual).map_err(|errno| failed(errno.into()))?;
         socket.set_nonblocking(true).map_err(failed)?;
         Ok(Self(socket))
     }
@@ -95,18 +102,22 @@ impl MetricsServer {
 }
 
 async fn accept(node: NodeHandle, listener: tokio::net::TcpListener) {
-    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let lobby = Lobby::new(Seats::new(CONNECTIONS_MAX));
+    let pages = Arc::new(Semaphore::new(PAGES_MAX));
     let mut connections = JoinSet::new();
     loop {
-        let seat = Arc::clone(&seats).acquire_owned().await;
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let node = node.clone();
+            Ok((stream, peer)) => {
+                // Every peer may be asked to give its seat up, so there is always one.
+                let Some(mut ticket) = lobby.arrive(Source::of_address(peer.ip())) else { continue };
+                let served = serve(node.clone(), Arc::clone(&pages), stream);
                 connections.spawn(async move {
-                    // One that is slow has no claim on its seat.
-                    drop(tokio::time::timeout(PAGE_WITHIN, serve(node, stream)).await);
-                    drop(seat);
+                    tokio::select! {
+                        // A client that is slow has no claim on its seat.
+                        _ = tokio::time::timeout(PAGE_WITHIN, served) => {}
+                        () = ticket.given_away() => tracing::debug!(%peer, "a scraper gave way to another"),
+                    }
                 });
             }
             Err(error) => {
@@ -118,8 +129,8 @@ async fn accept(node: NodeHandle, listener: tokio::net::TcpListener) {
 }
 
 /// One page a connection: scrapes are seconds apart, and a connection that is kept would keep its seat.
-async fn serve(node: NodeHandle, stream: TcpStream) {
-    let answer = service_fn(|request| answer(node.clone(), request));
+async fn serve(node: NodeHandle, pages: Arc<Semaphore>, stream: TcpStream) {
+    let answer = service_fn(|request| answer(node.clone(), Arc::clone(&pages), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_WITHIN)
@@ -130,11 +141,21 @@ async fn serve(node: NodeHandle, stream: TcpStream) {
     }
 }
 
-async fn answer(node: NodeHandle, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    node: NodeHandle,
+    pages: Arc<Semaphore>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let page = match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
             // Tens of milliseconds for a thousand volumes: not on a thread that others wait for.
-            tokio::task::spawn_blocking(move || render(node.metrics())).await
+            let turn = pages.acquire_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let page = render(node.metrics());
+                drop(turn);
+                page
+            })
+            .await
         }
         (&Method::GET | &Method::HEAD, _) => {
             return Ok(plain(StatusCode::NOT_FOUND, "metrics are at /metrics\n"));

@@ -103,6 +103,7 @@ fn observed() -> Observed {
             volumes: vec![volume],
         },
         io: BTreeMap::from([("db".to_owned(), vec![io("read", 0), io("write", 2)])]),
+        clients_stalled: BTreeMap::from([("db".to_owned(), 3)]),
         suspended: vec![since("db", 12)],
         blocked: vec![since("db", 95), since("old", 3)],
         moving: vec![since("db", 90)],

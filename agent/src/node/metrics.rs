@@ -33,6 +33,8 @@ pub(super) struct Metrics {
 pub(super) struct Seen {
     /// What each running engine counted, by volume.
     pub(super) io: BTreeMap<String, Vec<ipb::IoCounters>>,
+    /// How many clients each running engine dropped for taking no replies, by volume.
+    pub(super) clients_stalled: BTreeMap<String, u64>,
     pub(super) waiting_to_restart: BTreeMap<&'static str, u64>,
     pub(super) retrying: usize,
     pub(super) space: Option<Space>,
@@ -47,9 +49,15 @@ impl Seen {
     /// Notes what an engine has counted; nothing is known of one that has ended.
     pub(super) fn note_io(&mut self, volume: &VolumeName, told: Option<&ipb::EngineStatus>) {
         match told {
-            Some(told) => self.io.insert(volume.to_string(), told.io.clone()),
-            None => self.io.remove(volume.as_str()),
-        };
+            Some(told) => {
+                self.io.insert(volume.to_string(), told.io.clone());
+                self.clients_stalled.insert(volume.to_string(), told.clients_stalled);
+            }
+            None => {
+                self.io.remove(volume.as_str());
+                self.clients_stalled.remove(volume.as_str());
+            }
+        }
     }
 
     /// Notes since when volumes hold their I/O.
@@ -116,6 +124,7 @@ pub(super) fn observe(shared: &Shared) -> Observed {
         counts,
         inventory: shared.snapshot(),
         io: seen.io,
+        clients_stalled: seen.clients_stalled,
         suspended: seen.suspended.into_iter().map(since).collect(),
         blocked: seen.blocked.into_iter().map(since).collect(),
         moving: moving.map(since).collect(),

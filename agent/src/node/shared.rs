@@ -49,6 +49,8 @@ pub(super) fn unix_now_s() -> u64 {
 pub(super) enum Command {
     /// Reconcile now; answered when the inventory shows it.
     Reconcile { reply: oneshot::Sender<()> },
+    /// Let an instance find out which of its clients are still there; answered when it was told.
+    CheckClients { name: InstanceName, reply: oneshot::Sender<()> },
     /// Stop an unclaimed instance.
     Stop { name: String, uuid: String, reply: oneshot::Sender<Result<pb::InstanceInfo, Error>> },
     /// What a person wants done with an orphan. `uuid` empty: whichever has the name now.

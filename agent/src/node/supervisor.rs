@@ -232,6 +232,12 @@ impl Supervisor {
                 self.reconcile(shared, Reads::Changed).await;
                 let _ = reply.send(());
             }
+            Command::CheckClients { name, reply } => {
+                if let Some(driver) = self.drivers.get(&name) {
+                    driver.check_clients();
+                }
+                let _ = reply.send(());
+            }
             Command::Stop { name, uuid, reply } => {
                 // Ownership is read again, whatever was known.
                 self.reconcile(shared, Reads::All).await;

@@ -17,7 +17,7 @@ use holdfast_proto::record::{
 use holdfast_proto::status::ErrorKind;
 use holdfast_proto::unknown::Unknown;
 
-use super::shared::{Shared, blocking};
+use super::shared::{Command, Shared, blocking};
 use super::{force, nodes, roles};
 use crate::core::elsewhere::Elsewhere;
 use crate::core::instance::InstanceName;
@@ -40,6 +40,8 @@ const DETACH_WITHIN: Duration = Duration::from_secs(100);
 /// A client that has just gone is counted until its engine has seen its connection end and said so, which takes
 /// milliseconds; on a busy machine more.
 const CLIENTS_LEAVE_WITHIN: Duration = Duration::from_secs(1);
+/// Clients over TCP that vanished are known as gone once they have not answered an engine's probes: 4 s, and its report.
+const VANISHED_CLIENTS_WITHIN: Duration = Duration::from_secs(6);
 /// Other nodes hear of a record at once, make a directory in milliseconds, and publish it within a second or two.
 const DIRECTORIES_WITHIN: Duration = Duration::from_secs(15);
 const DELETE_WITHIN: Duration = Duration::from_secs(60);
@@ -373,7 +375,7 @@ pub(super) async fn detach(
     let name = name_of("detach", &request.name)?;
     let turn = shared.begin(name.as_str(), "detach").await?;
     shared.reconcile().await?;
-    let clients = if request.force { 0 } else { clients_that_stay(shared, &name).await };
+    let clients = if request.force { 0 } else { clients_that_stay(shared, &name).await? };
     let silent = engine_is_silent(shared, &name);
     let record = change(shared, "detach", &name, |record| {
         if record.spec.attach.is_none() {
@@ -425,11 +427,16 @@ pub(super) async fn detach(
     ))
 }
 
-/// How many clients there are that are not just leaving.
-async fn clients_that_stay(shared: &Shared, name: &VolumeName) -> u32 {
+/// How many clients there are that are not just leaving, and that have not vanished.
+async fn clients_that_stay(shared: &Shared, name: &VolumeName) -> Result<u32, Error> {
     let none_left = |volume: Option<&pb::VolumeInfo>| volume.is_none_or(|volume| volume.clients == 0);
-    let volume = shared.wait(name.as_str(), CLIENTS_LEAVE_WITHIN, none_left).await;
-    volume.map_or(0, |volume| volume.clients)
+    let mut volume = shared.wait(name.as_str(), CLIENTS_LEAVE_WITHIN, none_left).await;
+    if volume.as_ref().is_some_and(|volume| volume.clients > 0 && volume.endpoint_tcp.is_some()) {
+        let engine = InstanceName::engine(name);
+        shared.command(|reply| Command::CheckClients { name: engine, reply }).await?;
+        volume = shared.wait(name.as_str(), VANISHED_CLIENTS_WITHIN, none_left).await;
+    }
+    Ok(volume.map_or(0, |volume| volume.clients))
 }
 
 /// Whether an engine runs, or may run, that cannot be asked.

@@ -98,6 +98,7 @@ pub struct Driver {
     role: watch::Sender<Option<Role>>,
     stop: watch::Sender<Option<StopWish>>,
     hangup: Arc<Notify>,
+    check: watch::Sender<()>,
     task: JoinHandle<()>,
 }
 
@@ -105,7 +106,8 @@ impl Driver {
     /// Starts one for `record`.
     #[must_use]
     pub fn start(context: Arc<Context>, record: SpawnRecord, begin: Begin, run: u64) -> Self {
-        let (role, stop) = (watch::Sender::new(None), watch::Sender::new(None));
+        let (role, stop, check) =
+            (watch::Sender::new(None), watch::Sender::new(None), watch::Sender::new(()));
         let hangup = Arc::new(Notify::new());
         let (role_told, stop_told) = (role.subscribe(), stop.subscribe());
         let task = Task {
@@ -114,11 +116,12 @@ impl Driver {
             run,
             role: role_told,
             stop: stop_told,
+            check: check.subscribe(),
             hangup: Arc::clone(&hangup),
             deaf: false,
             refused: None,
         };
-        Self { run, role, stop, hangup, task: tokio::spawn(task.run(begin)) }
+        Self { run, role, stop, check, hangup, task: tokio::spawn(task.run(begin)) }
     }
     /// What the instance should serve. Nothing is sent where it serves that already.
     pub fn configure(&self, role: Role) {
@@ -127,6 +130,10 @@ impl Driver {
             *old = Some(role);
             modified
         });
+    }
+    /// That it should find out which of its clients are still there.
+    pub fn check_clients(&self) {
+        self.check.send_replace(());
     }
     /// That it should end.
     pub fn stop(&self, wish: StopWish) {
@@ -187,6 +194,7 @@ struct Task {
     deaf: bool,
     /// Why the instance does not serve what it was told to, as it was reported last.
     refused: Option<String>,
+    check: watch::Receiver<()>,
 }
 
 impl Task {

@@ -18,7 +18,6 @@ use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::complaint::Complaint;
 use crate::config::RUNTIME_DIR;
@@ -51,7 +50,7 @@ struct Held {
 }
 
 /// The peers of a socket, as they come.
-pub(super) type Peers = ReceiverStream<io::Result<UnixStream>>;
+pub(super) type Peers = mpsc::Receiver<io::Result<UnixStream>>;
 
 impl Listener {
     /// Binds `path`, with mode 0660 for the group `holdfast` where that exists, else 0600. A socket file that a
@@ -81,7 +80,7 @@ impl Listener {
         let (peers, stream) = mpsc::channel(1);
         let (path, held) = (self.guard.path.clone(), Arc::clone(&self.guard.held));
         tokio::spawn(accept(socket, path, held, peers));
-        Ok((ReceiverStream::new(stream), self.guard))
+        Ok((stream, self.guard))
     }
 }
 
@@ -315,7 +314,7 @@ mod tests {
             while UnixStream::connect(&path).await.is_err() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
-            tokio_stream::StreamExt::next(peers).await.unwrap().unwrap();
+            peers.recv().await.unwrap().unwrap();
         };
         listens(&mut peers).await;
         // The socket alone, then all of it: with it goes the lock, which is taken anew.

@@ -15,6 +15,8 @@ mod watch;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use holdfast_dataplane::control::guests;
+use holdfast_dataplane::core::seats::Seats;
 use holdfast_proto::pb::DESCRIPTORS;
 use holdfast_proto::pb::agent::claims_server::ClaimsServer;
 use holdfast_proto::pb::agent::instances_server::InstancesServer;
@@ -22,7 +24,8 @@ use holdfast_proto::pb::agent::node_server::NodeServer;
 use holdfast_proto::pb::agent::orphans_server::OrphansServer;
 use holdfast_proto::pb::agent::trash_server::TrashServer;
 use holdfast_proto::pb::agent::volumes_server::VolumesServer;
-use tokio::sync::watch as stop_watch;
+use tokio::sync::{mpsc, watch as stop_watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::server::NamedService;
 use tonic::transport::Server;
 
@@ -33,6 +36,11 @@ pub use listener::Listener;
 
 /// A shutdown waits this long for answers in flight; a client that never reads must not hold it up.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Connections at once: beyond the watchers and commands of a busy node.
+const CALLERS_MAX: usize = 256;
+/// Of these, one user's: members of the group keep root and the agent's own user out no more than each other.
+const USER_CALLERS_MAX: usize = 192;
 
 /// Becomes true when the server is to end.
 type Stopped = stop_watch::Receiver<bool>;
@@ -56,6 +64,7 @@ pub struct RpcServer {
     stop: stop_watch::Sender<bool>,
     // None once it has ended by itself.
     task: Option<tokio::task::JoinHandle<Result<(), tonic::transport::Error>>>,
+    accepting: tokio::task::JoinHandle<()>,
     // Held so that the socket is removed, and its lock released, only after the last answer.
     listener: listener::Guard,
 }
@@ -102,12 +111,19 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
         .with(ClaimsServer::new(service.clone()))
         .with(TrashServer::new(service.clone()))
         .with(NodeServer::new(service));
-    let task = tokio::spawn(Server::builder().trace_fn(span).serve_with_incoming_shutdown(
+    let seats = Seats::with_source_max(CALLERS_MAX, USER_CALLERS_MAX);
+    let (accepted, callers) = mpsc::channel(1);
+    let accepting = tokio::spawn(guests::accept(peers, seats, guests::SILENT_MAX, accepted));
+    let builder = Server::builder()
+        .trace_fn(span)
+        .http2_keepalive_interval(Some(guests::PING_EVERY))
+        .http2_keepalive_timeout(Some(guests::PING_EVERY));
+    let task = tokio::spawn(builder.serve_with_incoming_shutdown(
         router,
-        peers,
+        ReceiverStream::new(callers),
         stop_asked(stopped),
     ));
-    Ok(RpcServer { stop, task: Some(task), listener: guard })
+    Ok(RpcServer { stop, task: Some(task), accepting, listener: guard })
 }
 
 impl RpcServer {
@@ -125,6 +141,9 @@ impl RpcServer {
                 }
             }
         }
+        self.accepting.abort();
+        // Cancelled is what was asked for; the socket is closed by then.
+        let _ = self.accepting.await;
         drop(self.listener);
     }
     /// Returns when the server has ended by itself, which it should not. Cancel safe.

@@ -54,6 +54,15 @@ impl Listens for Bound {
     }
 }
 
+impl Listens for mpsc::Receiver<io::Result<UnixStream>> {
+    async fn next(&mut self) -> io::Result<UnixStream> {
+        match self.recv().await {
+            Some(accepted) => accepted,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Accepts until the receiver is dropped. One that finds no seat is closed; so is, later, one that sends nothing for
 /// `silent_max`.
 pub async fn accept(

@@ -36,6 +36,7 @@ enum Done {
     Configured(Result<Box<Role>, String>),
     Answered(u64),
     Ended,
+    Checking,
 }
 
 impl Task {
@@ -138,11 +139,14 @@ impl Task {
                     Ok(Done::Answered(ask_id)) => {
                         asked.remove(&ask_id);
                     }
-                    Ok(Done::Ended) => {}
+                    Ok(Done::Ended | Done::Checking) => {}
                     Err(error) => tracing::error!(instance = %self.record.name, %error, "a task failed"),
                 },
                 Ok(()) = self.role.changed() => {}
                 Ok(()) = self.stop.changed() => {}
+                Ok(()) = self.check.changed() => {
+                    work.spawn(check_clients(client.clone(), self.record.name.to_string()));
+                }
             }
         }
     }
@@ -265,6 +269,15 @@ async fn answer(mut client: Client, uuid: String, ask_id: u64, outcome: Outcome)
         // It asks again, and the answer is the same.
         tracing::debug!(why, ask_id, "an answer was not taken");
     }
+}
+
+/// Lets an engine find out which clients are still there; its status says what came of it.
+async fn check_clients(mut client: Client, name: String) -> Done {
+    if let Err(why) = link::within(client.check_clients(pb::CheckClientsRequest {})).await {
+        // One of an older build cannot.
+        tracing::debug!(instance = name, why, "it does not check its clients");
+    }
+    Done::Checking
 }
 
 /// Ends the instance the gentle way; what does not follow is left to the signals.

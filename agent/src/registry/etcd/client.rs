@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use holdfast_dataplane::io::{Patience, bound_silence};
 use holdfast_dataplane::private_file::PrivateFile;
 use holdfast_proto::pb::etcd as pb;
 use holdfast_proto::pb::etcd::auth_client::AuthClient;
@@ -18,8 +19,12 @@ use holdfast_proto::pb::etcd::kv_client::KvClient;
 use holdfast_proto::pb::etcd::lease_client::LeaseClient;
 use holdfast_proto::pb::etcd::watch_client::WatchClient;
 use holdfast_proto::status::ErrorKind;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
+use tonic::codegen::http::Uri;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
@@ -68,6 +73,29 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.server, self.why)
     }
+}
+
+/// As tonic connects by itself, with a bound on the server's silence ([`bound_silence`]).
+fn connector() -> impl tower::Service<
+    Uri,
+    Response = TokioIo<TcpStream>,
+    Error = Box<dyn std::error::Error + Send + Sync>,
+    Future: Send,
+> + Clone
++ Send {
+    let mut http = HttpConnector::new();
+    // TLS is the channel's business.
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(CONNECT_WITHIN));
+    tower::service_fn(move |server: Uri| {
+        let mut http = http.clone();
+        async move {
+            let stream = tower::Service::call(&mut http, server).await?;
+            bound_silence(stream.inner(), Patience::Usual)?;
+            Ok(stream)
+        }
+    })
 }
 
 impl Client {
@@ -250,7 +278,10 @@ impl Client {
                 .tls_config(tls.clone())
                 .map_err(|e| failed(format!("TLS: {}", root_cause(&e)), ErrorKind::Invalid))?;
         }
-        let channel = endpoint.connect().await.map_err(|e| failed(root_cause(&e), ErrorKind::Unreachable))?;
+        let channel = endpoint
+            .connect_with_connector(connector())
+            .await
+            .map_err(|e| failed(root_cause(&e), ErrorKind::Unreachable))?;
         let token = match &self.home.user {
             None => None,
             Some((user, file)) => Some(self.log_in(server, &channel, user, file).await?),
