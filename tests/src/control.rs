@@ -15,6 +15,8 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Everything is told again every minute.
+const EVENT_WITHIN: Duration = Duration::from_secs(90);
 
 /// A connection to a unix socket that speaks gRPC.
 #[derive(Debug)]
@@ -155,7 +157,7 @@ impl Watch<'_> {
     /// When none comes in time, or the stream breaks.
     pub fn next_event(&mut self) -> Option<WatchEvent> {
         self.runtime.block_on(async {
-            tokio::time::timeout(DEADLINE, self.stream.message())
+            tokio::time::timeout(EVENT_WITHIN, self.stream.message())
                 .await
                 .expect("an event within the deadline")
                 .expect("a stream that is not broken")

@@ -84,6 +84,17 @@ impl Target {
     }
 }
 
+/// Lets the peer of a connection believe that this end has vanished: nothing that arrives is looked at, so that nothing is
+/// acknowledged and no probe answered, though what is sent still goes out.
+///
+/// # Panics
+/// When the kernel refuses the filter.
+pub fn vanish(stream: &TcpStream) {
+    // The program "return 0 bytes of every packet".
+    let drop_all = socket2::SockFilter::new(0x06, 0, 0, 0);
+    socket2::SockRef::from(stream).attach_filter(&[drop_all]).expect("a filter on a socket of our own");
+}
+
 /// Random bytes of a random length, now and then long.
 #[must_use]
 pub fn garbage(rng: &mut Rng) -> Vec<u8> {
