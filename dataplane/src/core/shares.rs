@@ -79,11 +79,10 @@ mod tests {
         // However the first ones came to what they hold.
         for total in [8, 64, 256, 2048] {
             for clients in 1..=total / 8 {
-                let mut held = take_all(total, 1)[0];
-                for _ in 0..clients {
-                    let stock = Stock { total, free: total - held, holders: 1 };
+                let first = take_all(total, 1)[0];
+                for others in 0..clients {
+                    let stock = Stock { total, free: total - first - others, holders: 1 + others };
                     assert!(stock.allows(0, 1), "{clients} of {total}");
-                    held += 1;
                 }
             }
         }
