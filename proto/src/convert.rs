@@ -36,9 +36,11 @@ impl From<&View> for pb::View {
 impl TryFrom<&pb::View> for View {
     type Error = InvalidMessage;
     fn try_from(view: &pb::View) -> Result<Self, InvalidMessage> {
+        let bad = |field, found: u64| InvalidMessage::new("View", field, found);
         Ok(Self {
-            generation: Generation(view.generation),
-            epoch: Epoch(view.epoch),
+            generation: Generation::checked(view.generation)
+                .ok_or_else(|| bad("generation", view.generation))?,
+            epoch: Epoch::checked(view.epoch).ok_or_else(|| bad("epoch", view.epoch))?,
             members: ReplicaSet::checked(view.members.iter().copied())
                 .ok_or_else(|| InvalidMessage::new("View", "members", format!("{:?}", view.members)))?,
             needs_registry: view.needs_registry,
@@ -79,7 +81,8 @@ impl TryFrom<&pb::VolumeStatus> for VolumeStatus {
         Ok(Self {
             incarnation: status.incarnation.parse().map_err(|e| bad("incarnation", &e))?,
             lineage: status.lineage.parse().map_err(|e| bad("lineage", &e))?,
-            generation: Generation(status.generation),
+            generation: Generation::checked(status.generation)
+                .ok_or_else(|| bad("generation", &status.generation))?,
             engine_uuid: status.engine_uuid.parse().map_err(|e| bad("engine_uuid", &e))?,
             engine_instance: match status.engine_instance.as_str() {
                 "" => InstanceUuid::nil(),

@@ -180,18 +180,40 @@ uuid_id!(
     BootId
 );
 
+/// A number that only grows and that comes from outside too: it is checked before it is stored, and never wraps.
+macro_rules! counter_id {
+    ($type:ident) => {
+        impl $type {
+            /// No honest history gets so far.
+            pub const MAX: Self = Self(1 << 62);
+            /// No honest peer is so far ahead of what is known.
+            pub const JUMP_MAX: u64 = 1 << 32;
+
+            /// From outside; none: no history gets so far.
+            #[must_use]
+            pub fn checked(number: u64) -> Option<Self> {
+                Some(Self(number)).filter(|number| *number <= Self::MAX)
+            }
+            /// The one after this; none: there is no higher one.
+            #[must_use]
+            pub fn next(self) -> Option<Self> {
+                (self < Self::MAX).then(|| Self(self.0 + 1))
+            }
+            /// Whether this cannot have come about while `known` was the newest.
+            #[must_use]
+            pub fn jumps_from(self, known: Self) -> bool {
+                self > Self::MAX || self.0.saturating_sub(known.0) > Self::JUMP_MAX
+            }
+        }
+    };
+}
+
 /// Grows each time an engine takes a volume over; older ones are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
-impl Generation {
-    /// The one after this.
-    #[must_use]
-    pub fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
-}
+counter_id!(Generation);
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -203,13 +225,7 @@ impl fmt::Display for Generation {
 #[serde(transparent)]
 pub struct Epoch(pub u64);
 
-impl Epoch {
-    /// The one after this.
-    #[must_use]
-    pub fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
-}
+counter_id!(Epoch);
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -227,6 +243,27 @@ mod tests {
         }
         for bad in ["", "-a", "a-", "A", "a/b", "..", "a b", "é", &"x".repeat(41)] {
             assert!(bad.parse::<VolumeName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn counters_never_wrap_and_jumps_are_seen() {
+        assert_eq!(Generation(7).next(), Some(Generation(8)));
+        for last in [Generation::MAX, Generation(u64::MAX - 1), Generation(u64::MAX)] {
+            assert_eq!(last.next(), None);
+        }
+        let far = Generation::JUMP_MAX;
+        for (number, known, jumps) in [
+            (0, 0, false),
+            (5, 9, false),
+            (far, 0, false),
+            (far + 1, 0, true),
+            (far + 1, 1, false),
+            (Generation::MAX.0, Generation::MAX.0 - 1, false),
+            (Generation::MAX.0 + 1, Generation::MAX.0, true),
+            (u64::MAX, u64::MAX, true),
+        ] {
+            assert_eq!(Generation(number).jumps_from(Generation(known)), jumps, "{number} after {known}");
         }
     }
 

@@ -132,7 +132,7 @@ async fn n3_status_writes_do_not_tick_and_spec_writes_do(home: &dyn Registry) {
     ticked(&mut changes).await;
     let before = quiet(&mut changes).await;
     for _ in 0..3 {
-        record.status.generation = record.status.generation.next();
+        record.status.generation = record.status.generation.next().unwrap();
         record = match home.compare_and_swap(record.version, record).await.unwrap() {
             Swap::Stored(record) => *record,
             other => panic!("{other:?}"),

@@ -33,6 +33,9 @@ pub async fn execute(
         Read::Unreadable(reason) => return Err(Error::failed(format!("read volume {name}: {reason}"))),
     };
     let Some(mut status) = wished(ask, &record, registry) else { return Ok(conflict(&record, registry)) };
+    if let Some(jump) = jump(&record.status, &status) {
+        return Err(Error::invalid(format!("volume {name}: {jump}")));
+    }
     // Engines are not told of what this build does not know, and so cannot mean to take it away.
     status.unknown.clone_from(&record.status.unknown);
     if !stamps {
@@ -73,6 +76,18 @@ fn wished(ask: &pb::RegistryCas, record: &VolumeRecord, registry: &dyn Registry)
         });
     // An engine that read the registry in another life knows nothing about this one.
     (!goes_back && history && status.incarnation == registry.incarnation()).then_some(status)
+}
+
+/// What is stored here every later engine has to exceed: what cannot have come about is not stored, whoever asks.
+fn jump(before: &VolumeStatus, wish: &VolumeStatus) -> Option<String> {
+    let told = |what: &str, wish: u64, before: u64| {
+        Some(format!("an engine wants {what} {wish}, expected at most 2^32 above the record's {before}"))
+    };
+    if wish.generation.jumps_from(before.generation) || wish.view.generation > wish.generation {
+        return told("generation", wish.generation.max(wish.view.generation).0, before.generation.0);
+    }
+    let (epoch, known) = (wish.view.epoch, before.view.epoch);
+    if epoch.jumps_from(known) { told("epoch", epoch.0, known.0) } else { None }
 }
 
 /// Whether an engine wants to take the volume over while the record means another creation: the volume was attached anew
@@ -280,6 +295,34 @@ mod tests {
         assert!(matches!(f.execute(&wider).await, Outcome::Conflict(_)), "of one replica alone");
         assert_eq!(f.execute(&ask).await, stored(4));
         assert_eq!(f.now().await.status.lineage, lineage);
+    }
+
+    #[tokio::test]
+    async fn a_generation_or_epoch_that_jumps_is_refused() {
+        let f = fixture().await;
+        let asked = async |generation: u64, view: (u64, u64)| {
+            let mut ask = f.attach(1, generation);
+            let wish = ask.status.as_mut().unwrap().view.as_mut().unwrap();
+            (wish.generation, wish.epoch) = view;
+            execute(&f.registry, &f.record.name, f.record.id, &ask).await
+        };
+        let far = Generation::JUMP_MAX;
+        for (generation, view) in [
+            (far + 1, (0, 1)),
+            (u64::MAX, (0, 1)),
+            (u64::MAX - 1, (0, 1)),
+            (1, (0, far + 1)),
+            (1, (1, u64::MAX)),
+            (1, (2, 1)),
+        ] {
+            // An engine's number past the last one is no status at all.
+            match asked(generation, view).await {
+                Err(refused) => assert!(refused.to_string().contains("2^32"), "{refused}"),
+                Ok(outcome) => assert!(matches!(outcome, Outcome::Conflict(_)), "{outcome:?}"),
+            }
+            assert_eq!(f.now().await.status, f.record.status);
+        }
+        assert_eq!(asked(far, (0, 1)).await.unwrap(), stored(2));
     }
 
     #[tokio::test]

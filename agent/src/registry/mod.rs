@@ -20,7 +20,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use holdfast_proto::ids::{Incarnation, NodeName, VolumeId, VolumeName};
+use holdfast_proto::ids::{Generation, Incarnation, NodeName, VolumeId, VolumeName};
 use holdfast_proto::record::{
     CLAIM_SCHEMA, ClaimRecord, NodeRecord, RECORD_SCHEMA, REPLICAS_MAX, ReplicaSet, VolumeRecord,
 };
@@ -171,6 +171,7 @@ pub fn check_record(record: &VolumeRecord) -> Result<(), String> {
         return Err("replicas: one id is listed twice".into());
     }
     check_io_mode(&spec.io_mode)?;
+    check_numbers(record)?;
     if record.status.view.generation > record.status.generation {
         return Err(format!(
             "status: the view's generation {} is above the record's {}",
@@ -178,6 +179,24 @@ pub fn check_record(record: &VolumeRecord) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// Numbers that only grow, and that no history of changes can have brought so far.
+fn check_numbers(record: &VolumeRecord) -> Result<(), String> {
+    let status = &record.status;
+    let numbers = [
+        ("version", record.version),
+        ("status.generation", status.generation.0),
+        ("status.view.generation", status.view.generation.0),
+        ("status.view.epoch", status.view.epoch.0),
+    ];
+    match numbers.iter().find(|(_, number)| *number > Generation::MAX.0) {
+        None => Ok(()),
+        Some((field, found)) => Err(format!(
+            "{field}: expected at most {}, found {found}; it was changed by hand, or is damaged: restore the record",
+            Generation::MAX
+        )),
+    }
 }
 
 /// Whether a volume can have this size.
@@ -253,13 +272,17 @@ mod tests {
     #[test]
     fn a_record_that_says_nonsense_is_not_relied_on() {
         assert_eq!(check_record(&record("demo", "node-a", 3)), Ok(()));
-        let bad: [fn(&mut VolumeRecord); 6] = [
+        let bad: [fn(&mut VolumeRecord); 10] = [
             |r| r.schema = 2,
             |r| r.spec.size_bytes = 5,
             |r| r.spec.replicas.clear(),
             |r| r.spec.replicas[1].id = r.spec.replicas[0].id,
             |r| r.spec.io_mode = "fast".into(),
-            |r| r.status.view.generation = r.status.generation.next(),
+            |r| r.status.view.generation = r.status.generation.next().unwrap(),
+            |r| r.version = u64::MAX,
+            |r| r.status.generation.0 = u64::MAX - 1,
+            |r| (r.status.generation, r.status.view.generation) = (Generation(1 << 63), Generation(1 << 63)),
+            |r| r.status.view.epoch.0 = u64::MAX,
         ];
         for damage in bad {
             let mut record = record("demo", "node-a", 3);

@@ -389,6 +389,13 @@ impl Replica {
         if hello.lineage != meta.lineage {
             return identity(format!("this data is of lineage {}, not {}", meta.lineage, hello.lineage));
         }
+        if hello.generation.jumps_from(meta.promised) {
+            // What is stored here every later engine has to exceed.
+            return identity(format!(
+                "generation {} cannot be after {}, which this replica promised last: refused",
+                hello.generation, meta.promised
+            ));
+        }
         let foreign = hello.generation == meta.promised && hello.engine != meta.promised_to;
         if (hello.generation < meta.promised || foreign) && kept(Rule::Refuse) {
             let reason = format!(
@@ -468,6 +475,12 @@ impl Replica {
         let alone = update.new_history && member && update.view.members.len() == 1;
         let same_history = update.lineage == meta.lineage || alone;
         if !same_history || (member && update.syncing) || !follows(&update.view, &meta.view) {
+            return Err(Status::Invalid);
+        }
+        let adopted = update.adopt.iter().flatten().map(|(_, base)| *base);
+        if update.view.epoch.jumps_from(meta.view.epoch)
+            || adopted.max().is_some_and(|base| base > update.view.order())
+        {
             return Err(Status::Invalid);
         }
         if member && meta.syncing && self.failed_while_syncing && !update.new_history {

@@ -1,6 +1,8 @@
 //! Tables for fencing, promises and views.
 
-use holdfast_proto::ids::{Epoch, Incarnation, InstanceUuid, Lineage, ProcessUuid, ReplicaId, VolumeId};
+use holdfast_proto::ids::{
+    Epoch, Generation, Incarnation, InstanceUuid, Lineage, ProcessUuid, ReplicaId, VolumeId,
+};
 use holdfast_proto::record::ReplicaSet;
 use uuid::Uuid;
 
@@ -115,8 +117,12 @@ fn propose(replica: &mut Replica, generation: u64, update: ViewUpdate) -> (Statu
 #[test]
 fn who_is_taken_and_who_is_not() {
     let (higher, same, lower, foreign) = (hello(5, 6), hello(4, 5), hello(3, 5), hello(4, 6));
-    let table: [(&str, Hello, Option<RefusalKind>); 8] = [
+    let far = 4 + Generation::JUMP_MAX;
+    let table: [(&str, Hello, Option<RefusalKind>); 11] = [
         ("higher", higher.clone(), None),
+        ("as far as may be", hello(far, 6), None),
+        ("too far", hello(far + 1, 6), Some(RefusalKind::Identity)),
+        ("the last number", hello(u64::MAX, 6), Some(RefusalKind::Identity)),
         ("the same again", same, None),
         ("lower", lower, Some(RefusalKind::Fenced)),
         ("equal but foreign", foreign, Some(RefusalKind::Fenced)),
@@ -225,7 +231,10 @@ fn the_flush_sequence_is_the_same_engines_or_none() {
 
 #[test]
 fn which_views_are_persisted() {
-    let table: [(&str, u64, ViewUpdate, Status); 10] = [
+    let far = 6 + Epoch::JUMP_MAX;
+    let table: [(&str, u64, ViewUpdate, Status); 12] = [
+        ("an epoch as far as may be", 4, update(view(4, far, &[1, 2]), false), Status::Ok),
+        ("an epoch too far", 4, update(view(4, far + 1, &[1, 2]), false), Status::Invalid),
         ("next epoch", 4, update(view(4, 7, &[1, 2, 3]), false), Status::Ok),
         ("without it", 4, update(view(4, 7, &[1, 3]), false), Status::Ok),
         ("the same again", 4, update(view(4, 6, &[1, 2]), false), Status::Ok),

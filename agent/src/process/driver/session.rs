@@ -312,7 +312,7 @@ mod tests {
         let volume = registry.create(volume).await.unwrap();
         let spawned = SpawnRecord { volume_id: volume.id, ..sample("demo.engine") };
         let mut status = volume.status.clone();
-        status.generation = status.generation.next();
+        status.generation = status.generation.next().unwrap();
         let cas = pb::RegistryCas {
             volume_id: volume.id.to_string(),
             expected_version: 1,

@@ -108,16 +108,26 @@ impl Engine {
         self.attach(now);
     }
 
-    fn attach(&mut self, _now: Now) {
-        let highest = self.registry.status.generation.max(self.registry.refused_with);
+    fn attach(&mut self, now: Now) {
+        let Some(generation) = self.next_generation() else { return self.no_number_left(now) };
         let wish = VolumeStatus {
-            generation: highest.next(),
+            generation,
             engine_uuid: self.config.engine,
             engine_instance: self.config.instance,
             clean: false,
             ..self.registry.status.clone()
         };
         self.ask(Purpose::Attach, wish);
+    }
+
+    /// Above everything that was handed out or refused with.
+    fn next_generation(&self) -> Option<Generation> {
+        self.registry.status.generation.max(self.registry.refused_with).next()
+    }
+
+    /// Numbers from outside are checked before they are taken over: only 2^30 jumps of the largest kind lead here.
+    fn no_number_left(&mut self, now: Now) {
+        self.end(Ending::Unclean("there is no higher generation or epoch".to_owned()), now);
     }
 
     fn begin_fencing(&mut self, now: Now) {
@@ -286,12 +296,8 @@ impl Engine {
         let last = self.proposal.as_ref().map_or(self.view.epoch, |p| p.view.epoch);
         let changes = configured != self.configured || lineage.is_some();
         let needs_registry = self.needs_registry(members.len(), configured) || changes;
-        let view = View {
-            generation: self.registry.generation,
-            epoch: last.max(self.view.epoch).next(),
-            members,
-            needs_registry,
-        };
+        let Some(epoch) = last.max(self.view.epoch).next() else { return self.no_number_left(now) };
+        let view = View { generation: self.registry.generation, epoch, members, needs_registry };
         let mask = self.mask_of(&members);
         let named = self.proposal.as_ref().map_or(0, |before| before.named) | mask;
         self.proposal = Some(Proposal {

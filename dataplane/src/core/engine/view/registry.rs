@@ -189,8 +189,8 @@ impl Engine {
         match asked.purpose {
             // A start without the registry: fenced under the next generation, it needs every replica.
             Purpose::Attach => {
-                self.registry.generation =
-                    self.registry.status.generation.max(self.registry.refused_with).next();
+                let Some(generation) = self.next_generation() else { return self.no_number_left(now) };
+                self.registry.generation = generation;
                 self.begin_fencing(now);
             }
             Purpose::Clean => self.end(
