@@ -24,6 +24,8 @@ use crate::wire::handshake::{
 
 /// How long an unauthenticated peer may take for its part.
 pub const PEER_DEADLINE: Duration = Duration::from_secs(5);
+/// Of that, for its first message, which it can send at once: as long as a few lost packets take.
+const HELLO_WITHIN: Duration = Duration::from_secs(2);
 /// How long a refused peer may take to hear it.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(1);
 /// What a refused peer may still have under way: read and dropped, so that the refusal is not lost in a reset.
@@ -254,8 +256,12 @@ impl Acceptor {
 
     async fn shake(&self, stream: &mut TcpStream) -> Result<(Transcript, Terms), ConnectError> {
         stream.set_nodelay(true)?;
-        let prefix = read_prefix(stream).await?;
-        let hello = Hello::decode(&read_body(stream, prefix, MessageKind::Hello).await?)?;
+        let first = async {
+            let prefix = read_prefix(stream).await?;
+            read_body(stream, prefix, MessageKind::Hello).await
+        };
+        let first = tokio::time::timeout(HELLO_WITHIN, first).await;
+        let hello = Hello::decode(&first.map_err(|_| ConnectError::TimedOut)??)?;
         let largest = u32::try_from(PART_BYTES_MAX).unwrap_or(u32::MAX);
         let terms = hello.terms(largest)?;
         self.check_identity(&hello).map_err(ConnectError::Refused)?;

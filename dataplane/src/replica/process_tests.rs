@@ -726,19 +726,27 @@ fn engine_of_version_2_is_served_as_before() {
 }
 
 #[test]
-fn a_connection_that_says_nothing_does_not_hold_up_others() {
+fn silent_peers_give_way_to_an_engine_the_oldest_first() {
     run(async {
         let (_tmp, dir) = tmp();
         let mut replica = Replica::started(&dir, config(&dir)).await;
         let address = replica.address().await;
         let mut silent = Vec::new();
-        for _ in 0..30 {
+        for _ in 0..200 {
             let stream = std::net::TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
             (&stream).write_all(b"H").unwrap();
             silent.push(stream);
         }
         let hello = replica.hello(1, InstanceUuid::random());
         replica.connect(hello).await.unwrap();
+        // The oldest went without a word, and not because its time was over.
+        let mut said = Vec::new();
+        match std::io::Read::read_to_end(&mut &silent[0], &mut said) {
+            Ok(_) => {}
+            Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "{e}"),
+        }
+        assert_eq!(said, b"");
         replica.stop().await.unwrap();
     });
 }
