@@ -45,9 +45,12 @@ fn frame(kind: Kind, flags: u16, offset: u64, extent: u64, payload: &[u8]) -> Ve
 }
 
 /// One round of everything an engine sends in steady state, all in flight at once.
-fn round(stream: &mut TcpStream, frames: &[Vec<u8>], bytes: &mut [u8]) {
+fn round(stream: &mut TcpStream, frames: &[Vec<u8>], sequence: &mut u64, bytes: &mut [u8]) {
     for frame in frames {
-        stream.write_all(frame).unwrap();
+        *sequence += 1;
+        let header = Header::decode(frame).unwrap().unwrap();
+        stream.write_all(&Header { sequence: *sequence, ..header }.encode()).unwrap();
+        stream.write_all(&frame[HEADER_BYTES..]).unwrap();
     }
     for _ in frames {
         let head = &mut bytes[..HEADER_BYTES];
@@ -184,14 +187,14 @@ fn run(io_mode: &str) {
     for n in 0..24u64 {
         frames.push(frame(Kind::Read, 0, (8 << 20) + n * 4096, 4096, &[]));
     }
-    let mut bytes = vec![0; 256 * 1024];
+    let (mut sequence, mut bytes) = (0, vec![0; 256 * 1024]);
     for _ in 0..50 {
-        round(&mut stream, &frames, &mut bytes);
+        round(&mut stream, &frames, &mut sequence, &mut bytes);
     }
     let before = ALLOCATOR.allocations();
     assert!(before > 0, "the counter counts");
     for _ in 0..200 {
-        round(&mut stream, &frames, &mut bytes);
+        round(&mut stream, &frames, &mut sequence, &mut bytes);
     }
     assert_eq!(ALLOCATOR.allocations() - before, 0, "io mode {io_mode}");
 

@@ -172,7 +172,7 @@ impl Node {
     fn write(&self, address: SocketAddr, generation: u64) -> TcpStream {
         let mut stream = self.engine(address, generation);
         let payload = [u8::try_from(generation).unwrap(); 4096];
-        call(&mut stream, Header::request(Kind::Write, 1, generation), &payload);
+        call(&mut stream, Header { sequence: 1, ..Header::request(Kind::Write, 1, generation) }, &payload);
         stream
     }
 }
@@ -244,7 +244,7 @@ fn what_it_is_filled_with_is_on_its_way_to_the_disk_before_anybody_flushes() {
     let region = vec![7; 256 * 1024];
     let fill = |n: u64| {
         let offset = n * 256 * 1024;
-        Header { flags: FLAG_FILL, offset, ..Header::request(Kind::Write, n + 1, 1) }
+        Header { flags: FLAG_FILL, offset, sequence: n + 1, ..Header::request(Kind::Write, n + 1, 1) }
     };
     call(&mut engine, fill(0), &region);
     assert!(!has_worker(&process), "a little is not worth it");

@@ -47,6 +47,8 @@ pub(super) struct Waiter {
 pub(super) struct Link {
     pub(super) conn: usize,
     pub(super) session: Session,
+    /// Of the last request.
+    pub(super) sequence: u64,
     pub(super) ended: bool,
     pub(super) closed: bool,
 }
@@ -412,7 +414,7 @@ impl World {
                 if open.link.is_some() {
                     return self.fail(format!("r{}: an engine is attached beside another", slot + 1));
                 }
-                open.link = Some(Link { conn, session, ended: false, closed: false });
+                open.link = Some(Link { conn, session, sequence: 0, ended: false, closed: false });
                 while let Some(message) = self.conns[conn].early.pop_front() {
                     self.at_data_thread(slot, conn, message);
                 }

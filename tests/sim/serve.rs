@@ -60,8 +60,14 @@ impl World {
         if header.reply || !intact {
             return self.end_session(slot);
         }
-        let Some(open) = &self.replicas[slot].open else { return };
-        let generation = open.link.as_ref().map(|link| link.session.generation.0);
+        let open = self.replicas[slot].open.as_mut();
+        let Some(link) = open.and_then(|open| open.link.as_mut()) else { return };
+        if header.sequence != link.sequence + 1 {
+            let what = format!("sequence {} after {}", header.sequence, link.sequence);
+            return self.fail(what);
+        }
+        link.sequence = header.sequence;
+        let generation = Some(link.session.generation.0);
         if generation != Some(header.generation) {
             self.reply(slot, conn, header, Status::Fenced);
             return self.end_session(slot);

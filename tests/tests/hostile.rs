@@ -292,12 +292,14 @@ fn a_data_connection_that_turns_hostile_is_dropped_and_the_engine_comes_back() {
     let claim = Claim::of_current_engine(&scene.cluster, "demo", 1);
     let address = scene.before.replica("r1").address().unwrap();
     let generation = claim.hello.generation.0;
-    let good = Header { offset: 0, extent: 4096, ..Header::request(Kind::Read, 1, generation) }.encode();
+    let good = Header { extent: 4096, sequence: 1, ..Header::request(Kind::Read, 1, generation) }.encode();
     let mut longer = good;
     longer[48..52].copy_from_slice(&u32::MAX.to_le_bytes());
     let crc = crc_of(&longer);
     longer[60..].copy_from_slice(&crc);
-    let write = Header { length: 4096, payload_crc: 1, ..Header::request(Kind::Write, 1, generation) };
+    let write =
+        Header { length: 4096, payload_crc: 1, sequence: 1, ..Header::request(Kind::Write, 1, generation) };
+    let skipped = Header { extent: 4096, sequence: 2, ..Header::request(Kind::Read, 1, generation) };
     let bad_payload = [&write.encode()[..], &[1; 4096]].concat();
     let attacks: Vec<Vec<u8>> = vec![
         scene.rng.bytes(64),
@@ -305,6 +307,8 @@ fn a_data_connection_that_turns_hostile_is_dropped_and_the_engine_comes_back() {
         bad_payload,
         mangled(&mut Rng::seeded(3), &good),
         good[..40].to_vec(),
+        skipped.encode().to_vec(),
+        [good, good].concat(),
     ];
     for bytes in attacks {
         // The engine's own identity: only then does the replica listen at all. It drops the engine's connection for

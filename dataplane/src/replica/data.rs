@@ -213,6 +213,8 @@ pub(super) struct Connection {
     pub(super) conn: ConnId,
     pub(super) session: Session,
     pub(super) terms: Terms,
+    /// Of the last request.
+    pub(super) sequence: u64,
     /// A header whose payload, or whose turn, has not come.
     pub(super) pending: Option<Header>,
     /// A write whose payload is on its way into a buffer of its own.
@@ -479,6 +481,7 @@ impl Data {
                     conn,
                     session,
                     terms,
+                    sequence: 0,
                     pending: None,
                     receiving: None,
                     paused: false,

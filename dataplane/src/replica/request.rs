@@ -67,6 +67,11 @@ pub(super) fn is_foreign(header: &Header) -> bool {
     header.reply || header.length > payload_bytes_max
 }
 
+/// Whether a request is the one after `last` of its connection: nothing was left out, repeated or slipped in.
+pub(super) fn is_next(header: &Header, last: u64) -> bool {
+    last.checked_add(1) == Some(header.sequence)
+}
+
 /// What to do, or what to answer instead.
 pub(super) fn check(header: &Header, size_bytes: u64) -> Result<Request, Status> {
     let fua = header.flags & FLAG_FUA != 0;
@@ -141,6 +146,17 @@ mod tests {
         }
         assert_eq!(check(&header(Kind::Read, 0, u64::MAX - 4095), SIZE), Err(Status::Invalid));
         assert_eq!(check(&header(Kind::Trim, 0, SIZE), SIZE), Ok(Request::Zero { punch: true, fua: false }));
+    }
+
+    #[test]
+    fn requests_follow_one_another() {
+        let numbered = |sequence| Header { sequence, ..header(Kind::Ping, 0, 0) };
+        for (sequence, last, next) in
+            [(1, 0, true), (2, 1, true), (0, 0, false), (2, 0, false), (1, 1, false)]
+        {
+            assert_eq!(is_next(&numbered(sequence), last), next, "{sequence} after {last}");
+        }
+        assert!(!is_next(&numbered(0), u64::MAX));
     }
 
     #[test]

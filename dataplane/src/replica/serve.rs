@@ -58,7 +58,12 @@ impl Data {
                 Some(header) => header,
                 None => match Header::decode(self.driver.received(conn)) {
                     Ok(None) => return,
+                    Ok(Some(header)) if !request::is_next(&header, c.sequence) => {
+                        let (found, last) = (header.sequence, c.sequence);
+                        return self.end_session(format!("bad frame: sequence {found} after {last}"));
+                    }
                     Ok(Some(header)) => {
+                        c.sequence = header.sequence;
                         self.driver.consume(conn, HEADER_BYTES);
                         header
                     }

@@ -672,3 +672,104 @@ fn a_start_that_several_replicas_refuse_asks_for_a_number_above_all_of_theirs() 
     refuse(&mut rig, 3, 8);
     assert_eq!(rig.engine.phase, view::Phase::Ended);
 }
+
+/// A frame that says "fenced" answers the first write of this replica.
+fn say_fenced(rig: &mut Rig, replica: u32) {
+    rig.answer(replica, Kind::Write, Status::Fenced);
+}
+
+#[test]
+fn fenced_in_a_frame_ends_nothing_and_acknowledges_nothing() {
+    let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+    let write = rig.write(0);
+    rig.answer(1, Kind::Write, Status::Ok);
+    say_fenced(&mut rig, 2);
+    assert_eq!((rig.engine.phase, &rig.completed[..]), (view::Phase::Serving, &[][..]));
+    assert_eq!(rig.engine.peers[1].link, peers::Link::Connecting, "asked again at once");
+    assert_eq!(rig.engine.live, 0b01);
+    // It was not so: the write is sent again, and only its own answer counts.
+    rig.connect(2);
+    assert_eq!((rig.sent(2, Kind::Write), rig.completed.len()), (1, 0));
+    rig.answer_all(&[2]);
+    assert_eq!(rig.completed, [(write, Outcome::Done)]);
+    // It is so: said in the handshake it ends the engine for good.
+    let write = rig.write(0);
+    say_fenced(&mut rig, 2);
+    let (generation, engine) = (rig.engine.generation().next().unwrap(), InstanceUuid::random());
+    let why = ConnectFailure::Fenced { generation, engine };
+    rig.engine.connect_failed(ReplicaId(2), why, rig.now);
+    rig.collect();
+    assert_eq!(rig.engine.phase, view::Phase::Ended);
+    assert_eq!(rig.completed[1..], [(write, Outcome::Failed(Failure::Unavailable))]);
+}
+
+#[test]
+fn fenced_in_frame_after_frame_leaves_the_member_out() {
+    let mut rig = Rig::serving(3, 4 * REGION_BYTES, true);
+    let write = rig.write(0);
+    rig.answer_all(&[1, 2]);
+    for _ in 0..3 {
+        say_fenced(&mut rig, 3);
+        assert!(rig.engine.proposal.is_none());
+        rig.connect(3);
+    }
+    say_fenced(&mut rig, 3);
+    assert!(rig.engine.proposal.as_ref().is_some_and(|proposal| proposal.members == 0b011));
+    assert_eq!(rig.completed, [], "not before a view without it counts");
+    rig.answer_all(&[1, 2]);
+    assert_eq!(rig.completed, [(write, Outcome::Done)]);
+}
+
+#[test]
+fn answers_to_nothing_end_the_connection() {
+    let bends: [fn(&mut Header); 3] = [|h| h.sequence += 1, |h| h.sequence = 0, |h| h.sequence = u64::MAX];
+    for bend in bends {
+        let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+        rig.write(0);
+        rig.answer(1, Kind::Write, Status::Ok);
+        let (id, session, header) = *rig.frames.iter().find(|(id, ..)| *id == 2).unwrap();
+        let mut reply = header.answer(Status::Ok);
+        bend(&mut reply);
+        rig.engine.reply(ReplicaId(id), session, &reply, &[], rig.now);
+        rig.collect();
+        assert_eq!(rig.completed, []);
+        assert_eq!(rig.engine.peers[1].link, peers::Link::Connecting);
+    }
+    // The same answer twice.
+    let mut rig = Rig::serving(2, 4 * REGION_BYTES, true);
+    rig.write(0);
+    let (id, session, header) = *rig.frames.iter().find(|(id, ..)| *id == 2).unwrap();
+    rig.answer(2, Kind::Write, Status::Ok);
+    rig.engine.reply(ReplicaId(id), session, &header.answer(Status::Ok), &[], rig.now);
+    assert_eq!(rig.engine.peers[1].link, peers::Link::Connecting);
+}
+
+#[test]
+fn numbers_that_no_history_reached_are_not_believed() {
+    let record = || status(&[1, 2], view(0, 0, &[1, 2], false));
+    let mut rig = Rig::fencing(config(4 * REGION_BYTES), record());
+    let far = Generation(rig.engine.generation().0 + Generation::JUMP_MAX + 1);
+    for generation in [far, Generation(u64::MAX - 1), Generation(u64::MAX)] {
+        let why = ConnectFailure::Fenced { generation, engine: InstanceUuid::random() };
+        rig.engine.connect_failed(ReplicaId(2), why, rig.now);
+        rig.collect();
+        assert!(matches!(rig.engine.phase, view::Phase::Fencing { .. }), "no higher number is asked for");
+        assert!(rig.asks.is_empty());
+        assert!(rig.engine.peers[1].reason.contains("no engine can have"), "{}", rig.engine.peers[1].reason);
+    }
+    for order in [(u64::MAX, 1), (0, u64::MAX), (0, Generation::JUMP_MAX + 1)] {
+        let mut welcome = start_tests::welcome(view(order.0, order.1, &[1, 2], false));
+        welcome.lineage = rig.engine.registry.status.lineage;
+        rig.connect_as(2, welcome);
+        assert_eq!(rig.engine.live, 0, "{order:?}");
+    }
+}
+
+#[test]
+fn generations_that_are_used_up_end_the_start_and_do_not_wrap() {
+    let mut record = status(&[1], view(0, 0, &[1], false));
+    record.generation = Generation::MAX;
+    let mut engine = Engine::new(config(4 * REGION_BYTES), 1, record);
+    engine.start(Duration::ZERO);
+    assert!(matches!(engine.poll_action(), Some(Action::End(Ending::Unclean(_)))));
+}

@@ -140,7 +140,7 @@ impl Engine {
         let measured: [Option<Duration>; 8] = std::array::from_fn(|slot| {
             let judged = concerned & !excused & bit(slot) != 0;
             let peer = self.peers.get(slot).filter(|peer| judged && peer.lag.heard)?;
-            peer.lag.measured(peer.sequence, peer.owes, now)
+            peer.lag.measured(peer.frames.last(), peer.owes, now)
         });
         for slot in slots(self.live) {
             let quickest = self.quickest_but(slot, &measured, now);
@@ -153,7 +153,7 @@ impl Engine {
                 }
                 None => {}
             }
-            peer.lag.begin(peer.sequence, peer.owes, now);
+            peer.lag.begin(peer.frames.last(), peer.owes, now);
         }
         self.forgive(now);
         // One at a time: the others are judged anew once it has gone.

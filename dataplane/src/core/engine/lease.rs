@@ -162,7 +162,7 @@ impl Engine {
         for slot in slots(self.live) {
             if self.peers[slot].presence.mark.is_none() {
                 self.send(slot, Header::request(Kind::Ping, Tag::Ping.encode(), 0), Body::None);
-                let sequence = self.peers[slot].sequence;
+                let sequence = self.peers[slot].frames.last();
                 self.peers[slot].presence.mark = Some(Mark { sequence, sent_at: now });
             }
         }

@@ -5,7 +5,7 @@
 //!
 //! - `ops`: what clients (and repair and copying) want done, in an order that never runs conflicting ranges together.
 //! - `zeroing`: trims and zeroing, a step at a time.
-//! - `peers`: the connections to replicas, and when one is failed.
+//! - `peers`: the connections to replicas, and when one is failed. `unanswered`: which frames have no answer yet.
 //! - `view`: attach, fence, decide, propose, commit. A write is acknowledged only under a committed view all of whose
 //!   members have it.
 //! - `repair`: making members equal after an unclean end.
@@ -53,6 +53,7 @@ mod tag;
 mod tests;
 #[cfg(test)]
 mod thin_tests;
+mod unanswered;
 mod view;
 mod zeroing;
 #[cfg(test)]
@@ -350,7 +351,7 @@ pub enum ConnectFailure {
     Gone(String),
     /// No answer in time, or the handshake broke off.
     Unreachable(String),
-    /// It promised to a newer (or another) engine.
+    /// It promised to a newer (or another) engine: its word in the handshake, never that of a frame.
     Fenced {
         /// The generation it promised.
         generation: Generation,

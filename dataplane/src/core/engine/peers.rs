@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use holdfast_proto::ids::{BootId, Generation, ReplicaId};
+use holdfast_proto::ids::{BootId, Epoch, Generation, ReplicaId};
 use holdfast_proto::record::Stamp;
 
 use super::lag::Lag;
 use super::lease::Presence;
 use super::missed::Missed;
 use super::tag::Tag;
+use super::unanswered::Unanswered;
 use super::view::Phase;
 use super::{Action, Body, ConnectFailure, Ending, Engine, Now, bit, slots};
 use crate::core::rules::{Rule, kept};
@@ -20,6 +21,11 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// After a stall of all, how long the first to return waits for the others.
 const STALL_GRACE: Duration = Duration::from_secs(1);
+/// So often in a row a connection that cannot be believed is made again at once. A guess: one is enough for an engine
+/// that was superseded, and a replica that is not its own master is left out soon.
+const DISTRUSTS_MAX: u32 = 3;
+/// A frame without an answer while so many later ones were sent has been lost: the account of them takes 8 MiB by then.
+const SPAN_MAX: u64 = 1 << 26;
 /// A member that owes an answer for this long is reported as suspect.
 pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(2);
 /// Why a replica is rebuilt although it was a member.
@@ -60,7 +66,9 @@ pub(super) struct Peer {
     /// Frames sent and not answered, and since when nothing was answered but that it is there.
     pub(super) owes: u32,
     pub(super) quiet_since: Now,
-    pub(super) sequence: u64,
+    pub(super) frames: Unanswered,
+    /// How often in a row it said what no connection may say; none of it was believed.
+    distrusted: u32,
     pub(super) presence: Presence,
     pub(super) lag: Lag,
     pub(super) missed: Missed,
@@ -90,7 +98,8 @@ impl Peer {
             boot: BootId::nil(),
             owes: 0,
             quiet_since: Duration::ZERO,
-            sequence: 0,
+            frames: Unanswered::default(),
+            distrusted: 0,
             presence: Presence::default(),
             lag: Lag::default(),
             missed: Missed::default(),
@@ -225,7 +234,7 @@ impl Engine {
         } else if welcome.size_bytes != self.config.volume_bytes {
             Some(format!("it was made for {} bytes", welcome.size_bytes))
         } else {
-            None
+            self.absurd(&welcome, promised)
         };
         if let Some(reason) = wrong {
             self.actions.push_back(Action::Disconnect { replica, session });
@@ -237,7 +246,7 @@ impl Engine {
         peer.link = Link::Up { session };
         peer.attempts = 0;
         peer.owes = 0;
-        peer.sequence = 0;
+        peer.frames.begin();
         peer.quiet_since = now;
         peer.boot = boot;
         let first = peer.welcome.is_none();
@@ -261,6 +270,19 @@ impl Engine {
         self.try_start(now);
         self.reads_again(now);
         self.fill_next(now);
+    }
+
+    /// Numbers that no history of this volume can have brought about: damaged, or made up.
+    fn absurd(&self, welcome: &Welcome, promised: Generation) -> Option<String> {
+        let known = self.view.epoch.max(self.registry.status.view.epoch);
+        let far = |(generation, epoch): (Generation, Epoch)| {
+            generation.jumps_from(promised) || epoch.jumps_from(known)
+        };
+        let orders = [Some(welcome.view.order()), welcome.basis];
+        let wrong = orders.into_iter().flatten().find(|order| far(*order));
+        wrong.map(|(generation, epoch)| {
+            format!("its data is of view {generation}.{epoch}, which cannot be after {promised}.{known}")
+        })
     }
 
     /// A member's connection was lost and is back. Its process may be another one, but what it acknowledged is in its
@@ -318,7 +340,11 @@ impl Engine {
         self.peers[slot].link = Link::Down { retry_at: now + backoff };
         let reason = match why {
             ConnectFailure::Fenced { generation, engine } => {
-                return self.refused(generation, engine, now);
+                let ours = self.registry.generation;
+                if !generation.jumps_from(ours) {
+                    return self.refused(generation, engine, now);
+                }
+                format!("it is promised to generation {generation}, which no engine can have after {ours}")
             }
             ConnectFailure::Refused(reason) => {
                 self.try_other_lineage(replica);
@@ -403,6 +429,15 @@ impl Engine {
         if peer.link != (Link::Up { session }) || !header.reply {
             return;
         }
+        if !peer.frames.answered(header.sequence) {
+            let reason = format!("it answered what was not asked (sequence {})", header.sequence);
+            return self.distrust(slot, reason, now);
+        }
+        if header.status == Status::Fenced {
+            // Nothing proves who says so. In a handshake it is said under a MAC, or not at all.
+            let reason = "it says that it is promised to another engine; it is asked again".to_owned();
+            return self.distrust(slot, reason, now);
+        }
         peer.owes = peer.owes.saturating_sub(1);
         if flushed {
             peer.missed.flushed();
@@ -412,11 +447,10 @@ impl Engine {
             // One that only says that it is there, and does nothing of what it was asked, is silent.
             peer.quiet_since = now;
         }
-        peer.lag.answered(header.sequence, now);
-        if header.status == Status::Fenced {
-            let engine = self.config.engine;
-            return self.refused(Generation(header.generation), engine, now);
+        if tag != Some(Tag::Ping) {
+            peer.distrusted = 0;
         }
+        peer.lag.answered(header.sequence, now);
         self.present(slot, header.sequence, now);
         match tag {
             Some(Tag::Ping) | None => {}
@@ -429,16 +463,30 @@ impl Engine {
         self.drained(now);
     }
 
+    /// A connection on which came what an honest replica does not say, or what only a handshake may say. It is made
+    /// again at once, and what was asked and not answered is asked again; one that goes on like this has failed.
+    fn distrust(&mut self, slot: usize, reason: String, now: Now) {
+        let peer = &mut self.peers[slot];
+        let Link::Up { session } = peer.link else { return };
+        peer.distrusted += 1;
+        if peer.distrusted > DISTRUSTS_MAX {
+            peer.distrusted = 0;
+            return self.lost(slot, reason, now);
+        }
+        let replica = peer.id;
+        self.disconnected(replica, session, &reason, now);
+    }
+
     /// Hands a frame to the shell.
     pub(super) fn send(&mut self, slot: usize, header: Header, body: Body) {
         let generation = self.registry.generation.0;
         let peer = &mut self.peers[slot];
         let Link::Up { session } = peer.link else { return };
-        peer.sequence += 1;
+        let sequence = peer.frames.sent();
         peer.owes += 1;
         peer.missed.sent(&header);
         peer.lag.sent(&header);
-        let header = Header { sequence: peer.sequence, generation, ..header };
+        let header = Header { sequence, generation, ..header };
         self.actions.push_back(Action::Send { replica: peer.id, session, header, body });
     }
 
@@ -495,6 +543,11 @@ impl Engine {
         }
         for slot in slots(silent) {
             self.lost(slot, format!("no answer for {} s", timeout.as_secs()), now);
+        }
+        for slot in slots(self.live) {
+            if self.peers[slot].frames.span() > SPAN_MAX {
+                self.lost(slot, format!("a request has no answer after {SPAN_MAX} later ones"), now);
+            }
         }
     }
 
