@@ -188,6 +188,17 @@ pub struct Stamp {
     pub round: u64,
 }
 
+impl Stamp {
+    /// No volume comes so far: one a second would take 36 billion years.
+    pub const ROUND_MAX: u64 = (1 << 60) - 1;
+
+    /// The view's place in the order of views.
+    #[must_use]
+    pub fn order(&self) -> (Generation, Epoch) {
+        (self.generation, self.epoch)
+    }
+}
+
 impl fmt::Display for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.generation, self.epoch, self.round)

@@ -103,7 +103,10 @@ pub fn record(
         status: VolumeStatus {
             incarnation,
             lineage: newest.lineage,
-            generation: generation.unwrap_or_default().next(),
+            generation: generation
+                .unwrap_or_default()
+                .next()
+                .ok_or("its labels have a generation above which there is none")?,
             engine_uuid: InstanceUuid::nil(),
             engine_instance: InstanceUuid::nil(),
             view: newest.view,

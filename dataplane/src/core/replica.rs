@@ -478,9 +478,12 @@ impl Replica {
             return Err(Status::Invalid);
         }
         let adopted = update.adopt.iter().flatten().map(|(_, base)| *base);
-        if update.view.epoch.jumps_from(meta.view.epoch)
-            || adopted.max().is_some_and(|base| base > update.view.order())
-        {
+        let told = update.stamp.iter().flat_map(|stamp| {
+            let advanced = stamp.advance.map(|(_, base)| base);
+            [Some(update.view.stamp(stamp.round)), stamp.settled, advanced].into_iter().flatten()
+        });
+        let absurd = |stamp: Stamp| stamp.order() > update.view.order() || stamp.round > Stamp::ROUND_MAX;
+        if update.view.epoch.jumps_from(meta.view.epoch) || adopted.chain(told).any(absurd) {
             return Err(Status::Invalid);
         }
         if member && meta.syncing && self.failed_while_syncing && !update.new_history {

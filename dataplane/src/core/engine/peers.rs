@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_proto::ids::{BootId, Epoch, Generation, ReplicaId};
+use holdfast_proto::ids::{BootId, Generation, ReplicaId};
 use holdfast_proto::record::Stamp;
 
 use super::lag::Lag;
@@ -275,14 +275,13 @@ impl Engine {
     /// Numbers that no history of this volume can have brought about: damaged, or made up.
     fn absurd(&self, welcome: &Welcome, promised: Generation) -> Option<String> {
         let known = self.view.epoch.max(self.registry.status.view.epoch);
-        let far = |(generation, epoch): (Generation, Epoch)| {
-            generation.jumps_from(promised) || epoch.jumps_from(known)
+        let far = |stamp: &Stamp| {
+            let view = stamp.generation.jumps_from(promised) || stamp.epoch.jumps_from(known);
+            view || stamp.round > Stamp::ROUND_MAX
         };
-        let orders = [Some(welcome.view.order()), welcome.basis];
-        let wrong = orders.into_iter().flatten().find(|order| far(*order));
-        wrong.map(|(generation, epoch)| {
-            format!("its data is of view {generation}.{epoch}, which cannot be after {promised}.{known}")
-        })
+        let stamps = [Some(welcome.view.stamp(0)), welcome.basis, welcome.settled];
+        let wrong = stamps.into_iter().flatten().find(far);
+        wrong.map(|stamp| format!("its data is of view {stamp}, which cannot be after {promised}.{known}"))
     }
 
     /// A member's connection was lost and is back. Its process may be another one, but what it acknowledged is in its
