@@ -70,9 +70,8 @@ fn without_colours(line: &str) -> String {
 pub fn lines(dir: &Path, text: &str) -> Vec<String> {
     let logs = if dir.is_file() { vec![dir.to_owned()] } else { find(dir) };
     let lines_of = |path: &PathBuf| {
-        let lines =
-            read(path).lines().filter(|line| line.contains(text)).map(str::to_owned).collect::<Vec<_>>();
-        lines
+        let all = read(path);
+        all.lines().filter(|line| line.contains(text)).map(str::to_owned).collect::<Vec<_>>()
     };
     logs.iter().flat_map(lines_of).collect()
 }

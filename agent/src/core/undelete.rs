@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn undelete_refuses_where_newer_data_may_be_elsewhere() {
-        let spoil: [(fn(&mut Vec<Remains>), &str); 7] = [
+        type Spoil = fn(&mut Vec<Remains>);
+        let spoil: [(Spoil, &str); 7] = [
             (|r| r.clear(), "none of its data"),
             (|r| drop(r.remove(0)), "newer data may be elsewhere"),
             (|r| r[0].sound = false, "newer data may be elsewhere"),

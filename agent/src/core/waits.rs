@@ -85,8 +85,8 @@ impl Waits {
     /// What is to be made durable now, if anything: what begins and ends at once, progress once a minute. Where that does
     /// not succeed, [`Self::not_saved`] is called.
     pub fn save(&mut self, now: Moment) -> Option<Saved> {
-        let aged = self.saved_at.is_none_or(|at| now.saturating_sub(at) >= SAVE_EVERY);
-        if !self.unsaved && !(aged && !self.waits.is_empty()) {
+        let fresh = self.saved_at.is_some_and(|at| now.saturating_sub(at) < SAVE_EVERY);
+        if !self.unsaved && (fresh || self.waits.is_empty()) {
             return None;
         }
         self.unsaved = false;

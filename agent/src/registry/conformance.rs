@@ -259,7 +259,7 @@ async fn what_this_build_does_not_know_stays_in_a_record(home: &dyn Registry) {
     let record = grown(&attached(record("grown", "node-a", 3)), &levels, "later", &later);
     let mut record = home.create(record).await.unwrap();
     for _ in 0..2 {
-        record.status.generation = record.status.generation.next();
+        record.status.generation = record.status.generation.next().unwrap();
         record.spec.intent = Intent::Keep;
         let Swap::Stored(stored) = home.compare_and_swap(record.version, record.clone()).await.unwrap()
         else {

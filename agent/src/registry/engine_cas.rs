@@ -304,7 +304,7 @@ mod tests {
             let mut ask = f.attach(1, generation);
             let wish = ask.status.as_mut().unwrap().view.as_mut().unwrap();
             (wish.generation, wish.epoch) = view;
-            execute(&f.registry, &f.record.name, f.record.id, &ask).await
+            execute(&f.registry, &f.record.name, f.record.id, &ask, true).await
         };
         let far = Generation::JUMP_MAX;
         for (generation, view) in [

@@ -685,7 +685,8 @@ fn handshake_downgraded_on_the_way_is_found() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let hello = replica.hello(1, InstanceUuid::random());
-        let changes: [(fn(&mut Hello), bool); 3] =
+        type Change = fn(&mut Hello);
+        let changes: [(Change, bool); 3] =
             [(|_| {}, true), (|hello| hello.version_max = 2, false), (|hello| hello.features = 0, false)];
         for (change, taken) in changes {
             let middle = async {

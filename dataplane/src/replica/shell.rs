@@ -124,7 +124,7 @@ impl Drop for Serving {
 
 enum Event {
     Command(Option<Command>),
-    Engine(Option<Authenticated>),
+    Engine(Option<Box<Authenticated>>),
     Data(Option<FromData>),
     Timer,
 }
@@ -198,7 +198,7 @@ impl Shell {
         };
         tokio::select! {
             command = commands.recv() => Event::Command(command),
-            engine = serving.engines.recv() => Event::Engine(engine),
+            engine = serving.engines.recv() => Event::Engine(engine.map(Box::new)),
             event = async { events?.recv().await }, if events.is_some() => Event::Data(event),
             () = tokio::time::sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => Event::Timer,
         }
@@ -292,13 +292,13 @@ impl Shell {
         self.next_ticket
     }
 
-    fn engine(&mut self, engine: Option<Authenticated>) {
+    fn engine(&mut self, engine: Option<Box<Authenticated>>) {
         let (Some(engine), ticket) = (engine, self.ticket()) else { return };
         let Some(serving) = &mut self.serving else { return };
         let refused = match &mut serving.disk {
             Disk::Open(open) if self.draining.is_none() => {
                 open.core.handle_fence(ticket, engine.hello().clone());
-                self.engines.push((ticket, engine));
+                self.engines.push((ticket, *engine));
                 return;
             }
             Disk::Open(open) => absent(open.core.meta().promised, STOPPING.to_owned()),

@@ -196,7 +196,7 @@ impl Fuzz {
                 if any.is_some() && (all || volume.record.status.clean) {
                     let there: ReplicaSet = members.iter().filter(|id| volume.is_there(*id)).collect();
                     volume.record.spec.attach = crate::core::testing::attached("v", "node-a", 1).spec.attach;
-                    volume.record.status.generation = volume.record.status.generation.next();
+                    volume.record.status.generation = volume.record.status.generation.next().unwrap();
                     volume.record.status.incarnation = incarnation;
                     volume.record.status.clean = false;
                     volume.new_view(there, Epoch(1), true);
