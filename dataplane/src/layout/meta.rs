@@ -416,14 +416,20 @@ pub(crate) mod tests {
         assert_eq!(sample().encode()[8], 2);
     }
 
+    fn with(meta: Meta, required: bool, len: usize) -> Meta {
+        let mut tags = TagWriter::new();
+        tags.put(900, required, &vec![7; len]);
+        let unknown = read_tags(&tags.into_bytes()).unwrap().iter().map(|tag| tag.kept()).collect();
+        Meta { unknown, ..meta }
+    }
+    /// One with an optional field of a newer build.
+    pub(crate) fn with_unknown(meta: &Meta, len: usize) -> Meta {
+        with(meta.clone(), false, len)
+    }
+
     #[test]
     fn meta_unknown_tags_are_kept_or_refused() {
-        let with = |required: bool, len: usize| {
-            let mut tags = TagWriter::new();
-            tags.put(900, required, &vec![7; len]);
-            let unknown = read_tags(&tags.into_bytes()).unwrap().iter().map(|tag| tag.kept()).collect();
-            Meta { unknown, ..stamped() }
-        };
+        let with = |required, len| with(stamped(), required, len);
         for len in [3, 5000, 60_000] {
             let meta = with(false, len);
             let bytes = meta.encode();

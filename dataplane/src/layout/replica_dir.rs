@@ -14,7 +14,7 @@ use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 
 use super::bitmap::Label;
 use super::bitmap_file::{file_name, write_bitmap};
-use super::meta::{META_BYTES, Meta, MetaError};
+use super::meta::{META_BYTES, META_BYTES_MAX, Meta, MetaError};
 use crate::private_file::PrivateFile;
 use crate::units::GROUP_BYTES;
 
@@ -118,7 +118,8 @@ fn fill_new(making: &Path, meta: &Meta) -> Result<(), ReplicaDirError> {
     for name in ["meta", "meta.spare"] {
         let path = making.join(name);
         let mut file = private_file(&path).map_err(failed("create", &path))?;
-        file.write_all(&meta.encode()).and_then(|()| file.sync_all()).map_err(failed("write", &path))?;
+        let written = file.write_all(&meta.encode()).and_then(|()| reserve_all(&file));
+        written.and_then(|()| file.sync_all()).map_err(failed("write", &path))?;
     }
     let image = making.join("head.img");
     private_file(&image)
@@ -164,6 +165,15 @@ pub(super) fn private_file(path: &Path) -> io::Result<File> {
 #[must_use]
 pub fn label_file(dir: &Path) -> PathBuf {
     dir.join("meta")
+}
+
+/// Blocks for the longest meta, without a change of the file's size. Not every file system can reserve.
+fn reserve_all(file: &File) -> io::Result<()> {
+    let size = i64::try_from(META_BYTES_MAX).expect("a small constant");
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, size) {
+        Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 fn read_meta(dir: &Path) -> Result<Meta, ReplicaDirError> {
@@ -219,7 +229,7 @@ impl ReplicaDir {
             return Err(ReplicaDirError::Size { path: image, expected: meta.size_bytes, found });
         }
         let this = Self { dir: dir.to_owned(), meta, _lock: lock };
-        this.reserve_spare()?;
+        this.reserve_spare(META_BYTES)?;
         // An owner that ended in the middle may have exchanged the names and not synced that: what was read here counts
         // as stored from now on, so a restart of the node must not bring back the one before.
         sync_dir(dir)?;
@@ -255,10 +265,9 @@ impl ReplicaDir {
     /// When the disk refuses: the old one then stands.
     pub fn store(&mut self, meta: Meta) -> Result<(), ReplicaDirError> {
         let (current, spare) = (self.dir.join("meta"), self.dir.join("meta.spare"));
-        let file = self.reserve_spare()?;
-        file.write_all_at(&meta.encode(), 0)
-            .and_then(|()| file.sync_all())
-            .map_err(failed("write", &spare))?;
+        let bytes = meta.encode();
+        let file = self.reserve_spare(bytes.len())?;
+        file.write_all_at(&bytes, 0).and_then(|()| file.sync_all()).map_err(failed("write", &spare))?;
         renameat2(AT_FDCWD, &spare, AT_FDCWD, &current, RenameFlags::RENAME_EXCHANGE)
             .map_err(|e| failed("exchange", &spare)(e.into()))?;
         sync_dir(&self.dir)?;
@@ -267,10 +276,12 @@ impl ReplicaDir {
     }
 
     /// The spare file with its blocks allocated; made again where somebody removed it.
-    fn reserve_spare(&self) -> Result<File, ReplicaDirError> {
+    fn reserve_spare(&self, needed: usize) -> Result<File, ReplicaDirError> {
         let path = self.dir.join("meta.spare");
         let file = PrivateFile::write().create().open(&path).map_err(failed("open", &path))?;
-        let size = i64::try_from(META_BYTES).expect("a small constant");
+        // One that was made when a meta was never longer than its first 4096 bytes gets the rest where there is room.
+        let _ = reserve_all(&file);
+        let size = i64::try_from(needed).expect("at most 64 KiB");
         match fallocate(&file, FallocateFlags::empty(), 0, size) {
             // Not every file system can reserve; the write itself then says whether there is room.
             Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP) => Ok(file),
@@ -318,6 +329,25 @@ mod tests {
         std::fs::write(making_path(&dir).join("meta"), b"half").unwrap();
         create_replica_dir(&dir, &small()).unwrap();
         assert!(!making_path(&dir).exists());
+    }
+
+    #[test]
+    fn meta_of_any_length_has_its_blocks_from_the_beginning() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("demo.r1");
+        create_replica_dir(&dir, &small()).unwrap();
+        for name in ["meta", "meta.spare"] {
+            let found = std::fs::metadata(dir.join(name)).unwrap();
+            assert_eq!(found.len(), 4096, "{name}: what an older build reads");
+            assert!(found.blocks() * 512 >= 64 * 1024, "{name}: {} blocks", found.blocks());
+        }
+        let mut open = ReplicaDir::open(&dir).unwrap();
+        let long = super::super::meta::tests::with_unknown(&small(), 50_000);
+        open.store(long.clone()).unwrap();
+        open.store(small()).unwrap();
+        open.store(long.clone()).unwrap();
+        drop(open);
+        assert_eq!(ReplicaDir::open(&dir).unwrap().meta(), &long);
     }
 
     #[test]
