@@ -91,9 +91,11 @@ fn rename_in_a_shared_registry_is_seen_by_all() {
     assert_eq!(volume.replica("r2").0["node"], "node-c", "{}", volume.0);
     client.write_fua(2 * BLOCK, &[3; 4096]).unwrap();
     assert_eq!(client.read(BLOCK, 4096).unwrap(), [2; 4096]);
-    eventually(SOON, "the old name is forgotten", || {
-        let nodes = fleet.nodes[0].json(&["node", "ls"]).to_string();
-        check(nodes.contains("node-c") && !nodes.contains("node-b"), || nodes.clone())
+    eventually(SOON, "the new name is known", || {
+        let nodes = fleet.nodes[0].json(&["node", "ls"]);
+        let all = nodes["nodes"].as_array().ok_or("no list")?;
+        let lives = all.iter().any(|node| node["name"] == "node-c" && node["live"] == true);
+        check(lives, || nodes.to_string())
     });
     drop(node);
 }

@@ -99,7 +99,7 @@ fn older_copy_of_the_only_replica_is_not_served() {
     qemu_io(&cluster.uri("demo"), &["write -P 0x32 0 1M", "flush"]);
     cluster.detach("demo");
     let aside = put_back(&cluster, &kept, &dir);
-    cluster.cli(&["volume", "attach", "demo"]);
+    let _waits = cluster.cli(&["volume", "attach", "demo"]);
     cluster.wait_volume("demo", "it says what it waits for", |volume| {
         let shown = volume.0.to_string();
         check(volume.state() == "attaching" && shown.contains("older copy of itself"), || shown.clone())

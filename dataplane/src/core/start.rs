@@ -363,6 +363,29 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn older_copies_are_left_out_and_count_as_away() {
+        let v = view(2, 3, &[1, 2, 3], false);
+        let mut record = status(&[1, 2, 3], v);
+        let of = |round| Welcome { stamps: true, basis: Some(v.stamp(round)), ..welcome(v) };
+        // By the record's view, and by its round.
+        let before = Welcome { basis: Some(view(2, 2, &[1], false).stamp(9)), ..of(0) };
+        let decision = run(&record, Attached, &[(1, before.clone()), (2, of(0)), (3, of(0))]);
+        assert_eq!(members(&decision), Some(set(&[2, 3])));
+        record.round = 4;
+        assert_eq!(members(&run(&record, Attached, &[(1, of(3)), (2, of(4))])), None, "one is away");
+        // By what another knows that all had.
+        record.round = 0;
+        let knows = Welcome { settled: Some(v.stamp(5)), ..of(6) };
+        let decision = run(&record, Attached, &[(1, of(4)), (2, knows.clone()), (3, of(5))]);
+        assert_eq!(members(&decision), Some(set(&[2, 3])));
+        // One that is about to be added is no older copy for having less.
+        let added = Welcome { syncing: true, ..of(4) };
+        assert_eq!(members(&run(&record, Attached, &[(1, added), (2, knows)])), Some(set(&[2])));
+        let Decision::Wait { why, .. } = run(&record, Attached, &[(1, before)]) else { panic!("it starts") };
+        assert!(why.contains("older copy of itself") && why.contains("by force"), "{why}");
+    }
+
+    #[test]
     fn one_replica_starts_with_it_alone() {
         let v = view(0, 0, &[1], true);
         let record = status(&[1], v);

@@ -77,8 +77,8 @@ struct Target {
     stage: Stage,
     /// Nothing that it has is of use.
     full: bool,
-    /// The round of its basis, where that begins with the view.
-    rebased: Option<u64>,
+    /// Its basis, where that begins with the view.
+    rebased: Option<Stamp>,
     /// The members whose maps say what it lacks.
     reaching: Mask,
     todo: RegionMap,

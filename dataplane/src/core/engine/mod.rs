@@ -48,6 +48,8 @@ mod print;
 mod repair;
 mod report;
 mod rounds;
+#[cfg(test)]
+mod rounds_tests;
 mod tag;
 #[cfg(test)]
 mod tests;

@@ -166,7 +166,8 @@ impl Engine {
         let Some(sent) = self.rounds.sent.take() else { return };
         self.rounds.done += 1;
         if self.phase == Phase::Opening {
-            return self.opened(now);
+            self.opened(now);
+            return self.go_on(now);
         }
         if !kept(Rule::SettledBeforeCleared) {
             return self.settle_groups(sent.groups);

@@ -467,6 +467,11 @@ impl Engine {
             }
         }
         self.seat_configured(now);
+        self.go_on(now);
+    }
+
+    /// A view counts, or clients may come under it: what waited for that is done.
+    pub(super) fn go_on(&mut self, now: Now) {
         self.view_committed(now);
         self.reads_again(now);
         self.follow();

@@ -125,7 +125,7 @@ impl Engine {
             return self.mark_target(slot);
         }
         target.full = true;
-        target.rebased = Some(base.round);
+        target.rebased = Some(base);
         target.reaching = members;
         target.stage = Stage::Refilling { owed: members };
         let id = self.peers[slot].id;
@@ -187,7 +187,7 @@ impl Engine {
     fn mark_target(&mut self, slot: usize) {
         let rebased = self.is_full();
         self.set_stage(Stage::Marking);
-        let round = self.fill.target.as_ref().and_then(|target| target.rebased);
+        let round = self.fill.target.as_ref().and_then(|target| target.rebased).map(|base| base.round);
         let update = Telling { syncing: true, rebased, round, ..Telling::default() };
         self.tell_view(slot, self.view, Tag::View { epoch: 0 }, update);
     }
@@ -199,6 +199,13 @@ impl Engine {
         }
         if !ok {
             return self.give_up_target(slot, "it cannot persist that it is being filled".to_owned(), now);
+        }
+        if let Some(base) = self.fill.target.as_ref().and_then(|target| target.rebased) {
+            let peer = &mut self.peers[slot];
+            peer.stamp = Some(base);
+            if let Some(welcome) = &mut peer.welcome {
+                welcome.basis = Some(base);
+            }
         }
         // From here it gets every new write. What is in flight is in the members' maps, which are read after it, and lies
         // in regions that are copied after it.
