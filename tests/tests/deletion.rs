@@ -45,13 +45,14 @@ fn create_that_fails_for_want_of_room_leaves_nothing() {
     let mut cluster = Cluster::agent_not_started(AgentOptions::default());
     let (data, bin) = (cluster.data_dir(), cluster.root().join("bin"));
     std::fs::create_dir(&data).unwrap();
-    cluster.keep_disk(SmallDisk::empty(&data, 32 * MIB, false));
+    cluster.keep_disk(SmallDisk::empty(&data, 256 * MIB, false));
     cluster.add_arguments(&["--bin-dir", bin.to_str().unwrap()]);
     cluster.start();
     cluster.ok(&["volume", "create", "first", "--size", "8MiB"]);
     let before = names(&replicas(&cluster));
     let mut hog = std::fs::File::create(data.join("hog")).unwrap();
-    while hog.write_all(&[1; 4096]).is_ok() {}
+    while hog.write_all(&[1; 65536]).is_ok() {}
+    while hog.write_all(&[1; 512]).is_ok() {}
     for _ in 0..5 {
         let failed = cluster.cli(&["volume", "create", "more", "--size", "8MiB", "--replicas", "3"]);
         assert_ne!(failed.0.code, Some(0), "{}", failed.said());

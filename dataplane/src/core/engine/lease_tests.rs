@@ -339,7 +339,8 @@ fn welcome(view: View) -> Welcome {
         incarnation: Incarnation::nil(),
         revision: 0,
         basis: Some(view.stamp(0)),
-        stamps: true,
+        // They remember no rounds.
+        stamps: false,
         settled: None,
         syncing: false,
         cache_lost: false,
