@@ -80,6 +80,7 @@ pub fn directories(node: &Cluster) -> Vec<String> {
     let listed = std::fs::read_dir(node.data_dir().join("replicas")).expect("replicas can be listed");
     let mut names: Vec<_> = listed
         .map(|entry| entry.expect("an entry can be read").file_name().to_string_lossy().into_owned())
+        .filter(|name| !name.starts_with('.'))
         .collect();
     names.sort();
     names

@@ -56,9 +56,10 @@ fn older_copy_put_back_under_an_engine_is_rebuilt() {
         let set = bits(&intent);
         check(set == 0, || format!("{set} bits"))
     });
+    let replica = cluster.instance("demo.r2").pid().expect("a member runs");
     // The agent must not start the replica again in between.
     signal(cluster.agent_pid(), Signal::SIGSTOP);
-    kill(cluster.instance("demo.r2").pid().expect("a member runs"));
+    kill(replica);
     put_back(&cluster, &kept, &dir);
     signal(cluster.agent_pid(), Signal::SIGCONT);
     cluster.wait_volume("demo", "the copy is rebuilt", |volume| {

@@ -637,6 +637,10 @@ impl<'a> Planner<'a> {
                     false
                 }
                 State::Unknown(reason) => {
+                    // Its driver asks as soon as it answers, and signals the process that it watches if it never does.
+                    if !instance.stop_asked() {
+                        self.stop(record, name, instance.uuid(), drain);
+                    }
                     self.block(record, format!("{name}: {reason}"));
                     false
                 }
