@@ -3,7 +3,7 @@
 //! First the exact list of moves is persisted in `<data>/trash/<volume-id>@<generation>.json`; then each listed path
 //! is renamed into the trash; after the trash time to live, what the list names is unlinked, then the list itself.
 //! What no list names is never touched, whatever it is called. The time to live counts as [`Waits`] does: between looks
-//! of agents, whatever the wall clock says. What is on another file system waits there, see [`rest`].
+//! of agents, whatever the wall clock says. What is on another file system waits there, see `rest`.
 
 mod rest;
 mod waiting;

@@ -19,7 +19,7 @@ pub enum Patience {
     /// router that restarts.
     Usual,
     /// Four seconds, for the moment at which it matters whether a peer is there. Data on its way is not bounded, as that
-    /// bound would end a connection at its first unanswered probe; [`is_unanswered`] tells.
+    /// bound would end a connection at its first unanswered probe; `is_unanswered` tells.
     Short,
 }
 
