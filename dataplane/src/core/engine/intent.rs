@@ -10,9 +10,9 @@ use std::time::Duration;
 use super::tag::OpId;
 use super::view::Phase;
 use super::{Engine, Now, slots};
-use crate::core::region_map::{RegionMap, regions_of};
+use crate::core::region_map::RegionMap;
 use crate::core::rules::{Rule, kept};
-use crate::units::{GROUP_BYTES, GROUP_REGIONS};
+use crate::units::GROUP_BYTES;
 use crate::wire::map::MapEdit;
 
 /// Groups that may be set before the engine flushes by itself so that some can be cleared: 64 GiB, compared in about a
@@ -64,15 +64,16 @@ impl IntentClock {
         (&self.hot, &self.covering, &self.cold, &self.settled, self.busy).hash(h);
         (self.cover.map(|cover| cover.slot), now >= self.next_cover, now >= self.next_sweep).hash(h);
     }
-    /// Bits may be set there, on some member.
-    pub(super) fn wrote(&mut self, offset: u64, len: u64) {
+    /// Bits may be set in this group, on some member. Whether it was not hot: what is hot is nothing else.
+    pub(super) fn wrote(&mut self, group: u64) -> bool {
         self.busy = true;
-        let regions = regions_of(offset, len);
-        for group in regions.start / GROUP_REGIONS..regions.end.div_ceil(GROUP_REGIONS) {
-            self.hot.insert(group);
-            self.cold.remove(group);
-            self.settled.remove(group);
+        if self.hot.contains(group) {
+            return false;
         }
+        self.hot.insert(group);
+        self.cold.remove(group);
+        self.settled.remove(group);
+        true
     }
     /// Whether a flush that begins now should cover what is hot: one at a time is enough.
     fn wants_cover(&self, now: Now) -> bool {
@@ -116,10 +117,11 @@ impl IntentClock {
 impl Engine {
     /// Also where there is one replica: another may be added, and is filled from what that one's cache holds.
     pub(super) fn wrote(&mut self, offset: u64, len: u64) {
-        self.intent.wrote(offset, len);
-        let regions = regions_of(offset, len);
-        for group in regions.start / GROUP_REGIONS..regions.end.div_ceil(GROUP_REGIONS) {
-            self.rounds.wrote(group);
+        self.rounds.wrote = true;
+        for group in offset / GROUP_BYTES..(offset + len).div_ceil(GROUP_BYTES) {
+            if self.intent.wrote(group) {
+                self.rounds.not_flushed(group);
+            }
         }
     }
 

@@ -42,7 +42,7 @@ pub(super) struct Rounds {
     /// Groups that were flushed on every member before round `done` was sent.
     flushed: RegionMap,
     /// Something was written since the last round.
-    wrote: bool,
+    pub(super) wrote: bool,
     next_at: Now,
     record_at: Now,
 }
@@ -78,9 +78,8 @@ impl Rounds {
     pub(super) fn done(&self) -> u64 {
         self.done
     }
-    /// Something is about to be written to this group: what it held before does not count.
-    pub(super) fn wrote(&mut self, group: u64) {
-        self.wrote = true;
+    /// Something is about to be written to this group: that it was flushed before does not count.
+    pub(super) fn not_flushed(&mut self, group: u64) {
         self.flushed.remove(group);
         if let Some(sent) = &mut self.sent {
             sent.groups.remove(group);
@@ -186,7 +185,7 @@ impl Engine {
     /// Everything is flushed on every member, and no request is taken any more: the record is marked clean once all bits
     /// are cleared.
     pub(super) fn all_flushed(&mut self, now: Now) {
-        if self.rounds.flushed.is_empty() || self.rounds.is_busy() {
+        if self.rounds.flushed.is_empty() {
             self.mark_clean();
         } else {
             self.begin_round(RegionMap::of(self.rounds.flushed.len()), now);

@@ -6,7 +6,7 @@ use super::directed_tests::{Rig, config};
 use super::*;
 use crate::core::rules::{Rule, without};
 use crate::core::start::tests::{self as start_tests, status, view};
-use crate::units::REGION_BYTES;
+use crate::units::{GROUP_BYTES, REGION_BYTES};
 use crate::wire::handshake::Welcome;
 use crate::wire::header::{Kind, Status};
 
@@ -117,4 +117,31 @@ fn rounds_are_left_out_with_a_member_that_knows_no_stamps() {
     rig.answer(2, Kind::PersistView, Status::Ok);
     assert_eq!(rig.engine.phase, view::Phase::Serving, "at once");
     assert!(rig.updates.iter().all(|(_, update)| update.stamp.is_none()));
+}
+
+#[test]
+fn rounds_in_progress_clear_no_bits_of_what_a_target_has_to_compare() {
+    let mut rig = serving(2, 2 * GROUP_BYTES);
+    rig.write(0);
+    rig.answer_all(&[1, 2]);
+    // It is flushed, stays cold from sweep to sweep, and its group has come through the first of its two rounds.
+    while rig.engine.rounds.count() == 0 || rig.engine.rounds.is_busy() {
+        rig.after(10);
+        rig.answer_all(&[1, 2]);
+    }
+    rig.disconnect(2);
+    rig.gone(2);
+    rig.answer_all(&[1]);
+    rig.store();
+    assert_eq!(rig.engine.rounds.count(), 1, "a view keeps it");
+    // Another group alone is written without it. Of the first it may have what no member has, by its own bits.
+    rig.write(GROUP_BYTES);
+    rig.answer_all(&[1]);
+    let welcome = Welcome { basis: Some(rig.engine.view.stamp(0)), ..stamped(&rig) };
+    rig.connect_as(2, welcome);
+    while !rig.engine.fill.is_uncompared(0, GROUP_BYTES) {
+        let (id, _, header) = rig.frames.first().copied().expect("it is filled");
+        rig.answer(id, header.kind, Status::Ok);
+    }
+    assert_eq!(rig.engine.rounds.count(), 0, "it waits for a flush of the target too");
 }

@@ -9,7 +9,7 @@ use crate::core::engine::view::Telling;
 use crate::core::engine::{Engine, Now, bit, slots};
 use crate::core::region_map::{RegionMap, RegionSet};
 use crate::core::rules::{Rule, kept};
-use crate::units::REGION_BYTES;
+use crate::units::GROUP_REGIONS;
 use crate::wire::header::Status;
 use crate::wire::map::MapName;
 
@@ -72,9 +72,11 @@ impl Engine {
                     // Where little is to be copied, asking what is a hole costs more than it saves.
                     let scan = target.todo.count() >= target.todo.len() / 4;
                     target.walk.known_to = if scan { 0 } else { self.fill.volume_bytes };
-                    // Cleared once it is a member and all have flushed.
-                    for region in target.compare.iter() {
-                        self.intent.wrote(region * REGION_BYTES, 1);
+                    // Cleared once it is a member and all have flushed, whatever waits for a round now.
+                    for group in target.compare.iter().map(|region| region / GROUP_REGIONS) {
+                        if self.intent.wrote(group) {
+                            self.rounds.not_flushed(group);
+                        }
                     }
                 }
             }
