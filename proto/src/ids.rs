@@ -184,8 +184,8 @@ uuid_id!(
 macro_rules! counter_id {
     ($type:ident) => {
         impl $type {
-            /// No honest history gets so far.
-            pub const MAX: Self = Self(1 << 62);
+            /// No honest history gets so far. The tag of a frame has as many bits for an epoch.
+            pub const MAX: Self = Self((1 << 60) - 1);
             /// No honest peer is so far ahead of what is known.
             pub const JUMP_MAX: u64 = 1 << 32;
 

@@ -151,7 +151,11 @@ impl Engine {
     ) -> bool {
         let expected = to_usize(extent.div_ceil(REGION_BYTES).div_ceil(64));
         match MapPart::decode(payload) {
-            Ok(part) if part.words.len() == expected => {
+            // No honest history has a base with so many rounds.
+            Ok(part)
+                if part.words.len() == expected
+                    && part.base.is_none_or(|base| base.round < Stamp::ROUND_MAX) =>
+            {
                 parts.push((slot, part));
                 true
             }

@@ -227,8 +227,8 @@ impl Ops {
         kept(Rule::AnswersCount) && self.any(|op| op.mutates() && op.ok & bit(slot) != 0)
     }
     /// Whether this is the answer to a flush, or to a change that was to be flushed.
-    pub(super) fn asked_to_flush(&self, header: &Header) -> bool {
-        match (header.kind, Tag::decode(header.tag)) {
+    pub(super) fn asked_to_flush(&self, kind: Kind, tag: Option<Tag>) -> bool {
+        match (kind, tag) {
             (Kind::Flush, _) => true,
             (Kind::Write | Kind::WriteZeroes, Some(Tag::Op { op, .. })) => {
                 self.find(op).and_then(Op::client).is_some_and(Request::is_fua)

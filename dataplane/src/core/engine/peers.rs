@@ -21,7 +21,7 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// After a stall of all, how long the first to return waits for the others.
 const STALL_GRACE: Duration = Duration::from_secs(1);
-/// So often in a row a connection that cannot be believed is made again at once. A guess: one is enough for an engine
+/// How often in a row the engine at once remakes a connection that it cannot believe. A guess: one is enough for an engine
 /// that was superseded, and a replica that is not its own master is left out soon.
 const DISTRUSTS_MAX: u32 = 3;
 /// A frame without an answer while so many later ones were sent has been lost: the account of them takes 8 MiB by then.
@@ -421,9 +421,6 @@ impl Engine {
     /// A reply came. `inline` is the payload where [`super::PayloadUse::Inline`] was said.
     pub fn reply(&mut self, replica: ReplicaId, session: u64, header: &Header, inline: &[u8], now: Now) {
         let Some(slot) = self.slot_of(replica) else { return };
-        let flushed = self.peers[slot].missed.owes_flush()
-            && header.status == Status::Ok
-            && self.ops.asked_to_flush(header);
         let peer = &mut self.peers[slot];
         if peer.link != (Link::Up { session }) || !header.reply {
             return;
@@ -433,21 +430,25 @@ impl Engine {
             return self.distrust(slot, reason, now);
         }
         if header.status == Status::Fenced {
-            // Nothing proves who says so. In a handshake it is said under a MAC, or not at all.
+            // A frame carries no proof of its sender; the handshake says it under a MAC, or not at all.
             let reason = "it says that it is promised to another engine; it is asked again".to_owned();
             return self.distrust(slot, reason, now);
         }
+        let tag = Tag::decode(header.tag);
         peer.owes = peer.owes.saturating_sub(1);
-        if flushed {
+        if peer.missed.owes_flush()
+            && header.status == Status::Ok
+            && self.ops.asked_to_flush(header.kind, tag)
+        {
             peer.missed.flushed();
         }
-        let tag = Tag::decode(header.tag);
-        if tag != Some(Tag::Ping) || peer.owes == 0 {
+        let ping = tag == Some(Tag::Ping);
+        if !ping {
+            peer.distrusted = 0;
+        }
+        if !ping || peer.owes == 0 {
             // One that only says that it is there, and does nothing of what it was asked, is silent.
             peer.quiet_since = now;
-        }
-        if tag != Some(Tag::Ping) {
-            peer.distrusted = 0;
         }
         peer.lag.answered(header.sequence, now);
         self.present(slot, header.sequence, now);
@@ -457,13 +458,16 @@ impl Engine {
             Some(Tag::Round { round }) => self.round_persisted(slot, round, header.status, now),
             Some(Tag::Progress) => self.progress_persisted(slot, header.status == Status::Ok, now),
             Some(Tag::View { epoch }) => self.view_persisted(slot, epoch, header.status, now),
-            Some(Tag::Op { .. }) => self.op_reply(slot, header, inline, now),
+            Some(Tag::Op { op, attempt, part }) => {
+                self.op_reply(slot, (op, attempt, part), header, inline, now);
+            }
         }
         self.drained(now);
     }
 
     /// A connection on which came what an honest replica does not say, or what only a handshake may say. It is made
     /// again at once, and what was asked and not answered is asked again; one that goes on like this has failed.
+    #[cold]
     fn distrust(&mut self, slot: usize, reason: String, now: Now) {
         let peer = &mut self.peers[slot];
         let Link::Up { session } = peer.link else { return };

@@ -72,6 +72,10 @@ impl Tag {
     }
 
     pub(super) fn decode(tag: u64) -> Option<Self> {
+        // Below these bits there are only operations, which nearly all frames belong to.
+        if tag < VIEW {
+            return Self::decode_op(tag);
+        }
         if tag & PING != 0 {
             return Some(Self::Ping);
         }
@@ -84,9 +88,10 @@ impl Tag {
         if tag & !ROUND_MASK == ROUND {
             return Some(Self::Round { round: tag & ROUND_MASK });
         }
-        if tag & VIEW != 0 {
-            return Some(Self::View { epoch: tag & (VIEW - 1) });
-        }
+        Some(Self::View { epoch: tag & (VIEW - 1) })
+    }
+
+    fn decode_op(tag: u64) -> Option<Self> {
         let [part, attempt, ..] = tag.to_le_bytes();
         let part = match part {
             0 => Part::Main,

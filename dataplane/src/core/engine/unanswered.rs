@@ -1,46 +1,62 @@
-//! Which frames of a connection have no answer yet: an answer is to one of them, and each is answered once. What else
-//! comes is not of an honest replica, or not of this connection.
+//! Which frames of a connection have no answer yet: an answer is to one of them, and each is answered once. An honest
+//! replica sends no other answer on this connection.
 
 use std::collections::VecDeque;
+
+use crate::units::to_u64;
 
 const WORD_BITS: u64 = 64;
 
 /// One bit for each frame from the oldest without an answer on.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Unanswered {
-    /// How many words have gone from the front: the first bit is of frame `gone * 64`.
-    gone: u64,
-    words: VecDeque<u64>,
     last: u64,
+    /// The word of the last frame: the bit of a frame is its sequence modulo 64.
+    newest: u64,
+    /// The words before that one, the oldest first; the first has a bit set.
+    older: VecDeque<u64>,
 }
 
 impl Unanswered {
     /// A frame is sent: its sequence, 1 for the first one of a connection.
     pub(super) fn sent(&mut self) -> u64 {
         self.last += 1;
-        let bit = self.last % WORD_BITS;
-        if self.words.is_empty() || bit == 0 {
-            self.words.push_back(0);
+        if self.last.is_multiple_of(WORD_BITS) {
+            self.begin_word();
         }
-        if let Some(newest) = self.words.back_mut() {
-            *newest |= 1 << bit;
-        }
+        self.newest |= 1 << (self.last % WORD_BITS);
         self.last
+    }
+
+    fn begin_word(&mut self) {
+        let full = std::mem::take(&mut self.newest);
+        if full != 0 || !self.older.is_empty() {
+            self.older.push_back(full);
+        }
     }
 
     /// An answer has come. False: not to a frame that was sent on this connection and not answered.
     pub(super) fn answered(&mut self, sequence: u64) -> bool {
-        let place = (sequence / WORD_BITS).checked_sub(self.gone).and_then(|at| usize::try_from(at).ok());
-        let Some(word) = place.and_then(|at| self.words.get_mut(at)) else { return false };
         let bit = 1 << (sequence % WORD_BITS);
+        if sequence / WORD_BITS == self.last / WORD_BITS {
+            let asked = self.newest & bit != 0;
+            self.newest &= !bit;
+            return asked;
+        }
+        self.answered_before(sequence, bit)
+    }
+
+    #[inline(never)]
+    fn answered_before(&mut self, sequence: u64, bit: u64) -> bool {
+        let back = (self.last / WORD_BITS).checked_sub(sequence / WORD_BITS);
+        let at = back.and_then(|back| self.older.len().checked_sub(usize::try_from(back).ok()?));
+        let Some(word) = at.and_then(|at| self.older.get_mut(at)) else { return false };
         if *word & bit == 0 {
             return false;
         }
         *word &= !bit;
-        // The newest word stays: frames are still added to it.
-        while self.words.len() > 1 && self.words.front() == Some(&0) {
-            self.words.pop_front();
-            self.gone += 1;
+        while self.older.front() == Some(&0) {
+            self.older.pop_front();
         }
         true
     }
@@ -50,15 +66,15 @@ impl Unanswered {
         self.last
     }
 
-    /// How many frames lie between the oldest one without an answer and the newest.
+    /// At least how many frames lie between the oldest one without an answer and the newest, and at most 64 more.
     pub(super) fn span(&self) -> u64 {
-        self.last - (self.gone * WORD_BITS).min(self.last)
+        self.last % WORD_BITS + to_u64(self.older.len()) * WORD_BITS
     }
 
     /// A connection begins.
     pub(super) fn begin(&mut self) {
-        self.words.clear();
-        (self.gone, self.last) = (0, 0);
+        self.older.clear();
+        (self.last, self.newest) = (0, 0);
     }
 }
 

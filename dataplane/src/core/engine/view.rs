@@ -125,7 +125,7 @@ impl Engine {
         self.registry.status.generation.max(self.registry.refused_with).next()
     }
 
-    /// Numbers from outside are checked before they are taken over: only 2^30 jumps of the largest kind lead here.
+    /// Numbers from outside are checked before they are taken over: only 2^28 jumps of the largest kind lead here.
     fn no_number_left(&mut self, now: Now) {
         self.end(Ending::Unclean("there is no higher generation or epoch".to_owned()), now);
     }
@@ -592,9 +592,12 @@ impl Engine {
 
     /// Goes on with the drain when the last operation has ended.
     pub(super) fn drained(&mut self, now: Now) {
+        if self.phase != Phase::Draining {
+            return;
+        }
         let rounds = self.rounds.is_busy();
         let busy = self.ops.clients > 0 || self.ops.any(|_| true) || self.proposal.is_some() || rounds;
-        if self.phase == Phase::Draining && !busy && self.registry.pending.is_none() {
+        if !busy && self.registry.pending.is_none() {
             self.admit(Work::FlushAll, 0, 0, now);
             self.run_ready(now);
         }

@@ -62,20 +62,19 @@ impl Engine {
 
     /// All members have this step. Whether there is another to come.
     pub(super) fn step_done(&mut self, id: u32, now: Now) -> bool {
-        if self.zeroing.running != Some(id) {
-            return false;
-        }
         let (bytes, left) = self.ops.step(id);
-        let time = now.saturating_sub(self.zeroing.sent_at);
-        if let Some(rest) = self.zeroing.steps.took(bytes, time, now) {
-            self.zeroing.rest_until = now + rest;
+        if self.zeroing.running == Some(id) {
+            let time = now.saturating_sub(self.zeroing.sent_at);
+            if let Some(rest) = self.zeroing.steps.took(bytes, time, now) {
+                self.zeroing.rest_until = now + rest;
+            }
         }
         if left == 0 {
             return false;
         }
         self.ops.step_on(id);
         self.lock.release(id, &mut self.ready);
-        self.zeroing.running = None;
+        self.zeroing.running.take_if(|running| *running == id);
         self.zeroing.waiting.push_back(id);
         self.zero_next(now);
         true

@@ -1,7 +1,7 @@
 //! What comes of a reply: whose answer is still owed, and when a client has its own.
 
 use super::{EDGE_HEAD, EDGE_TAIL, Op, Stage, Work};
-use crate::core::engine::tag::{Part, Tag};
+use crate::core::engine::tag::{OpId, Part, Tag};
 use crate::core::engine::{Engine, Failure, Mask, Now, Outcome, PayloadUse, Request, bit, slots};
 use crate::core::rules::{Rule, kept};
 use crate::core::zero_blocks::ZeroBlocks;
@@ -47,11 +47,11 @@ impl Engine {
     pub(in crate::core::engine) fn op_reply(
         &mut self,
         slot: usize,
+        (op_id, attempt, part): (OpId, u8, Part),
         header: &Header,
         inline: &[u8],
         now: Now,
     ) {
-        let Some(Tag::Op { op: op_id, attempt, part }) = Tag::decode(header.tag) else { return };
         let Some(op) = self.ops.find(op_id).filter(|op| op.attempt == attempt) else { return };
         if op.pending & bit(slot) == 0 {
             return;
