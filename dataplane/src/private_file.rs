@@ -5,14 +5,15 @@
 //! ever), a device, a file of another owner, one that others may write to, one that has a second name, one that is larger
 //! than anything of ours. What is opened is looked at by its descriptor, so that nothing can be exchanged in between.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, open};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 
 /// Where nothing else bounds the size of what is read.
-pub const SETTINGS_BYTES_MAX: u64 = 1 << 20;
+const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +44,7 @@ struct Found {
 
 impl PrivateFile {
     const fn with(flags: OFlags) -> Self {
-        // No name: it was replaced or removed since it was opened, and is what it was.
+        // No links pass, too: the file was replaced or removed after it was opened.
         let rule = Rule { open_to: 0o022, links_max: 1, bytes_max: u64::MAX };
         Self { flags: flags.union(OFlags::NOFOLLOW), rule }
     }
@@ -105,7 +106,7 @@ impl PrivateFile {
             }
             Err(error) => return Err(error.into()),
         };
-        let found = Found::from(&fstat(&file)?);
+        let found = Found::from(&file.metadata()?);
         self.rule.check(&found, rustix::process::geteuid().as_raw()).map_err(io::Error::other)?;
         // To io_uring it would mean that nothing may be waited for.
         fcntl_setfl(&file, fcntl_getfl(&file)?.difference(OFlags::NONBLOCK))?;
@@ -135,7 +136,7 @@ impl PrivateFile {
 /// # Errors
 /// Those of the operating system; and what was expected and found.
 pub fn check_directory(path: impl AsRef<Path>) -> io::Result<()> {
-    let found = Found::from(&rustix::fs::stat(path.as_ref())?);
+    let found = Found::from(&std::fs::metadata(path)?);
     found.check_directory(rustix::process::geteuid().as_raw()).map_err(io::Error::other)
 }
 
@@ -158,14 +159,14 @@ impl Found {
     }
 }
 
-impl From<&Stat> for Found {
-    fn from(stat: &Stat) -> Self {
+impl From<&Metadata> for Found {
+    fn from(file: &Metadata) -> Self {
         Self {
-            kind: FileType::from_raw_mode(stat.st_mode),
-            mode: stat.st_mode & 0o7777,
-            owner: stat.st_uid,
-            links: stat.st_nlink,
-            bytes: u64::try_from(stat.st_size).unwrap_or_default(),
+            kind: FileType::from_raw_mode(file.mode()),
+            mode: file.mode() & 0o7777,
+            owner: file.uid(),
+            links: file.nlink(),
+            bytes: file.len(),
         }
     }
 }

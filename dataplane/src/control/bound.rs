@@ -43,7 +43,7 @@ impl Bound {
         }
     }
 
-    /// What stands in its place is left alone.
+    /// Leaves alone any file that stands at the path.
     fn bind_where_gone(&mut self) {
         let gone = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
         if !self.path.symlink_metadata().is_err_and(gone) {
@@ -74,15 +74,17 @@ mod tests {
         let (mut served, _) = bound.accept().await.unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
         // While the directory is missing too nothing can be done, and nothing is lost.
-        hang_up();
-        let nobody = tokio::time::timeout(std::time::Duration::from_millis(1), bound.accept());
-        assert!(nobody.await.is_err());
+        bound.bind_where_gone();
+        assert!(!path.exists());
         std::fs::create_dir(&dir).unwrap();
         hang_up();
         let accepting = tokio::spawn(async move { bound.accept().await.unwrap() });
-        while UnixStream::connect(&path).await.is_err() {
-            tokio::task::yield_now().await;
-        }
+        let there = async {
+            while UnixStream::connect(&path).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), there).await.expect("it is bound again");
         accepting.await.unwrap();
         // Who was connected still is.
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -273,7 +273,7 @@ impl Acceptor {
         Ok((Transcript { hello, challenge, proof }, terms))
     }
 
-    /// The peer hears what does not match and not what would: it has not proven the key.
+    /// Tells the peer which field differs, not our value: the peer has not proven the key.
     fn check_identity(&self, hello: &Hello) -> Result<(), Refused> {
         let differs = |what: &str, ours: &dyn fmt::Display, theirs: &dyn fmt::Display| {
             tracing::debug!("a peer asked for {what} {theirs}; this is {ours}");

@@ -25,7 +25,7 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// [`Error::Held`] where another process is this instance.
 pub fn begin(args: &InstanceArgs) -> Result<File, Error> {
     name_process();
-    // What it makes is its own, whoever started it.
+    // Files that this process makes are closed to other users, whatever umask it inherited.
     nix::sys::stat::umask(Mode::S_IRWXG | Mode::S_IRWXO);
     // Fails only where the process leads a group already, which then is separate from the agent's as well.
     let _ = nix::unistd::setsid();
@@ -35,7 +35,7 @@ pub fn begin(args: &InstanceArgs) -> Result<File, Error> {
     lock(&args.instance_dir)
 }
 
-/// The agent executes it by a descriptor, whose number the kernel takes for its name; it is called as on its command line.
+/// Names the process after `argv[0]`: the agent executes it by a descriptor, and the kernel names it after that number.
 fn name_process() {
     let program = std::env::args_os().next().map(PathBuf::from);
     let name =
@@ -86,7 +86,8 @@ fn parse_start_time(stat: &str) -> Option<u64> {
     after_name.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// SIGTERM and SIGINT drain and end; SIGHUP has sockets that were removed bound again. (Rust's runtime ignores SIGPIPE from the start.)
+/// SIGTERM and SIGINT drain and end. SIGHUP binds sockets again whose file was removed. (Rust's runtime ignores SIGPIPE
+/// from the start.)
 pub(super) fn spawn_signal_task<R: Role>(instance: Instance, role: Rc<R>) -> Result<(), Error> {
     let listen = |kind| signal(kind).map_err(Error::failed("listen for signals"));
     let mut terminate = listen(SignalKind::terminate())?;

@@ -31,7 +31,7 @@ pub struct Ticket {
 }
 
 impl Lobby {
-    /// Nobody is there yet.
+    /// A lobby without peers.
     #[must_use]
     pub fn new(seats: Seats) -> Self {
         Self(Arc::new(Mutex::new(Inner { seats, tell: BTreeMap::new() })))

@@ -48,7 +48,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, Error> {
     UnixListener::from_std(bind_private(path)?).map_err(Error::os("listen on", path))
 }
 
-/// The same, without a runtime: it does not block, and listens already.
+/// As [`listen`], for a caller without a runtime: the socket is non-blocking and listens.
 ///
 /// # Errors
 /// As of [`listen`].

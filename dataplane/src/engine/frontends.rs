@@ -17,7 +17,8 @@ use crate::frontend::{BlockError, BlockKind, BlockRequest, Extent, IoCounters, P
 use crate::io::{Buf, ConnId, Driver, OWNERS_MAX, Owner, Patience};
 use crate::units::block_cover;
 
-/// What is logged of clients shares one limit: one that comes, sends nonsense and goes, again and again, says it once.
+/// Arrivals, departures and handshakes of clients share one limit: one that comes, sends nonsense and goes, again and
+/// again, says it once.
 pub(super) const CLIENTS: &str = "holdfast_dataplane::clients";
 /// Clients at once over the unix socket, and over TCP from one host: far beyond the connections of a multi-connection
 /// client. A guess.
@@ -216,7 +217,7 @@ impl Frontends {
     /// brought parts.
     pub(super) fn parse_starved(&mut self, x: &mut Context<'_>) -> bool {
         let before = self.waiting.len();
-        // What became free is not always the first one's.
+        // Each call begins with the next client, so that the first does not get all that became free.
         self.turn = (self.turn + 1) % self.seats.len().max(1);
         for at in (self.turn..self.seats.len()).chain(0..self.turn) {
             if self.seat(at).is_some_and(|seat| seat.client.starved()) {
@@ -410,6 +411,10 @@ impl Frontends {
     /// Begins to find out which clients over TCP are still there: those that are not are dropped at the end of it. One
     /// that vanished would otherwise count for a minute and a half.
     pub(super) fn check(&mut self, driver: &Driver, now: Now) {
+        // One under way tells soon. Beginning anew each time, a caller that asks again and again would never be told.
+        if self.checked_at.is_some() {
+            return;
+        }
         self.checked_at = Some(now + CHECK_WITHIN);
         self.bound_silence(driver, Patience::Short);
     }
@@ -481,7 +486,7 @@ impl Frontends {
         if let Some(at) = stalled {
             self.stalled += 1;
             tracing::warn!(
-                "a client is dropped: it took no reply for {TAKES_NOTHING_MAX:?} while others waited for the memory of them"
+                "a client is dropped: it took no reply for {TAKES_NOTHING_MAX:?} and held memory that others waited for"
             );
             self.drop_client(at, driver);
         }

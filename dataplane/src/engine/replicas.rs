@@ -182,13 +182,11 @@ impl Link {
         let Rx::Direct(header, op) = self.rx else { return Ok(None) };
         self.rx = Rx::Header;
         header.verify(buf.as_slice())?;
-        let usage = core.payload_use(&header);
-        let zeros = match usage {
-            PayloadUse::FillAndLook(_) => ZeroBlocks::of(buf.as_slice()),
-            _ => ZeroBlocks::NONE,
-        };
         // What it was asked for may have been given up meanwhile; then the buffer is another's by now.
-        if usage == PayloadUse::Fill(op) || usage == PayloadUse::FillAndLook(op) {
+        let usage = core.payload_use(&header);
+        let look = usage == PayloadUse::FillAndLook(op);
+        let zeros = if look { ZeroBlocks::of(buf.as_slice()) } else { ZeroBlocks::NONE };
+        if look || usage == PayloadUse::Fill(op) {
             buffers.fill(op, buf);
         }
         Ok(Some((header, zeros)))

@@ -10,7 +10,7 @@ use holdfast_proto::ids::{
 use holdfast_proto::record::{ReplicaSet, Stamp, View};
 
 use crate::bytes_codec::{FieldError, Reader, Writer};
-use crate::tags::{KeptTag, TagWriter, find_tag, read_tags, unknown_tags};
+use crate::tags::{KeptTag, TAG_PREFIX_BYTES, TagWriter, find_tag, read_tags, unknown_tags};
 use crate::wire::payload::{
     read_set, read_stamp, read_stamp_order, read_view, write_set, write_stamp, write_stamp_order, write_view,
 };
@@ -19,6 +19,8 @@ use crate::wire::payload::{
 pub const META_BYTES: usize = 4096;
 /// The largest file, from format 3 on.
 pub const META_BYTES_MAX: usize = 64 * 1024;
+/// Fields of a newer build that are kept: room is left for all of this one's.
+const UNKNOWN_BYTES_MAX: usize = 62 * 1024;
 const MAGIC: &[u8; 8] = b"HFMETA\0\0";
 /// The newest format this build reads and writes.
 pub const META_VERSION: u32 = 3;
@@ -190,7 +192,14 @@ impl Meta {
 
     fn read_tags(&mut self, bytes: &[u8]) -> Result<(), MetaError> {
         let tags = read_tags(bytes)?;
-        self.unknown = unknown_tags(&tags, &tag::KNOWN)?.iter().map(|tag| tag.kept()).collect();
+        let unknown = unknown_tags(&tags, &tag::KNOWN)?;
+        let kept: usize = unknown.iter().map(|tag| TAG_PREFIX_BYTES + tag.bytes.len()).sum();
+        if kept > UNKNOWN_BYTES_MAX {
+            let problem =
+                format!("expected at most {UNKNOWN_BYTES_MAX} bytes of unknown fields, found {kept}");
+            return Err(FieldError { field: "tag", problem }.into());
+        }
+        self.unknown = unknown.iter().map(|tag| tag.kept()).collect();
         if let Some(bytes) = find_tag(&tags, tag::BASIS_ROUND) {
             let round = Reader::new(bytes).u64("basis.round")?;
             self.basis = self.basis.map(|basis| Stamp { round, ..basis });

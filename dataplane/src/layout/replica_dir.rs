@@ -16,10 +16,7 @@ use super::bitmap::Label;
 use super::bitmap_file::{file_name, write_bitmap};
 use super::meta::{META_BYTES, META_BYTES_MAX, Meta, MetaError};
 use crate::private_file::PrivateFile;
-use crate::units::GROUP_BYTES;
-
-/// No `meta` of any version is larger; what is, is not read.
-const META_FILE_BYTES_MAX: u64 = 64 << 10;
+use crate::units::{GROUP_BYTES, to_u64};
 
 /// Why a replica directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +176,7 @@ fn reserve_all(file: &File) -> io::Result<()> {
 fn read_meta(dir: &Path) -> Result<Meta, ReplicaDirError> {
     let path = label_file(dir);
     let bytes =
-        PrivateFile::read().at_most(META_FILE_BYTES_MAX).read_all(&path).map_err(failed("read", &path))?;
+        PrivateFile::read().at_most(to_u64(META_BYTES_MAX)).read_all(&path).map_err(failed("read", &path))?;
     Meta::decode(&bytes).map_err(|source| ReplicaDirError::Meta { path, source })
 }
 

@@ -464,7 +464,11 @@ impl Client {
         };
         let missing = payload.end.saturating_sub(filling.filled);
         let present = missing.min(t.received().len());
-        if present < missing && missing >= DIRECT_BYTES_MIN && filling.buf.len() == payload.end {
+        if present < missing
+            && !self.input_ended
+            && missing >= DIRECT_BYTES_MIN
+            && filling.buf.len() == payload.end
+        {
             self.rx = Rx::Direct { request, at };
             t.receive_into(filling.buf, filling.filled);
             return Step::NeedInput;

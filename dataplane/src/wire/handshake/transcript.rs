@@ -14,7 +14,7 @@ const ENGINE_LABEL: &[u8] = b"holdfast engine v1";
 const WELCOME_LABEL: &[u8] = b"holdfast welcome v3";
 const REFUSED_LABEL: &[u8] = b"holdfast refused v3";
 /// What stands at the end of a sealed body.
-pub const MAC_BYTES: usize = 32;
+pub(super) const MAC_BYTES: usize = 32;
 
 fn transcript(key: &[u8; 32], label: &[u8], hello: &Hello, challenge: &Challenge) -> Hmac<Sha256> {
     let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("HMAC takes a key of any length");
