@@ -86,7 +86,7 @@ where
     let queue = Queue::start(format, output)?;
     let limits = Arc::clone(&queue);
     let lines = fmt::layer().with_writer(queue::Writer(Arc::clone(&queue))).with_target(false);
-    // That would be a line to standard error for each that cannot be written.
+    // Otherwise it writes to standard error for each line that it cannot write.
     let lines = lines.log_internal_errors(false);
     let layer = match format {
         Format::Text => {

@@ -14,9 +14,9 @@ use crate::Format;
 use crate::limit::{Kind, LeftOut, Verdict};
 use crate::queue::Queue;
 
-/// Of the lines that say how many were left out; they have been counted.
+/// The target of lines that say how many were left out; the limiter has counted those.
 const LEFT_OUT: &str = "holdfast_log::left_out";
-/// Of a message that is repeated when lines like it were left out.
+/// Characters kept of a message, and of each field that names what it is about, for saying how many were left out.
 const MESSAGE_CHARS_MAX: usize = 120;
 
 /// Formats like `F` what is to be written.
@@ -41,7 +41,7 @@ where
 {
     fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let metadata = event.metadata();
-        // What is said below information was asked for, and then all of it.
+        // Debug and trace lines are not limited: an operator asked for them.
         if *metadata.level() > Level::INFO || metadata.target() == LEFT_OUT {
             return self.inner.format_event(ctx, to, event);
         }

@@ -4,7 +4,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{Format, LAST_LINES_WITHIN, PROCESS, last_words, line};
+use crate::{Format, PROCESS, last_words, line};
 
 /// The exit code of a process that a panic ended. Told apart from the others because the log may be what is full.
 pub const EXIT_PANICKED: u8 = 24;
@@ -34,7 +34,4 @@ fn tell(info: &PanicHookInfo<'_>) {
     let thread = thread.name().unwrap_or("without a name");
     let told = format!("the process ends: thread {thread} panicked{place}: {said}");
     last_words(line::plain(format, "ERROR", &told).trim_end());
-    if let Some(queue) = PROCESS.get() {
-        queue.flush(LAST_LINES_WITHIN);
-    }
 }

@@ -6,6 +6,7 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub(crate) struct Queue {
     written: Condvar,
     limiter: Mutex<Limiter>,
     began: Instant,
+    /// Lines that were dropped without the lock.
+    unqueued: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +60,7 @@ impl Queue {
             written: Condvar::new(),
             limiter: Mutex::new(Limiter::new(Limits::default())),
             began: Instant::now(),
+            unqueued: AtomicU64::new(0),
         });
         let output = Output { to: Box::new(output), format, lost: 0, torn: false, why: String::new() };
         let thread = Arc::clone(&queue);
@@ -69,8 +73,11 @@ impl Queue {
 
     /// Adds a line. Never waits for the output.
     pub(crate) fn push(&self, line: &[u8]) {
-        // Held for longer only by a thread that panics and says so.
-        let Some(mut waiting) = self.waiting.try_lock_for(LOCK_WITHIN) else { return };
+        // Held for longer by a thread that panics and says so, or where a great many kinds are looked through.
+        let Some(mut waiting) = self.waiting.try_lock_for(LOCK_WITHIN) else {
+            self.unqueued.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
         if waiting.bytes.len() + line.len().min(LINE_BYTES_MAX) > WAITING_BYTES_MAX {
             waiting.dropped += 1;
         } else if let Some(cut) = line.get(..LINE_BYTES_MAX).filter(|cut| cut.len() < line.len()) {
@@ -111,25 +118,30 @@ impl Queue {
             let mut waiting = self.waiting.lock();
             waiting.writing = false;
             self.written.notify_all();
-            let (bytes, dropped) = self.wait(waiting, tell_at);
-            output.put(&bytes);
-            output.lost += dropped;
-            self.say_left_out();
+            let next = self.wait(waiting, tell_at);
+            output.put(&next.bytes);
+            output.lost += next.dropped + self.unqueued.swap(0, Ordering::Relaxed);
+            if next.overdue {
+                self.say_left_out();
+            }
             tell_at = (output.lost > 0).then(|| Instant::now() + TELL_LOST_EVERY);
             output.tell_lost();
         }
     }
 
     /// Returns when there is something to write or to say.
-    fn wait(&self, mut waiting: MutexGuard<'_, Waiting>, tell_at: Option<Instant>) -> (Vec<u8>, u64) {
+    fn wait(&self, mut waiting: MutexGuard<'_, Waiting>, tell_at: Option<Instant>) -> Next {
         loop {
             let overdue_at = waiting.left_out.then(|| self.limiter.lock().overdue_at()).flatten();
             waiting.left_out = overdue_at.is_some();
-            let until = overdue_at.map(|at| self.began + at).into_iter().chain(tell_at).min();
-            let due = until.is_some_and(|at| at <= Instant::now());
-            if due || !waiting.bytes.is_empty() || waiting.dropped > 0 {
+            let overdue_at = overdue_at.map(|at| self.began + at);
+            let until = overdue_at.into_iter().chain(tell_at).min();
+            let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+            if is_due(until) || !waiting.bytes.is_empty() || waiting.dropped > 0 {
                 waiting.writing = true;
-                return (std::mem::take(&mut waiting.bytes), std::mem::take(&mut waiting.dropped));
+                let (bytes, dropped) =
+                    (std::mem::take(&mut waiting.bytes), std::mem::take(&mut waiting.dropped));
+                return Next { bytes, dropped, overdue: is_due(overdue_at) };
             }
             match until {
                 Some(at) => drop(self.more.wait_until(&mut waiting, at)),
@@ -142,6 +154,15 @@ impl Queue {
         let overdue = self.limiter.lock().overdue(self.began.elapsed());
         overdue.iter().for_each(line::say_left_out);
     }
+}
+
+/// What is to be done now.
+struct Next {
+    bytes: Vec<u8>,
+    /// Lines that had no room.
+    dropped: u64,
+    /// It is time to say of some kinds how many of their lines were left out.
+    overdue: bool,
 }
 
 /// Where lines go, and what did not get there.
@@ -180,7 +201,7 @@ impl Output {
         }
     }
 
-    /// Whether all of it was written. What was not is no more there.
+    /// Whether all of it was written. Drops the rest where it was not.
     fn write(&mut self, bytes: &[u8]) -> bool {
         if self.torn {
             match self.to.write(b"\n") {

@@ -63,7 +63,7 @@ fn panic_ends_its_process_though_nothing_can_be_written() {
 }
 
 #[test]
-fn log_that_cannot_be_written_costs_nothing() {
+fn full_disk_of_the_log_changes_no_exit_code() {
     if is_child() {
         holdfast_log::start().unwrap();
         for n in 0..100_000 {
@@ -74,6 +74,6 @@ fn log_that_cannot_be_written_costs_nothing() {
         std::process::exit(7);
     }
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let ended = child("log_that_cannot_be_written_costs_nothing", Stdio::from(full));
+    let ended = child("full_disk_of_the_log_changes_no_exit_code", Stdio::from(full));
     assert_eq!(ended.status.code(), Some(7));
 }
