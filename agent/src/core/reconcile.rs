@@ -3,7 +3,8 @@
 //! It starts what a record, or a claim of another controller, wants here, and stops or removes only on a positive
 //! statement in a record (detached, attached elsewhere, deleting) or, of what no record wants, in its owner's claim. An
 //! instance without a record is unclaimed and keeps running; one whose record cannot be read is unknown and keeps
-//! running; one that cannot be asked is left alone until it can.
+//! running; one that cannot be asked is neither started nor told what to serve. Where its record wants it ended it is told
+//! to end, and its driver signals the process that it watches.
 //!
 //! Within a volume, starting goes from the replicas to the engine, ending from the engine to the replicas: an
 //! engine finds its replicas and drains into them.
@@ -503,7 +504,7 @@ impl<'a> Planner<'a> {
         let mut ended = true;
         for name in local_replicas(record, self.world.node).filter(|name| !for_others.contains(name)) {
             match self.world.foreign.doubt(&name) {
-                Some(why) if self.is_up(record, &name) => {
+                Some(why) if !self.has_ended(record, &name) => {
                     self.block(record, format!("{name}: whether another claims it cannot be known: {why}"));
                     ended = false;
                 }
@@ -583,12 +584,10 @@ impl<'a> Planner<'a> {
             if self.world.foreign.of(name, instance.uuid(), record.id) != Claim::Unclaimed {
                 continue;
             }
-            match instance.state() {
-                State::Down { .. } => self.act(record, Action::Retire { name: name.clone() }),
-                State::Pending | State::Starting | State::Running => {
-                    self.stop(record, name, instance.uuid(), false);
-                }
-                State::Stopping | State::Unknown(_) => {}
+            if instance.is_down() {
+                self.act(record, Action::Retire { name: name.clone() });
+            } else {
+                self.ask_to_end(record, name, instance, false);
             }
         }
     }
@@ -606,13 +605,7 @@ impl<'a> Planner<'a> {
         if instance.volume_id() != record.id || (!meant && !is_before(record, instance)) {
             return;
         }
-        match instance.state() {
-            State::Pending | State::Starting | State::Running => {
-                self.stop(record, &name, instance.uuid(), true);
-            }
-            State::Down { .. } | State::Stopping => {}
-            State::Unknown(reason) => self.block(record, format!("{name}: {reason}")),
-        }
+        self.ask_to_end(record, &name, instance, true);
     }
 
     /// Ends an instance of this volume if it runs. Returns whether it is proven that none does.
@@ -629,22 +622,33 @@ impl<'a> Planner<'a> {
                 self.block(record, reason);
                 false
             }
-            Slot::Ours(instance) => match instance.state() {
-                State::Down { .. } => true,
-                State::Stopping => false,
-                State::Pending | State::Starting | State::Running => {
+            Slot::Ours(instance) => {
+                self.ask_to_end(record, name, instance, drain);
+                instance.is_down()
+            }
+        }
+    }
+
+    /// Tells an instance to end, unless it was told already or has ended.
+    fn ask_to_end(
+        &mut self,
+        record: &'a VolumeRecord,
+        name: &InstanceName,
+        instance: &'a Instance,
+        drain: bool,
+    ) {
+        match instance.state() {
+            State::Down { .. } | State::Stopping => {}
+            State::Pending | State::Starting | State::Running => {
+                self.stop(record, name, instance.uuid(), drain);
+            }
+            State::Unknown(reason) => {
+                // Its driver asks as soon as it answers, and signals the process that it watches if it never does.
+                if !instance.stop_asked() {
                     self.stop(record, name, instance.uuid(), drain);
-                    false
                 }
-                State::Unknown(reason) => {
-                    // Its driver asks as soon as it answers, and signals the process that it watches if it never does.
-                    if !instance.stop_asked() {
-                        self.stop(record, name, instance.uuid(), drain);
-                    }
-                    self.block(record, format!("{name}: {reason}"));
-                    false
-                }
-            },
+                self.block(record, format!("{name}: {reason}"));
+            }
         }
     }
 
@@ -690,6 +694,11 @@ impl<'a> Planner<'a> {
 
     fn is_up(&self, record: &VolumeRecord, name: &InstanceName) -> bool {
         matches!(self.slot(record, name), Slot::Ours(instance) if instance.is_up())
+    }
+
+    /// Whether no process of this creation can run: one that cannot be asked may.
+    fn has_ended(&self, record: &VolumeRecord, name: &InstanceName) -> bool {
+        !matches!(self.slot(record, name), Slot::Ours(instance) if !instance.is_down())
     }
 
     fn stop(&mut self, record: &VolumeRecord, name: &InstanceName, uuid: InstanceUuid, drain: bool) {

@@ -455,6 +455,26 @@ fn an_unknown_replica_is_neither_started_again_nor_waited_for() {
     assert!(node.plan().blocked["demo"].contains("demo.r2"));
 }
 
+#[test]
+fn what_a_record_removed_or_moved_away_is_told_to_end_once_though_it_cannot_be_asked() {
+    let mut record = attached("demo", "node-a", 2);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.run_all(&record);
+    let gone = record.spec.replicas.remove(1);
+    record.status.configured = record.status.configured.without(gone.id);
+    record.spec.attach.as_mut().unwrap().node = "node-b".parse().unwrap();
+    node.record_all(std::slice::from_ref(&record));
+    for name in ["demo.r2", "demo.engine"] {
+        node.feed(name, Event::Lost("silent".into()));
+    }
+    assert_eq!(node.changes(), ["stop demo.r2", "drain demo.engine"]);
+    for name in ["demo.r2", "demo.engine"] {
+        node.feed(name, Event::StopAsked);
+        node.feed(name, Event::Lost("silent".into()));
+    }
+    assert_eq!(node.changes(), Vec::<String>::new());
+}
+
 proptest! {
     /// Whatever the observation: the same plan twice, never a second copy, never an end that no record asks for.
     #[test]

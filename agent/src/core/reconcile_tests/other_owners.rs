@@ -71,6 +71,23 @@ fn o4_nothing_that_another_may_claim_ends_or_is_deleted_while_claims_cannot_be_r
 }
 
 #[test]
+fn o4_one_that_cannot_be_asked_is_not_ended_either_while_claims_cannot_be_read() {
+    let mut record = record("demo", "node-a", 1);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.claim("demo.r1", record.id, Desired::Running);
+    node.run_ready(&record, "demo.r1");
+    node.feed("demo.r1", Event::Lost("silent".into()));
+    node.foreign = Foreign::Unavailable("no answer".into());
+    assert_eq!(node.changes(), Vec::<String>::new());
+    assert!(node.plan().blocked["demo"].contains("cannot be known: no answer"), "{:?}", node.plan().blocked);
+    record.spec.intent = Intent::Delete;
+    node.record_all(std::slice::from_ref(&record));
+    assert_eq!(node.changes(), Vec::<String>::new());
+    node.foreign = Foreign::none();
+    assert_eq!(node.changes(), ["stop demo.r1"]);
+}
+
+#[test]
 fn what_its_owner_wants_to_end_is_ended_unless_a_record_wants_it_or_may() {
     let record = attached("demo", "node-a", 1);
     let mut node = Node::new(std::slice::from_ref(&record));
