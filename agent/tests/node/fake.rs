@@ -12,6 +12,7 @@ use holdfast_proto::pb::instance::instance_server::{Instance, InstanceServer};
 use holdfast_proto::pb::instance::registry_result_request::Outcome;
 use holdfast_proto::pb::instance::watch_item::Item;
 use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status};
@@ -56,6 +57,9 @@ pub(crate) fn run_if_asked() {
 async fn serve(arguments: Arguments) {
     let _ = std::fs::remove_file(&arguments.control);
     let listener = UnixListener::bind(&arguments.control).unwrap();
+    // Part of the contract: a hangup ends no instance. One that serves has its sockets bound again by it.
+    let mut hangup = signal(SignalKind::hangup()).unwrap();
+    tokio::spawn(async move { while hangup.recv().await.is_some() {} });
     let (ending, ended) = watch::channel(false);
     let fake = Fake {
         name: arguments.name,
