@@ -117,6 +117,18 @@ impl Cluster {
             check(v.state() == "healthy" && whole, || format!("it is {}", v.state()))
         })
     }
+    /// Waits until another engine process than that of `before` serves, with a newer generation. A state alone may still be
+    /// that of the engine that was killed.
+    #[track_caller]
+    pub fn wait_new_engine(&self, name: &str, before: &Volume) -> Volume {
+        self.wait_volume(name, &format!("a newer engine serves {name}"), |v| {
+            check(v.generation() > before.generation(), || format!("generation {}", v.generation()))?;
+            check(v.engine_pid().is_some() && v.engine_pid() != before.engine_pid(), || {
+                "no new process".to_owned()
+            })?;
+            check(v.state() == "healthy" && v.endpoint().is_some(), || format!("it is {}", v.state()))
+        })
+    }
     /// Waits until one replica has this mode.
     #[track_caller]
     pub fn wait_mode(&self, name: &str, replica: &str, mode: &str) -> Volume {

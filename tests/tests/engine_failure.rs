@@ -9,22 +9,9 @@ use holdfast_tests::fill::Ledger;
 use holdfast_tests::process::{Process, kill};
 use holdfast_tests::wait::check;
 use holdfast_tests::wire::{Answer, Claim};
-use holdfast_tests::{
-    BlockClient, Cluster, QuickstartOptions, Rng, SECOND, Volume, eventually, image, records,
-};
+use holdfast_tests::{BlockClient, Cluster, QuickstartOptions, Rng, SECOND, eventually, image, records};
 
 const BLOCKS: usize = 2048;
-
-/// Waits for an engine in another process, of a later generation, with all members back.
-fn wait_new_engine(cluster: &Cluster, before: &Volume) -> Volume {
-    cluster.wait_volume("demo", "a newer engine serves", |v| {
-        check(v.generation() > before.generation(), || format!("generation {}", v.generation()))?;
-        check(v.engine_pid().is_some() && v.engine_pid() != before.engine_pid(), || {
-            "no new process".to_owned()
-        })?;
-        check(v.state() == "healthy" && v.endpoint().is_some(), || format!("it is {}", v.state()))
-    })
-}
 
 #[test]
 fn every_flushed_write_survives_a_killed_engine() {
@@ -55,7 +42,7 @@ fn every_flushed_write_survives_a_killed_engine() {
             done.store(true, Ordering::SeqCst);
             println!("the client met: {failed}");
         });
-        wait_new_engine(&cluster, &before);
+        cluster.wait_new_engine("demo", &before);
         // Read at once, while the members are still being made equal: a read never waits for that to end.
         ledger.verify(&mut cluster.connect("demo"));
         cluster.wait_images_equal("demo");
@@ -88,7 +75,7 @@ fn members_are_made_equal_after_a_crash_with_many_writes_in_flight() {
             }
         }
         assert!(completed > 1000, "{completed} writes were answered before the kill");
-        wait_new_engine(&cluster, &before);
+        cluster.wait_new_engine("demo", &before);
         // What is read now is read again later, whichever member answers.
         let mut reader = cluster.connect("demo");
         let sample: Vec<(u64, Vec<u8>)> = (0..64)
@@ -117,7 +104,7 @@ fn an_engine_and_a_replica_killed_together_lose_nothing_flushed() {
         }
         kill(before.replica(id).pid().unwrap());
         kill(before.engine_pid().unwrap());
-        wait_new_engine(&cluster, &before);
+        cluster.wait_new_engine("demo", &before);
         cluster.wait_healthy("demo");
         ledger.verify(&mut cluster.connect("demo"));
         cluster.wait_images_equal("demo");
@@ -141,7 +128,7 @@ fn everything_killed_at_once_comes_back_with_what_was_flushed() {
         }
         cluster.wait_no_instances();
         cluster.start();
-        wait_new_engine(&cluster, &before);
+        cluster.wait_new_engine("demo", &before);
         ledger.verify(&mut cluster.connect("demo"));
         cluster.wait_images_equal("demo");
     }
@@ -243,7 +230,7 @@ fn an_engine_that_a_replica_refuses_stops_for_good() {
     assert!(old.is_alive(), "it stays to say why");
     cluster.ok(&["volume", "detach", "demo"]);
     cluster.ok(&["volume", "attach", "demo"]);
-    let after = wait_new_engine(&cluster, &before);
+    let after = cluster.wait_new_engine("demo", &before);
     assert!(after.generation() > before.generation() + 5, "generation {}", after.generation());
     cluster.wait_healthy("demo");
     // The refused write may or may not be there; everything before it must be.
@@ -312,6 +299,6 @@ fn a_clean_detach_is_marked_and_an_unclean_end_is_not() {
     cluster.ok(&["volume", "attach", "demo"]);
     let before = cluster.wait_healthy("demo");
     kill(before.engine_pid().unwrap());
-    wait_new_engine(&cluster, &before);
+    cluster.wait_new_engine("demo", &before);
     assert_eq!(clean(), Some(false));
 }

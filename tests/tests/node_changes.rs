@@ -174,8 +174,9 @@ fn changed_address_reaches_running_replicas() {
     assert_eq!(running(&fleet.nodes[1]), before, "the replica was not restarted");
     client.write_fua(BLOCK, &[2; 4096]).unwrap();
     // An engine that knows only the new address.
-    kill(fleet.nodes[0].volume("demo").engine_pid().unwrap());
-    fleet.nodes[0].wait_healthy("demo");
+    let before = fleet.nodes[0].volume("demo");
+    kill(before.engine_pid().unwrap());
+    fleet.nodes[0].wait_new_engine("demo", &before);
     let mut client = fleet.nodes[0].connect("demo");
     assert_eq!(client.read(0, 2 * 4096).unwrap(), [[1; 4096], [2; 4096]].concat());
 }
