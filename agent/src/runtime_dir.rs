@@ -80,7 +80,6 @@ pub fn prepare(dir: &Path) -> Result<(), Complaint> {
     let missing: Vec<&Path> =
         dir.ancestors().take_while(|path| fs::symlink_metadata(path).is_err()).collect();
     for path in missing.iter().rev() {
-        // The packaged directory is passed by the members of the group that may use the agent's socket in it.
         match fs::DirBuilder::new().mode(0o700).create(path) {
             // Passed by the members of the group that may use the agent's socket in it.
             Ok(()) if *path == Path::new(crate::config::RUNTIME_DIR) => {
@@ -97,7 +96,7 @@ pub fn prepare(dir: &Path) -> Result<(), Complaint> {
     })
 }
 
-/// Whether nobody but root and this user can exchange the directory or what is on the way to it. The way ends at a sticky
+/// Whether only root and this user can exchange the directory or what is on the way to it. The way ends at a sticky
 /// directory of root's, such as `/tmp`: in it, everybody can exchange only what is his own.
 ///
 /// # Errors

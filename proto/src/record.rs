@@ -337,6 +337,21 @@ pub struct ReplicaSpec {
     pub unknown: Unknown,
 }
 
+impl ReplicaSpec {
+    /// A replica on `node` whose directory is made already, and that replaces none.
+    #[must_use]
+    pub fn new(id: ReplicaId, node: NodeName) -> Self {
+        Self {
+            id,
+            node,
+            disk: None,
+            to_make: false,
+            replaces: ReplicaSet::new(),
+            unknown: Unknown::default(),
+        }
+    }
+}
+
 /// A person's word that a volume starts from one replica, whatever the rules say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForceFrom {
@@ -422,6 +437,29 @@ pub struct VolumeSpec {
     /// What this build does not know of it.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+impl VolumeSpec {
+    /// Of a volume that is attached nowhere and had none of its replicas removed.
+    #[must_use]
+    pub fn detached(
+        size_bytes: u64,
+        replicas: Vec<ReplicaSpec>,
+        next_replica_id: u32,
+        io_mode: &str,
+    ) -> Self {
+        Self {
+            size_bytes,
+            replicas,
+            leaving: Vec::new(),
+            next_replica_id,
+            attach: None,
+            detaching: None,
+            intent: Intent::Keep,
+            io_mode: io_mode.to_owned(),
+            unknown: Unknown::default(),
+        }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]

@@ -37,7 +37,7 @@ fn is_yes(answer: &str) -> bool {
 /// Returns where it may be done. `what` says what would be done, as a sentence without its full stop.
 ///
 /// # Errors
-/// `Unconfirmed` where the answer is no, or nobody can be asked.
+/// `Unconfirmed` where the answer is no, or no terminal can answer and `--yes` is missing.
 pub(super) fn confirm(what: &str, yes: bool, elsewhere: Elsewhere) -> Result<(), Complaint> {
     let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
     match step(yes, terminal, elsewhere) {

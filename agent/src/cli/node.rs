@@ -48,8 +48,8 @@ Examples:
 
 const FORGET_EXAMPLES: &str = "\
 Its replicas are placed on other nodes at once, and deletions do not wait for it any more. Nothing is deleted: should it \
-come back, its agent takes the mark away, and what was replaced meanwhile is claimed by nobody. Once no volume has a part \
-there, the registry keeps nothing of it. Refused (exit code 7) while its agent lives, and while the registry does not \
+come back, its agent takes the mark away, and no record claims what was replaced meanwhile. Once no record names \
+it, the registry keeps nothing of it. Refused (exit code 7) while its agent lives, and while the registry does not \
 tell whether it does.
 
 Examples:

@@ -36,7 +36,7 @@ Examples:
 elsewhere wants --yes
 
 Give --config, --data-dir and the like as the agent has them. It may be interrupted and repeated.
-Exit code 8 where nobody has confirmed it with --allow, or --purge-data with --yes; 7 where volumes are attached.";
+Exit code 8 where it was not confirmed with --allow, or --purge-data with --yes; 7 where volumes are attached.";
 
 /// A confirmation that was given a moment ago, elsewhere, is waited for.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(15);

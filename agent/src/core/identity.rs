@@ -1,6 +1,7 @@
 //! Which node a data directory belongs to, and whether it is still the directory that it was.
 //!
-//! The name binds: records name nodes, so an agent under another name would end what runs here as nobody's. Everything
+//! An agent uses a directory only under its node's own name: records name nodes, so under another name it would find no
+//! record for what runs here, and end it. Everything
 //! else about the directory may change (a new machine, a restored backup, a clone), and then its data may be older than
 //! it says: that is noted, and never a reason not to start.
 
@@ -70,7 +71,7 @@ pub struct Identity {
     /// A rename to this name has begun and has not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renaming_to: Option<NodeName>,
-    /// Replicas here may be older than they say: their data counts only after it was compared.
+    /// Replicas here may be older than they say: shown as a warning; nothing is decided by it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freshness_doubt: bool,
     /// What raised the doubt first.

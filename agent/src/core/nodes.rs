@@ -111,7 +111,7 @@ impl Nodes {
             Heard::Listed { published, live, wishes } => self.list(&published, live, wishes, now),
             Heard::Put { node, key, bytes } => self.entry(&node, now).follower.put(&key, &bytes),
             Heard::Deleted { node, key } => {
-                // What is deleted of one that is known no more was its last.
+                // A forgotten node is not entered again: the registry deletes its keys one by one.
                 if let Some(known) = self.known.get_mut(&node) {
                     known.follower.delete(&key);
                 }

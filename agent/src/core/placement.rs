@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use holdfast_proto::ids::{InstanceUuid, NodeName, ReplicaId};
 use holdfast_proto::record::{ReplicaSet, ReplicaSpec, VolumeRecord};
-use holdfast_proto::unknown::Unknown;
 
 use super::instance::{InstanceName, Kind};
 
@@ -42,14 +41,7 @@ pub fn want(
     node: &NodeName,
     replaces: Option<ReplicaId>,
 ) {
-    let mut spec = ReplicaSpec {
-        id,
-        node: node.clone(),
-        disk: None,
-        to_make: false,
-        replaces: ReplicaSet::new(),
-        unknown: Unknown::default(),
-    };
+    let mut spec = ReplicaSpec::new(id, node.clone());
     if let Some(old) = replaces {
         let former = record.spec.replicas.iter().find(|spec| spec.id == old).map(|spec| spec.replaces);
         let configured = record.status.configured;

@@ -15,17 +15,11 @@ pub fn rename_in(record: &mut VolumeRecord, from: &NodeName, to: &NodeName) -> b
     changed
 }
 
-/// Whether the record names the node.
-#[must_use]
-pub fn names(record: &VolumeRecord, node: &NodeName) -> bool {
-    // Renamed to itself, a copy says whether the name is there.
-    rename_in(&mut record.clone(), node, node)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::testing::record;
+    use crate::core::upkeep::names;
     use holdfast_proto::record::AttachSpec;
 
     #[test]

@@ -7,7 +7,7 @@ use holdfast_proto::ids::{
 };
 use holdfast_proto::pb::inventory as ipb;
 use holdfast_proto::record::{
-    AttachSpec, Intent, RECORD_SCHEMA, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec, VolumeStatus,
+    AttachSpec, RECORD_SCHEMA, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec, VolumeStatus,
 };
 use holdfast_proto::unknown::Unknown;
 
@@ -29,27 +29,12 @@ pub(crate) fn record(name: &str, node: &str, replicas: u32) -> VolumeRecord {
         id: VolumeId::random(),
         name,
         version: 1,
-        spec: VolumeSpec {
-            size_bytes: 1 << 20,
-            replicas: all
-                .iter()
-                .map(|id| ReplicaSpec {
-                    id,
-                    node: node.clone(),
-                    disk: None,
-                    to_make: false,
-                    replaces: ReplicaSet::new(),
-                    unknown: Unknown::default(),
-                })
-                .collect(),
-            leaving: Vec::new(),
-            next_replica_id: replicas + 1,
-            attach: None,
-            detaching: None,
-            intent: Intent::Keep,
-            io_mode: "buffered".into(),
-            unknown: Unknown::default(),
-        },
+        spec: VolumeSpec::detached(
+            1 << 20,
+            all.iter().map(|id| ReplicaSpec::new(id, node.clone())).collect(),
+            replicas + 1,
+            "buffered",
+        ),
         status: VolumeStatus {
             incarnation: Incarnation::random(),
             lineage: Lineage::random(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use holdfast_proto::ids::{Generation, InstanceUuid, Lineage, NodeName, ReplicaId, VolumeId, VolumeName};
 use holdfast_proto::record::{
-    Intent, RECORD_SCHEMA, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec, VolumeStatus,
+    RECORD_SCHEMA, ReplicaSet, ReplicaSpec, View, VolumeRecord, VolumeSpec, VolumeStatus,
 };
 use holdfast_proto::unknown::Unknown;
 
@@ -73,14 +73,7 @@ pub fn record(
         return Err(format!("its replicas are {all}, and of {absent} there is no directory here"));
     }
     let name = newest.volume_name.clone();
-    let spec = |id| ReplicaSpec {
-        id,
-        node: node.clone(),
-        disk: None,
-        to_make: false,
-        replaces: ReplicaSet::new(),
-        unknown: Unknown::default(),
-    };
+    let spec = |id| ReplicaSpec::new(id, node.clone());
     let instance = |id| (InstanceName::replica(&name, id).to_string(), InstanceUuid::random());
     let highest = remains.iter().map(|found| found.replica.0).chain(all.iter().map(|id| id.0)).max();
     // Above all that was promised, and so another than that of the deletion.
@@ -89,17 +82,12 @@ pub fn record(
         schema: RECORD_SCHEMA,
         id: volume,
         version: 1,
-        spec: VolumeSpec {
-            size_bytes: newest.size_bytes,
-            replicas: all.iter().map(spec).collect(),
-            leaving: Vec::new(),
-            next_replica_id: highest.unwrap_or(0).saturating_add(1),
-            attach: None,
-            detaching: None,
-            intent: Intent::Keep,
-            io_mode: io_mode.to_owned(),
-            unknown: Unknown::default(),
-        },
+        spec: VolumeSpec::detached(
+            newest.size_bytes,
+            all.iter().map(spec).collect(),
+            highest.unwrap_or(0).saturating_add(1),
+            io_mode,
+        ),
         status: VolumeStatus {
             incarnation,
             lineage: newest.lineage,

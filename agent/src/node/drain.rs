@@ -54,7 +54,7 @@ pub(super) async fn left(shared: &Shared, name: &str) -> Result<pb::NodeParts, E
 /// What speaks against restarting the node now.
 pub(super) async fn safe_to_reboot(shared: &Shared, name: &str) -> Result<pb::NodeParts, Error> {
     let node = known(shared, "look at", name).await?;
-    // A disk that hangs holds up whoever looks at it: that is an answer, too.
+    // A look at a disk that hangs does not return: that it ran out of time is the answer then.
     let Ok(seen) = timeout(LOOK_WITHIN, look(shared)).await else {
         return Err(Error::new(
             ErrorKind::TimedOut,

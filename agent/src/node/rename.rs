@@ -16,7 +16,8 @@ use crate::blocking::blocking;
 use crate::core::foreign::Stored;
 use crate::core::identity::Identity;
 use crate::core::nodes::Heard;
-use crate::core::rename::{names, rename_in};
+use crate::core::rename::rename_in;
+use crate::core::upkeep::names;
 use crate::error::Error;
 use crate::process::proc;
 use crate::registry::{Entry, Read, Registry, Swap};
@@ -221,7 +222,11 @@ impl Rename<'_> {
                     ));
                 }
             }
-            registry.delete_claim(self.from, &name, version).await?;
+            if !registry.delete_claim(self.from, &name, version).await? {
+                return Err(Error::conflict(
+                    self.told(&format!("the claim of {name} is being changed; try again")),
+                ));
+            }
             moved.push(name.to_string());
         }
         Ok(moved)

@@ -30,7 +30,7 @@ impl Part {
     fn of(found: &FoundDir, place: PathBuf, trashed: Option<String>) -> Option<Self> {
         let label = found.label.as_ref().ok()?;
         let there = FoundDir { path: place.clone(), ..found.clone() };
-        // A copy that was made by hand is nobody's to take for the replica.
+        // A directory that a person copied is not taken for the replica.
         if !there.is_in_place() {
             return None;
         }
@@ -60,7 +60,7 @@ pub(super) async fn undelete(
         |part: &Part| by_id.map_or(part.remains.volume_name.as_str() == request.name, |id| part.volume == id);
     let volumes: BTreeSet<VolumeId> =
         parts.iter().filter(|part| named(part)).map(|part| part.volume).collect();
-    let mut ids = volumes.iter();
+    let mut ids = volumes.iter().copied();
     let (Some(id), None) = (ids.next(), ids.next()) else {
         let all: Vec<_> = volumes.iter().map(ToString::to_string).collect();
         return Err(match all.is_empty() {
@@ -71,13 +71,16 @@ pub(super) async fn undelete(
             false => Error::conflict(told(format!("there were several; give one of the ids {}", all.join(", ")))),
         });
     };
-    let parts: Vec<_> = parts.iter().filter(|part| part.volume == *id).collect();
-    let name = parts.first().map(|part| part.remains.volume_name.clone());
+    let of_it = |part: &Part| part.volume == id;
+    let name = parts.iter().find(|part| of_it(part)).map(|part| part.remains.volume_name.clone());
     let name = name.ok_or_else(|| Error::not_found(told("no data of it is there".to_owned())))?;
     let _turn = shared.begin(name.as_str(), "undelete").await?;
+    // What was there before its turn came may be gone by now.
+    let mut parts = self::parts(shared, request.from_trash).await?;
+    parts.retain(of_it);
     for entry in shared.registry.list().await? {
         match entry {
-            Entry::Readable(record) if record.id == *id => {
+            Entry::Readable(record) if record.id == id => {
                 return Err(Error::conflict(told(format!("it is there, as {}", record.name))));
             }
             Entry::Readable(record) if record.name == name => {
@@ -93,7 +96,7 @@ pub(super) async fn undelete(
     }
     let remains: Vec<_> = parts.iter().map(|part| part.remains.clone()).collect();
     let incarnation = shared.registry.incarnation();
-    let record = undelete::record(*id, &shared.config.node, incarnation, IO_MODE_DEFAULT, &remains)
+    let record = undelete::record(id, &shared.config.node, incarnation, IO_MODE_DEFAULT, &remains)
         .map_err(|why| Error::refused(told(why)))?;
     let used: Vec<_> = parts
         .iter()
@@ -119,10 +122,10 @@ pub(super) async fn undelete(
         Ok(())
     })
     .await?;
-    match shared.registry.key(*id).await? {
+    match shared.registry.key(id).await? {
         Read::Found(_) => {}
-        // It went with the purge. Nothing on disk depends on it: replicas are told the one that is in the registry.
-        Read::Absent => shared.registry.put_key(*id, new_key()?).await?,
+        // The purge removed it. No file on disk depends on it: the agent tells replicas the one in the registry.
+        Read::Absent => shared.registry.put_key(id, new_key()?).await?,
         Read::Unreadable(reason) => return Err(Error::failed(told(format!("its key: {reason}")))),
     }
     shared.registry.create(record).await?;

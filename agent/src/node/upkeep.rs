@@ -39,15 +39,14 @@ pub(super) async fn run(shared: Weak<Shared>) {
 impl Upkeep {
     async fn look(&mut self, shared: &Shared) {
         let here = &shared.config.node;
-        let (fleet, forgotten, leave) = {
+        let (fleet, forgotten) = {
             let nodes = shared.nodes.lock();
             // What is not heard of now may have come back.
             if !nodes.is_complete() {
                 return;
             }
             let forgotten = nodes.wish(here).is_some_and(|wish| wish.forgotten);
-            let leave = upkeep::to_forget(&shared.records.lock(), &nodes);
-            (upkeep::fleet(&nodes, here, shared.now()), forgotten, leave)
+            (upkeep::fleet(&nodes, here, shared.now()), forgotten)
         };
         if forgotten {
             come_back(shared).await;
@@ -57,10 +56,11 @@ impl Upkeep {
             *self = Self::default();
             return;
         }
+        let records = Arc::clone(&shared.records.lock());
+        let leave = upkeep::to_forget(&records, &shared.nodes.lock());
         for (node, version) in leave {
             clear(shared, &node, version).await;
         }
-        let records = Arc::clone(&shared.records.lock());
         let wait = *shared.replenish_after.lock();
         let found = upkeep::plan(&records, &fleet, wait);
         self.failed.retain(|volume, _| found.moves.iter().any(|wanted| wanted.volume == *volume));

@@ -188,33 +188,16 @@ fn new_record(shared: &Shared, request: &pb::CreateVolumeRequest) -> Result<Volu
         .iter()
         .map(|id| (InstanceName::replica(&name, id).to_string(), InstanceUuid::random()))
         .collect();
+    let placed = members.iter().zip(nodes).map(|(id, node)| {
+        // This one makes its own before the record.
+        let to_make = node != shared.config.node;
+        ReplicaSpec { to_make, ..ReplicaSpec::new(id, node) }
+    });
     Ok(VolumeRecord {
         schema: RECORD_SCHEMA,
         id: VolumeId::random(),
         version: 1,
-        spec: VolumeSpec {
-            size_bytes: request.size_bytes,
-            replicas: members
-                .iter()
-                .zip(nodes)
-                .map(|(id, node)| ReplicaSpec {
-                    id,
-                    // This one makes its own before the record.
-                    to_make: node != shared.config.node,
-                    node,
-                    disk: None,
-                    replaces: ReplicaSet::new(),
-                    unknown: Unknown::default(),
-                })
-                .collect(),
-            leaving: Vec::new(),
-            next_replica_id: request.replicas + 1,
-            attach: None,
-            detaching: None,
-            intent: Intent::Keep,
-            io_mode: io_mode.to_owned(),
-            unknown: Unknown::default(),
-        },
+        spec: VolumeSpec::detached(request.size_bytes, placed.collect(), request.replicas + 1, io_mode),
         status: VolumeStatus {
             incarnation: shared.registry.incarnation(),
             lineage: Lineage::random(),

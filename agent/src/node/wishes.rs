@@ -37,10 +37,8 @@ pub async fn leave_registry(registry: &dyn Registry, node: &NodeName) -> Result<
         Entry::Readable(record) => upkeep::names(record, node),
         Entry::Unreadable { .. } => true,
     });
-    for _ in 0..WRITES_MAX {
-        if named {
-            break;
-        }
+    let tries = if named { 0 } else { WRITES_MAX };
+    for _ in 0..tries {
         let version = match registry.node(node).await? {
             Read::Found(record) => record.version,
             Read::Absent => 0,

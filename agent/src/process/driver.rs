@@ -29,6 +29,7 @@ use crate::core::instance::{Event, InstanceName};
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::registry::features::Features;
+use crate::store::atomic;
 use crate::store::instances::{InstanceStore, SpawnRecord};
 
 /// A drain flushes what is in flight; longer than any flush of a healthy disk, shorter than a person's patience.
@@ -295,7 +296,8 @@ impl Task {
             }
             tokio::select! {
                 () = sleep(LOOK_AGAIN) => {}
-                Ok(()) = self.stop.changed() => {}
+                // Why the wish to end does not reach it is said anew.
+                Ok(()) = self.stop.changed() => told.clear(),
             }
         }
     }
@@ -304,8 +306,7 @@ impl Task {
     /// is to stay is asked to make its socket again.
     async fn without_its_socket(&self, looks: u32) -> Option<Watched> {
         let (socket, process) = (self.record.control_socket.clone(), self.record.process?);
-        let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-        let is_gone = blocking(move || Ok(socket.symlink_metadata().is_err_and(gone))).await;
+        let is_gone = blocking(move || Ok(atomic::is_gone(&socket))).await;
         // A number alone may be a later process's; its start makes it the one that was spawned, and in this boot.
         if !is_gone.unwrap_or_default() || self.record.boot_id != self.context.boot_id {
             return None;

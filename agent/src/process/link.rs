@@ -44,7 +44,7 @@ pub struct Expected {
 /// that another process put there is told nothing. Returns the process, too.
 ///
 /// # Errors
-/// Why nobody answers there, or who does.
+/// Why no process answers there, or which one does.
 pub async fn connect(socket: &Path, pid: Option<i32>) -> Result<(Client, i32), String> {
     let path: PathBuf = socket.to_owned();
     let found = Arc::new(AtomicI32::new(0));

@@ -1,4 +1,4 @@
-//! Whether a feature of records may be written now: the one answer for engines' changes and for operators'.
+//! Whether a feature of records may be written now: asked for each change of an engine.
 
 use std::sync::Arc;
 

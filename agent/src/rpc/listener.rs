@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::complaint::Complaint;
 use crate::config::RUNTIME_DIR;
 use crate::runtime_dir::{self, SOCKET_PATH_MAX};
+use crate::store::atomic;
 
 /// Members of this group may use the agent.
 const GROUP: &str = "holdfast";
@@ -162,7 +163,7 @@ async fn accept(
 fn bind_where_gone(path: &Path, held: &Mutex<Held>) -> Result<Option<tokio::net::UnixListener>, Complaint> {
     let failed =
         |error: io::Error| Complaint::failed(format!("failed to listen on {}: {error}", path.display()));
-    if !path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+    if !atomic::is_gone(path) {
         return Ok(None);
     }
     let mut held = held.lock();
@@ -191,7 +192,7 @@ fn make(dir: &Path) -> io::Result<()> {
     if packaged { fs::set_permissions(dir, Permissions::from_mode(0o755)) } else { Ok(()) }
 }
 
-/// Binds the socket in the place of one that nobody listens on, and the inode of its file. Closed to others from its first
+/// Binds the socket in the place of one without a listener. Returns it, and the inode of its file. Closed to others from its first
 /// moment, then opened to the group.
 fn listen(path: &Path) -> io::Result<(UnixListener, u64)> {
     let socket = bind_private(path).map_err(io::Error::other)?;
@@ -311,9 +312,12 @@ mod tests {
         let path = dir.join("a.sock");
         let (mut peers, guard) = Listener::bind(&path).unwrap().into_parts().unwrap();
         let listens = async |peers: &mut Peers| {
-            while UnixStream::connect(&path).await.is_err() {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
+            let there = async {
+                while UnixStream::connect(&path).await.is_err() {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+            };
+            tokio::time::timeout(LOOK_EVERY * 100, there).await.expect("it is there again");
             peers.recv().await.unwrap().unwrap();
         };
         listens(&mut peers).await;

@@ -41,6 +41,12 @@ impl<T> Read<T> {
     }
 }
 
+/// Whether certainly nothing is at `path`. What cannot be looked at may be there.
+#[must_use]
+pub fn is_gone(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// Makes `path` and its parents, 0700, where it is missing.
 pub fn make_dir(path: &Path) -> Result<(), Error> {
     if path.is_dir() {

@@ -3,7 +3,6 @@
 //!
 //! [`core::identity`]: crate::core::identity
 
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -111,7 +110,7 @@ fn understood(
     let place = place(data.root(), boot_id)?;
     Ok(match known {
         Some(known) => known.used_in(place),
-        None => Identity::new(of_older_version(data).unwrap_or_else(|| name.clone()), place),
+        None => Identity::new(of_older_version(data)?.unwrap_or_else(|| name.clone()), place),
     })
 }
 
@@ -133,22 +132,34 @@ pub fn refused(not_ours: &NotOurs, root: &Path) -> Error {
 }
 
 /// The node that an earlier version used the directory for, by the line in its lock, its replicas and its records.
-fn of_older_version(data: &DataDir) -> Option<NodeName> {
-    let labels = replica_dirs::scan(&data.replicas()).unwrap_or_default();
+///
+/// # Errors
+/// When they cannot be listed: whose the directory is is not known then.
+fn of_older_version(data: &DataDir) -> Result<Option<NodeName>, Error> {
+    let replicas = data.replicas();
+    let labels = if atomic::is_gone(&replicas) { Vec::new() } else { replica_dirs::scan(&replicas)? };
     let labels = labels.into_iter().filter_map(|dir| dir.label.ok()).map(|label| label.node);
-    named_by_all(lock::last_node(&data.lock()).into_iter().chain(labels).chain(recorded(&data.registry())))
+    let recorded = recorded(&data.registry())?;
+    Ok(named_by_all(lock::last_node(&data.lock()).into_iter().chain(labels).chain(recorded)))
 }
 
 /// The nodes that the records of a registry of files name.
-fn recorded(registry: &Path) -> Vec<NodeName> {
-    let files: Vec<io::Result<std::fs::DirEntry>> =
-        std::fs::read_dir(registry.join("volumes")).map(Iterator::collect).unwrap_or_default();
-    let records = files.into_iter().flatten().map(|file| atomic::read_json(&file.path(), RECORD_SCHEMA));
+///
+/// # Errors
+/// When they cannot be listed.
+fn recorded(registry: &Path) -> Result<Vec<NodeName>, Error> {
+    let volumes = registry.join("volumes");
+    if atomic::is_gone(&volumes) {
+        return Ok(Vec::new());
+    }
+    let listed = std::fs::read_dir(&volumes).and_then(Iterator::collect);
+    let files: Vec<std::fs::DirEntry> = listed.map_err(Error::io("read", &volumes))?;
+    let records = files.into_iter().map(|file| atomic::read_json(&file.path(), RECORD_SCHEMA));
     let placed = |read: Read<VolumeRecord>| match read {
         Read::Found(record) => record.placed().map(|spec| spec.node.clone()).collect(),
         Read::Absent | Read::Unreadable(_) => Vec::new(),
     };
-    records.flat_map(placed).collect()
+    Ok(records.flat_map(placed).collect())
 }
 
 #[cfg(test)]

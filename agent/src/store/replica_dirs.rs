@@ -82,8 +82,7 @@ pub fn found(path: &Path) -> FoundDir {
 
 /// Only what is certainly not there is no mark.
 fn is_marked(path: &Path) -> bool {
-    let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-    !path.join(KEEP).symlink_metadata().is_err_and(gone)
+    !atomic::is_gone(&path.join(KEEP))
 }
 
 fn list(replicas: &Path, label: impl Fn(&Path) -> Result<Meta, String>) -> Result<Vec<FoundDir>, Error> {
@@ -305,8 +304,7 @@ fn is_of(path: &Path, meta: &Meta, replica: ReplicaId, id: VolumeId) -> Result<(
 /// Whether nothing at all is at `path`, in a place where there could be: a disk that is not mounted is no answer.
 #[must_use]
 pub fn is_missing(path: &Path) -> bool {
-    let nothing = path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-    nothing && path.parent().is_some_and(Path::is_dir)
+    atomic::is_gone(path) && path.parent().is_some_and(Path::is_dir)
 }
 
 #[cfg(test)]

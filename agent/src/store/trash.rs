@@ -270,7 +270,7 @@ impl Trash {
         failed: &mut BTreeMap<PathBuf, String>,
     ) -> Result<(), Error> {
         let mut left = false;
-        for step in list.moves.iter().filter(|step| step.to.symlink_metadata().is_ok()) {
+        for step in list.moves.iter().filter(|step| rest::is_there(&step.to)) {
             match rest::remove(step, list.volume_id) {
                 Ok(()) => gone.push(step.to.clone()),
                 Err(error) => {

@@ -153,7 +153,7 @@ fn others_are_healthy(
         Some(told) => told.replicas.iter().any(|seen| {
             seen.mode == "member" && stays_member(record, ReplicaId(seen.id)) && seen.id != copy.replica.0
         }),
-        // Served by nobody: what lies here must itself show that nothing newer is elsewhere, which only a clean end does.
+        // No engine serves it: what lies here must itself show that nothing newer is elsewhere, which only a clean end does.
         None if record.spec.attach.is_none() && record.status.clean => {
             copies.iter().any(|found| found.replica != copy.replica && vouches(world, record, found))
         }

@@ -2,8 +2,7 @@
 //! and instances that nobody could ask.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{
     Event, Instance, InstanceName, Shared, State, Supervisor, blocking, happened, logs, proc, replica_dirs,
@@ -11,14 +10,11 @@ use super::{
 use crate::error::Error;
 use crate::process::binary;
 use crate::runtime_dir;
+use crate::store::atomic::is_gone;
 use crate::store::trash::Swept;
 
 /// The trash is looked through every so many ticks: its times are hours.
 const SWEEP_EVERY_TICKS: u64 = 12;
-
-fn is_gone(path: &Path) -> bool {
-    path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-}
 
 impl Supervisor {
     pub(super) async fn keep_house(&mut self, shared: &Shared) {

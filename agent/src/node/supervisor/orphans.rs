@@ -207,16 +207,17 @@ impl Supervisor {
     /// Puts a directory back that has just gone to the trash, where the copy that it was given up for is gone too.
     async fn look_back(&self, shared: &Shared, subject: &Subject, to: PathBuf) -> Result<(), Error> {
         let (path, from) = (to.clone(), shared.data.replicas().join(&subject.name));
-        let found = blocking(move || Ok(replica_dirs::found(&path))).await?;
-        let gone = copy(shared, &FoundDir { path: from, ..found }, true);
+        let found = blocking(move || Ok(replica_dirs::found(&path))).await.ok();
+        let gone = found.and_then(|found| copy(shared, &FoundDir { path: from, ..found }, true));
+        // A look that fails shows as little as one that finds no other copy.
         let why = match gone.filter(|gone| gone.volume.0 == subject.uuid) {
-            Some(gone) => {
-                let copies = copies(shared, Reads::All).await?;
-                match orphan::is_spared(self.world(shared, shared.now()), &copies, &gone) {
+            Some(gone) => match copies(shared, Reads::All).await {
+                Ok(copies) => match orphan::is_spared(self.world(shared, shared.now()), &copies, &gone) {
                     Ok(()) => return Ok(()),
                     Err(why) => why,
-                }
-            }
+                },
+                Err(error) => error.to_string(),
+            },
             None => "its label cannot be read any more".to_owned(),
         };
         let (trash, name) =
@@ -352,7 +353,7 @@ async fn copies(shared: &Shared, reads: Reads) -> Result<Vec<Copy>, Error> {
 /// A directory by its label; one whose label cannot be read is nobody's to judge.
 fn copy(shared: &Shared, found: &FoundDir, image_fits: bool) -> Option<Copy> {
     let label = found.label.as_ref().ok()?;
-    // Of what a cache held when the machine went down nobody has heard yet.
+    // The replica has not started since the machine went down, so its label cannot say yet that its cache was lost.
     let cache_lost = label.cache_lost || label.unflushed && label.boot != shared.boot_id;
     let sound = image_fits && !label.syncing && !cache_lost && label.failed.is_empty();
     Some(Copy {

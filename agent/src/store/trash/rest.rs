@@ -203,8 +203,9 @@ pub(super) fn where_is(to: &Path) -> Result<PathBuf, Error> {
     )))
 }
 
-fn is_there(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
+/// Whether something is there, or may be: only what is certainly gone is not.
+pub(super) fn is_there(path: &Path) -> bool {
+    !atomic::is_gone(path)
 }
 
 fn room_of(from: &Path, to: &Path) -> PathBuf {

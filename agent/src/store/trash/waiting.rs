@@ -94,7 +94,7 @@ impl Trash {
             let state = self.state();
             let waited = state.waits.as_ref().map(|waits| waits.waited(&name_of(&list_path), now));
             // A link whose target is away waits, too.
-            let there = list.moves.into_iter().filter(|step| step.to.symlink_metadata().is_ok());
+            let there = list.moves.into_iter().filter(|step| rest::is_there(&step.to));
             waiting.extend(there.filter_map(|step| {
                 Some(Waiting {
                     name: step.to.file_name()?.to_string_lossy().into_owned(),
@@ -176,7 +176,7 @@ impl Trash {
             for (path, list) in
                 self.lists()?.iter().filter(|(_, list)| !list.moves.iter().any(rest::is_outside))
             {
-                if list.moves.iter().all(|step| step.to.symlink_metadata().is_err()) {
+                if list.moves.iter().all(|step| !rest::is_there(&step.to)) {
                     self.unlink(path, list, &mut swept.gone, &mut left)?;
                 }
             }
