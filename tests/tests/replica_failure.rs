@@ -28,7 +28,8 @@ fn each_replica_killed_in_turn_under_verified_io_becomes_a_member_again() {
         });
         assert_eq!(after.engine_pid(), before.engine_pid(), "the engine goes on");
         assert_eq!(after.generation(), before.generation(), "no engine took over");
-        assert!(after.epoch() > before.epoch(), "the members changed");
+        // One that is back before anything is missing on it stays a member; else the view changed twice.
+        assert!(after.epoch() >= before.epoch());
     }
     cluster.wait_healthy("demo");
     load.wait_passes(1);
@@ -82,9 +83,9 @@ fn a_replica_that_stops_answering_is_left_out_and_returns_when_it_answers() {
     signal(pid, Signal::SIGSTOP);
     // The answer comes once the silent replica has been left out: before that it would be a lie.
     client.write(0, &[2; 4096]).unwrap();
-    let degraded = cluster.volume("demo");
+    // The agent hears of it a moment after the client.
+    let degraded = cluster.wait_state("demo", "degraded");
     assert_ne!(degraded.replica("r2").mode(), "member", "an acknowledged write that a member lacks");
-    assert_eq!(degraded.state(), "degraded");
     signal(pid, Signal::SIGCONT);
     cluster.wait_healthy("demo");
     assert_eq!(client.read(0, 4096).unwrap(), [2; 4096]);
