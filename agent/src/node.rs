@@ -15,6 +15,7 @@ mod metrics;
 mod nodes;
 mod orphans;
 mod publish;
+mod registry;
 mod rename;
 mod replicas;
 mod roles;
@@ -39,6 +40,7 @@ use tokio::sync::{broadcast, watch};
 use self::shared::{Command, OrphanWish, Shared};
 use crate::config::{Limits, REPLENISH_AFTER, RegistryHome};
 use crate::core::orphan;
+use crate::core::presence::Standing;
 use crate::core::upkeep::DiskReserve;
 use crate::error::Error;
 use crate::metrics::Observed;
@@ -103,7 +105,7 @@ impl NodeConfig {
 }
 
 pub use self::rename::{Renamed, rename};
-pub use self::startup::open_registry;
+pub use self::startup::{Held, open_registry};
 pub use self::volumes::IO_MODE_DEFAULT;
 pub use self::wishes::{allow_uninstall, leave_registry};
 pub use crate::core::inventory::{Change, Snapshot};
@@ -127,7 +129,16 @@ pub enum ShutdownProgress {
 /// # Errors
 /// When the directory is held by another agent, or cannot be used.
 pub async fn start(config: NodeConfig) -> Result<NodeHandle, Error> {
-    let shared = startup::start(config).await?;
+    let held = Held::take(&config).await?;
+    start_in(config, held).await
+}
+
+/// The same in a data directory that this process holds already.
+///
+/// # Errors
+/// When the directory cannot be used, or another agent lives under the node's name.
+pub async fn start_in(config: NodeConfig, held: Held) -> Result<NodeHandle, Error> {
+    let shared = startup::start(config, held).await?;
     Ok(NodeHandle { shared })
 }
 
@@ -396,6 +407,33 @@ impl NodeHandle {
     /// When the node's record cannot be read or written.
     pub async fn allow_uninstall(&self, allowed: Option<bool>) -> Result<bool, Error> {
         wishes::allow_uninstall(self.shared.registry.as_ref(), &self.shared.config.node, allowed).await
+    }
+    /// The registry as it is, and what it would lose if it counted.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub async fn show_registry(&self) -> Result<pb::RegistryInfo, Error> {
+        registry::show(&self.shared).await
+    }
+    /// Begins a new incarnation in a registry that is not believed, whose incarnation was shown to be `shown`; empty: none.
+    ///
+    /// # Errors
+    /// `Refused` where it is believed; `Conflict` where its incarnation is another one by now.
+    pub async fn accept_registry(&self, shown: String) -> Result<pb::RegistryInfo, Error> {
+        let shared = Arc::clone(&self.shared);
+        detached(async move { registry::accept(&shared, &shown).await }).await
+    }
+    /// Returns when another agent turns out to have this node's name; which one, and what to do. Cancel safe.
+    pub async fn name_is_taken(&self) -> String {
+        let mut standing = self.shared.standing.clone();
+        loop {
+            if let Standing::Taken(why) = &*standing.borrow_and_update() {
+                return why.clone();
+            }
+            if standing.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
     /// Where an instance's log is.
     ///

@@ -153,19 +153,58 @@ fn stop_instances_ends_them_cleanly_and_the_next_agent_starts_them_again() {
     assert_eq!(cluster.connect("demo").read(4096, 70_000).unwrap(), vec![5; 70_000]);
 }
 
-#[test]
-fn a_second_agent_on_the_same_data_directory_names_the_first() {
-    let cluster = Cluster::agent(AgentOptions::default());
+/// A second agent on the data directory of the first, with a socket of its own.
+fn second_on_the_same(cluster: &Cluster, extra: &[&str]) -> std::process::Command {
     let mut second = cli::command(&process::holdfast());
     let (data, run) = (cluster.data_dir(), cluster.root().join("run2"));
     let listen = format!("unix:{}", cluster.root().join("second.sock").display());
     second.args(["agent", "--node", "node-a", "--listen", &listen, "--data-dir"]).arg(data);
-    second.arg("--runtime-dir").arg(run);
-    let said = process::run(second, 30 * SECOND);
-    assert_ne!(said.code, Some(0), "{said}");
+    second.arg("--runtime-dir").arg(run).args(extra);
+    second
+}
+
+#[test]
+fn a_second_agent_that_must_not_wait_names_the_first() {
+    let cluster = Cluster::agent(AgentOptions::default());
+    let said = process::run(second_on_the_same(&cluster, &["--no-wait"]), 30 * SECOND);
+    assert_eq!(said.code, Some(4), "{said}");
     let text = format!("{}{}", said.stdout, said.stderr);
     assert!(text.contains(&cluster.agent_pid().to_string()), "the holder's process is named: {text}");
     cluster.ok(&["node", "show"]);
+}
+
+#[test]
+fn a_second_agent_waits_for_the_first_and_takes_over() {
+    let mut cluster = Cluster::with_volume("64MiB", 2);
+    let before = cluster.instance_processes();
+    let (first, log) = (cluster.agent_pid(), cluster.root().join("second.log"));
+    let mut second = second_on_the_same(&cluster, &[]);
+    second.stdout(std::process::Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
+    let mut second = second.spawn().unwrap();
+    eventually(30 * SECOND, "it says whom it waits for", || {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        check(said.contains("waiting for its end") && said.contains(&first.to_string()), || said)
+    });
+    // Its signals are heard meanwhile.
+    process::signal(i32::try_from(second.id()).unwrap(), process::Signal::SIGTERM);
+    assert!(second.wait().unwrap().success());
+    let mut second = second_on_the_same(&cluster, &[]);
+    second.stdout(std::process::Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
+    let mut second = second.spawn().unwrap();
+    eventually(30 * SECOND, "it waits again", || {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        check(said.contains("waiting for its end"), || said)
+    });
+    cluster.kill_agent();
+    eventually(30 * SECOND, "it has taken over", || {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        check(said.contains("the agent is ready"), || said)
+    });
+    assert_eq!(cluster.instance_processes(), before, "what ran is adopted");
+    second.kill().unwrap();
+    second.wait().unwrap();
+    cluster.start();
+    cluster.wait_healthy("demo");
 }
 
 #[test]

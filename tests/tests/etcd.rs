@@ -77,6 +77,141 @@ fn o4_an_emptied_etcd_is_no_reason_to_stop_or_delete_anything() {
     client.write_fua(MIB, &[5; 4096]).unwrap();
 }
 
+/// The data of the only member, copied while it is down.
+fn copy(from: &Path, to: &Path) {
+    let mut command = std::process::Command::new("cp");
+    command.arg("-a").arg(from).arg(to);
+    assert_eq!(run(command, SOON).code, Some(0), "{} to {}", from.display(), to.display());
+}
+
+/// Waits until the agent says that it does not believe its registry.
+fn wait_refused(cluster: &Cluster) {
+    eventually(SOON, "it is noticed", || {
+        let said = cluster.cli(&["node", "show"]).said();
+        check(said.contains("back in time"), || said.clone())
+    });
+}
+
+#[test]
+fn an_etcd_from_a_backup_is_refused_until_it_is_accepted() {
+    let mut etcd = Etcd::start(1);
+    let mut cluster = agent(&etcd);
+    // Their engines attached in another life of the registry.
+    cluster.allow_errors("old");
+    cluster.allow_errors("new");
+    cluster.allow_errors("has taken the volume over");
+    cluster.create_attached("old", "64MiB", 2);
+    let backup = etcd.root().join("backup");
+    etcd.with_all_down(|etcd| copy(&etcd.data_dir(0), &backup));
+    eventually(SOON, "the registry is read again", || {
+        let said = cluster.cli(&["volume", "create", "new", "--size", "64MiB", "--replicas", "2"]);
+        check(said.0.code == Some(0), || said.said())
+    });
+    cluster.ok(&["volume", "attach", "new"]);
+    cluster.wait_healthy("new");
+    let before = cluster.instance_processes();
+    let mut client = cluster.connect("new");
+    client.write_fua(MIB, &[1; 4096]).unwrap();
+    etcd.with_all_down(|etcd| {
+        std::fs::remove_dir_all(etcd.data_dir(0)).unwrap();
+        copy(&backup, &etcd.data_dir(0));
+    });
+    wait_refused(&cluster);
+    // Others write far more into it than was lost: `a`, outside of the prefix.
+    for _ in 0..300 {
+        etcd.post("/v3/kv/put", r#"{"key":"YQ==","value":"YQ=="}"#);
+    }
+    cluster.kill_agent();
+    cluster.start();
+    wait_refused(&cluster);
+    cluster.cli(&["volume", "create", "other", "--size", "64MiB"]).expect_code(1);
+    assert_eq!(cluster.instance_processes(), before, "nothing was started or stopped");
+    client.write_fua(2 * MIB, &[2; 4096]).unwrap();
+
+    let shown = cluster.json(&["registry", "show"]);
+    assert_eq!((&shown["believed"], &shown["records"]), (&false.into(), &1.into()), "{shown}");
+    let lost: Vec<_> = shown["losses"].as_array().unwrap().iter().map(|loss| &loss["volume"]).collect();
+    assert!(lost.contains(&&"new".into()), "{shown}");
+    let said = cluster.cli(&["registry", "accept"]).expect_code(8).said();
+    assert!(said.contains("--yes"), "{said}");
+    wait_refused(&cluster);
+    let accepted = cluster.json(&["registry", "accept", "--yes"]);
+    assert_eq!(accepted["believed"], true, "{accepted}");
+    assert_ne!(accepted["incarnation"], shown["incarnation"]);
+    let said = cluster.ok(&["registry", "accept"]).said();
+    assert!(said.contains("nothing to accept"), "{said}");
+
+    // What the registry has is served on, what it lost runs on and is nobody's.
+    cluster.wait_healthy("old");
+    cluster.cli(&["volume", "show", "new"]).expect_code(3);
+    assert_eq!(cluster.instance("new.engine").claim(), "unclaimed");
+    client.write_fua(3 * MIB, &[3; 4096]).unwrap();
+    for (at, byte) in [(1, 1), (2, 2), (3, 3)] {
+        assert_eq!(client.read(at * MIB, 4096).unwrap(), [byte; 4096]);
+    }
+    drop(client);
+    cluster.detach("old");
+    cluster.ok(&["volume", "attach", "old"]);
+    cluster.wait_healthy("old");
+}
+
+#[test]
+fn a_copy_of_a_nodes_disk_does_not_run_beside_it() {
+    let etcd = Etcd::start(1);
+    let mut first = agent(&etcd);
+    first.create_attached("demo", "64MiB", 2);
+    let before = first.instance_processes();
+    let mut copied = Cluster::agent_not_started(AgentOptions::with(&["--registry", &etcd.url("/test")]));
+    copied.allow_errors("the registry cannot be read; nothing is started or stopped");
+    copied.allow_errors("another agent has this node's name");
+    // Once the name is its own it serves what it has.
+    copied.allow_errors("demo");
+    copy(&first.data_dir(), &copied.data_dir());
+    copied.spawn();
+    let said = copied.ready_or_ended().expect_err("the first one lives");
+    let pid = first.agent_pid().to_string();
+    assert!(said.contains("copy") && said.contains(&pid), "it says who the first is: {said}");
+    assert_eq!(first.instance_processes(), before);
+    assert!(copied.instance_processes().is_empty());
+    first.ok(&["volume", "show", "demo"]);
+
+    // A new run of the first is as quick as ever: it holds the same lock.
+    first.kill_agent();
+    first.start();
+    assert!(!first.agent_said().contains("may be another agent's"), "{}", first.agent_said());
+    first.wait_healthy("demo");
+
+    // The first answers no more: the copy waits for the end of its presence.
+    first.kill_agent();
+    copied.start();
+    assert!(copied.agent_said().contains("has not answered yet"), "{}", copied.agent_said());
+    eventually(SOON, "the name is free", || {
+        let said = copied.cli(&["volume", "ls"]).said();
+        check(said.contains("demo"), || said.clone())
+    });
+}
+
+#[test]
+fn a_deleted_presence_is_written_again() {
+    let etcd = Etcd::start(1);
+    let cluster = agent(&etcd);
+    let live = |told: &str| {
+        eventually(SOON, told, || {
+            let nodes = cluster.json(&["node", "ls"]);
+            check(nodes["nodes"][0]["live"] == true, || nodes.to_string())
+        });
+    };
+    live("it is heard of");
+    // `/test/live/node-a`
+    let key = r#"{"key":"L3Rlc3QvbGl2ZS9ub2RlLWE="}"#;
+    etcd.post("/v3/kv/deleterange", key);
+    eventually(SOON, "it stands there again", || {
+        let said = etcd.post("/v3/kv/range", key);
+        check(said.contains("\"count\":\"1\""), || said)
+    });
+    live("it is heard of again");
+}
+
 #[test]
 fn a_password_opens_etcd_and_is_never_an_argument() {
     let etcd = Etcd::start(1);

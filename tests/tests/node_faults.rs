@@ -66,7 +66,9 @@ fn f_two_agents_on_a_node() {
     let mut trial = Trial::new("f_two_agents_on_a_node", Stage::default());
     let before = (trial.volume().epoch(), trial.cluster.instance_processes());
     // On the same directories: the first one is named, and keeps its socket.
-    let said = run(trial.cluster.command(), 30 * SECOND);
+    let mut second = trial.cluster.command();
+    second.arg("--no-wait");
+    let said = run(second, 30 * SECOND);
     assert_ne!(said.code, Some(0), "{said}");
     let holder = trial.cluster.agent_pid().to_string();
     assert!(said.stderr.contains(&holder), "the holder's process {holder} is named: {said}");

@@ -174,3 +174,22 @@ fn n1_a_delete_waits_for_a_node_that_is_away_and_says_for_which() {
         });
     }
 }
+
+#[test]
+fn a_replica_of_a_node_that_has_just_died_is_made_later() {
+    let mut fleet = Fleet::start(2, &[]);
+    // Its presence stands for a while yet.
+    fleet.nodes[1].kill_agent();
+    let create = ["volume", "create", "demo", "--size", "64MiB", "--replicas", "2", "--on", "node-a,node-b"];
+    fleet.nodes[0].cli(&create).expect_code(6);
+    fleet.nodes[0].ok(&["volume", "attach", "demo"]);
+    let mut client = fleet.nodes[0].connect("demo");
+    client.write_fua(MIB, &[1; 4096]).unwrap();
+    assert_eq!(directories(&fleet.nodes[1]).len(), 0, "it was never there");
+    fleet.nodes[1].start();
+    let volume = fleet.nodes[0].wait_healthy("demo");
+    assert_eq!(volume.members(), 2);
+    assert_eq!(directories(&fleet.nodes[1]).len(), 1);
+    assert_eq!(client.read(MIB, 4096).unwrap(), [1; 4096]);
+    client.write_fua(2 * MIB, &[2; 4096]).unwrap();
+}

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use holdfast_proto::status::ErrorKind;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -10,7 +11,7 @@ use crate::complaint::Complaint;
 use crate::config::{AgentConfig, AgentFlags, Surroundings};
 use crate::error::Error;
 use crate::metrics::{MetricsListener, MetricsServer};
-use crate::node::{self, NodeConfig, NodeHandle};
+use crate::node::{self, Held, NodeConfig, NodeHandle};
 use crate::preflight;
 use crate::rpc::{self, Listener, RpcServer};
 use crate::telemetry::{Sink, Telemetry};
@@ -52,7 +53,12 @@ pub(super) fn run(flags: &AgentFlags) -> Result<(), Complaint> {
     let telemetry = Telemetry::start(config.log_format, &config.log_level, Sink::default())?;
     runtime()?.block_on(async {
         let mut signals = Signals::listen()?;
-        let Running { node, server, metrics } = start(&config).await?;
+        check(&config)?;
+        let held = tokio::select! {
+            held = wait_for_directory(flags, &config) => held?,
+            () = end_asked(&mut signals) => return Ok(()),
+        };
+        let Running { node, server, metrics } = start_in(&config, held).await?;
         let agent = Agent { flags, around, config, telemetry, node, server, _metrics: metrics };
         notify(&[NotifyState::Ready]);
         agent.serve(&mut signals).await
@@ -67,14 +73,33 @@ pub(super) struct Running {
     pub(super) metrics: Option<MetricsServer>,
 }
 
-/// Checks, takes the socket, starts the node, serves.
-pub(super) async fn start(config: &AgentConfig) -> Result<Running, Complaint> {
+/// Of two agents of one data directory the first decides when the second begins.
+async fn wait_for_directory(flags: &AgentFlags, config: &AgentConfig) -> Result<Held, Error> {
+    let config = node_config(config);
+    if flags.no_wait { Held::take(&config).await } else { Held::wait(&config).await }
+}
+
+async fn end_asked(signals: &mut Signals) {
+    while signals.next().await != Asked::End {}
+}
+
+fn check(config: &AgentConfig) -> Result<(), Complaint> {
     for warning in preflight::check(config, holdfast_dataplane::io::probe)? {
         tracing::warn!(%warning, "started all the same");
     }
+    Ok(())
+}
+
+/// Checks, takes the data directory and the socket, starts the node, serves.
+pub(super) async fn start(config: &AgentConfig) -> Result<Running, Complaint> {
+    check(config)?;
+    start_in(config, Held::take(&node_config(config)).await?).await
+}
+
+async fn start_in(config: &AgentConfig, held: Held) -> Result<Running, Complaint> {
     let listener = Listener::bind(&config.listen)?;
     let scraped = config.metrics.map(MetricsListener::bind).transpose()?;
-    let node = node::start(node_config(config)).await?;
+    let node = node::start_in(node_config(config), held).await?;
     let server = rpc::serve(node.clone(), listener).await?;
     let metrics = scraped.map(|listener| MetricsServer::start(node.clone(), listener)).transpose()?;
     tracing::info!(
@@ -155,6 +180,8 @@ impl Agent<'_> {
         // Half the service manager's patience, as sd_watchdog_enabled(3) advises.
         let patience = sd_notify::watchdog_enabled().map(|patience| patience / 2);
         let mut pulse = tokio::time::interval(patience.unwrap_or(Duration::from_secs(3600)));
+        // What runs here is another agent's to stop where that one has the name.
+        let mut stop = true;
         let ended = loop {
             tokio::select! {
                 asked = signals.next() => match asked {
@@ -164,11 +191,16 @@ impl Agent<'_> {
                 why = self.server.failed() => {
                     break Err(Complaint::failed(format!("the gRPC server failed: {why}")));
                 }
+                why = self.node.name_is_taken() => {
+                    tracing::error!(why, "another agent has this node's name; this one ends, what it runs goes on");
+                    stop = false;
+                    break Err(Complaint::new(ErrorKind::Conflict, format!("failed to {why}")));
+                }
                 _ = pulse.tick() => self.pulse(),
             }
         };
         notify(&[NotifyState::Stopping]);
-        let stop = self.config.stop_instances;
+        stop &= self.config.stop_instances;
         tracing::info!(stop_instances = stop, "ending");
         let result = self.node.shutdown(stop).await;
         self.server.stop().await;

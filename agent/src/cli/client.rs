@@ -9,6 +9,7 @@ use holdfast_proto::pb::agent::claims_client::ClaimsClient;
 use holdfast_proto::pb::agent::instances_client::InstancesClient;
 use holdfast_proto::pb::agent::node_client::NodeClient;
 use holdfast_proto::pb::agent::orphans_client::OrphansClient;
+use holdfast_proto::pb::agent::registry_client::RegistryClient;
 use holdfast_proto::pb::agent::trash_client::TrashClient;
 use holdfast_proto::pb::agent::volumes_client::VolumesClient;
 use holdfast_proto::status::ErrorKind;
@@ -79,6 +80,9 @@ impl Client {
     }
     pub(super) fn trash(&self) -> TrashClient<Channel> {
         TrashClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+    pub(super) fn registry(&self) -> RegistryClient<Channel> {
+        RegistryClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
     pub(super) fn node(&self) -> NodeClient<Channel> {
         NodeClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)

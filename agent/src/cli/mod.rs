@@ -14,6 +14,7 @@ mod output;
 mod owner;
 mod quickstart;
 mod ready;
+mod registry;
 mod replica;
 mod shutdown;
 mod status_line;
@@ -119,6 +120,9 @@ enum Command {
     /// Look at the node
     #[command(subcommand, after_help = node::EXAMPLES)]
     Node(node::Command),
+    /// Look at the registry, and let one that is refused count as it is
+    #[command(subcommand, after_help = registry::EXAMPLES)]
+    Registry(registry::Command),
     /// Take Holdfast off this node: end what runs, remove what is ours, keep the data
     #[command(after_help = uninstall::EXAMPLES)]
     Uninstall(Box<uninstall::Args>),
@@ -176,6 +180,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<ExitCode, Complaint> {
         Command::Claim(command) => client_runtime(claim::run(command, &global, out)),
         Command::Trash(command) => client_runtime(trash::run(command, &global, out)),
         Command::Node(command) => client_runtime(node::run(&command, &global, out)),
+        Command::Registry(command) => client_runtime(registry::run(&command, &global, out)),
         Command::Uninstall(args) => uninstall::run(&args, out),
         Command::Watch => client_runtime(watch::run(&global, out)),
         Command::Version => client_runtime(version::run(&global, out)),

@@ -56,6 +56,9 @@ fn what_the_documents_say_parses() {
         "holdfast node rename old new",
         "holdfast node rename old new --config a.toml --data-dir d --registry etcd://127.0.0.1:2379/a",
         "holdfast agent --replenish-after 10m --disk-reserve 5%",
+        "holdfast agent --no-wait",
+        "holdfast registry show",
+        "holdfast registry accept --yes",
         "holdfast --agent /a watch",
         "holdfast version",
     ] {

@@ -24,6 +24,9 @@ pub struct AgentFlags {
     /// Records, replicas and binaries [default: /var/lib/holdfast]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Fail at once where another agent has the data directory, instead of waiting for its end
+    #[arg(long)]
+    pub no_wait: bool,
     /// Socket of the gRPC server [default: unix:/run/holdfast/agent.sock]
     #[arg(long, value_name = "unix:PATH", value_parser = parse_listen)]
     pub listen: Option<PathBuf>,

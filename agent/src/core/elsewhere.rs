@@ -134,6 +134,14 @@ impl Elsewhere {
         self.nodes.keys()
     }
 
+    /// The instances that other nodes published as not ended, by node and name.
+    pub fn instances(&self) -> impl Iterator<Item = (&NodeName, &str, &Place)> {
+        let all = self.nodes.iter().flat_map(|(node, other)| {
+            other.instances.iter().map(move |(name, place)| (node, name.as_str(), place))
+        });
+        all.filter(|(_, _, place)| !place.ended)
+    }
+
     /// Whether the node's agent has spoken lately; none: nobody has heard of the node.
     #[must_use]
     pub fn is_live(&self, node: &NodeName) -> Option<bool> {

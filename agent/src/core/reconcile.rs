@@ -207,7 +207,8 @@ pub fn purge_intent(record: &VolumeRecord) -> String {
 
 /// Whether a node that has no directory of one of its replicas may make it, and whether to be filled. Only where the
 /// record says that it was not made yet, and proves that nothing can be missed by that: the replica has never been one
-/// of those that decide, or nobody was ever handed the volume. One that was lost later stays absent. None: it must not.
+/// of those that decide, nobody was ever handed the volume, or the volume was served without the replica. (None runs
+/// while the record says that it is not made.) One that was lost later stays absent. None: it must not.
 #[must_use]
 pub fn may_make_directory(record: &VolumeRecord, id: ReplicaId, incarnation: Incarnation) -> Option<bool> {
     let status = &record.status;
@@ -219,8 +220,11 @@ pub fn may_make_directory(record: &VolumeRecord, id: ReplicaId, incarnation: Inc
         return Some(true);
     }
     // A record from before a restore of the registry proves nothing about what happened after it was written.
-    let never_served = status.generation == Generation(0) && status.incarnation == incarnation;
-    (never_served && status.view.members.contains(id)).then_some(false)
+    if status.incarnation != incarnation {
+        return None;
+    }
+    let is_member = status.view.members.contains(id);
+    if status.generation == Generation(0) { is_member.then_some(false) } else { (!is_member).then_some(true) }
 }
 
 /// What keeps this node from ending replicas of a volume that is wanted nowhere: an engine on another node that may
@@ -355,11 +359,11 @@ impl<'a> Planner<'a> {
         let wanted = record.spec.replicas.iter().filter(|spec| spec.to_make && spec.node == *self.world.node);
         for spec in wanted {
             let (name, id) = (InstanceName::replica(&record.name, spec.id), spec.id);
+            // One that is there was made, and the record does not say so yet: it does before the replica runs.
+            let made = record.spec.intent == Intent::Keep && !self.world.absent.contains_key(&name);
             let may = may_make_directory(record, id, self.world.incarnation);
-            // One that is there was made, and the record does not say so yet.
-            let made = may.is_some() && !self.world.absent.contains_key(&name);
-            if let Some(fill) = may.filter(|_| made || self.world.missing.contains(&name)) {
-                self.act(record, Action::MakeDirectory { name, id, fill });
+            if made || may.is_some() && self.world.missing.contains(&name) {
+                self.act(record, Action::MakeDirectory { name, id, fill: may.unwrap_or(true) });
                 any = true;
             }
         }

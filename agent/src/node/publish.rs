@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use holdfast_proto::ids::Incarnation;
 use holdfast_proto::inventory::{Key, Kind};
 use holdfast_proto::pb::agent as pb;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
@@ -31,6 +32,8 @@ struct Publishing {
     // Weak: publishing is no reason for a node to go on.
     shared: Weak<Shared>,
     home: Arc<dyn InventoryHome>,
+    /// The life of the registry in which it was begun.
+    incarnation: Incarnation,
     publisher: Publisher,
     steps: Steps,
     volumes: BTreeMap<String, Placement>,
@@ -60,14 +63,25 @@ impl Placement {
     }
 }
 
-/// Publishes until the node has ended.
+/// Publishes until the node has ended; everything anew in each life of the registry, which may have lost some of it.
 pub(super) async fn run(shared: Weak<Shared>, home: Arc<dyn InventoryHome>) {
+    while shared.strong_count() > 0 {
+        publish(shared.clone(), Arc::clone(&home)).await;
+    }
+}
+
+async fn publish(shared: Weak<Shared>, home: Arc<dyn InventoryHome>) {
     // A list that is not complete is not begun with.
     let mut complaint = String::new();
     let (node, snapshot, changes, found, directories) = loop {
         let Some(node) = shared.upgrade() else { return };
         let (snapshot, changes) = node.subscribe();
-        match (home.found().await, info::replica_dirs(&node).await) {
+        // What stands there may be of another agent of this name.
+        let found = match node.check_standing() {
+            Ok(()) => home.found().await,
+            Err(error) => Err(error),
+        };
+        match (found, info::replica_dirs(&node).await) {
             (Ok(found), Ok(directories)) => break (node, snapshot, changes, found, directories),
             (Err(error), _) | (_, Err(error)) => {
                 complain(&mut complaint, &error, "the inventory is not published yet");
@@ -87,12 +101,14 @@ pub(super) async fn run(shared: Weak<Shared>, home: Arc<dyn InventoryHome>) {
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
     let publisher = Publisher::new(&node.config.node, &found, unix_ms, entries, node.now());
+    let incarnation = node.registry.incarnation();
     drop((node, found));
     let now = Instant::now();
     let volumes = snapshot.volumes.iter().map(|v| (v.name.clone(), Placement::of(v))).collect();
     let publishing = Publishing {
         shared,
         home,
+        incarnation,
         publisher,
         steps,
         volumes,
@@ -117,6 +133,9 @@ impl Publishing {
                 () = sleep_until(next.unwrap_or(self.look_at)) => None,
             };
             let Some(shared) = self.shared.upgrade() else { return };
+            if shared.registry.incarnation() != self.incarnation {
+                return;
+            }
             match change {
                 Some(Ok((_, change))) => self.hear(&shared, change),
                 Some(Err(RecvError::Lagged(_))) => {
@@ -223,7 +242,11 @@ impl Publishing {
 
     async fn write(&mut self, shared: &Shared) {
         let Some(ops) = self.publisher.poll_write(shared.now()) else { return };
-        match self.home.write(ops).await {
+        let written = match shared.check_standing() {
+            Ok(()) => self.home.write(ops).await,
+            Err(error) => Err(error),
+        };
+        match written {
             Ok(()) => {
                 self.publisher.written(shared.now());
                 if std::mem::take(&mut self.failing) {

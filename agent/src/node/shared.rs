@@ -22,6 +22,7 @@ use crate::core::instance::InstanceName;
 use crate::core::inventory::Inventory;
 use crate::core::nodes::Nodes;
 use crate::core::orphan::{self, Orphan, Stats};
+use crate::core::presence::Standing;
 use crate::core::records::Records;
 use crate::core::upkeep::DiskReserve;
 use crate::core::view;
@@ -99,6 +100,10 @@ pub(super) struct Shared {
     pub(super) features: Features,
     /// The others, as plans need them.
     pub(super) elsewhere: watch::Sender<Arc<Elsewhere>>,
+    /// Whether this run may act as its node.
+    pub(super) standing: watch::Receiver<Standing>,
+    /// The last complete answer of the registry: what it might have lost is told by it.
+    pub(super) last_known: Mutex<Option<Arc<Records>>>,
     pub(super) operations: Mutex<BTreeMap<String, Operation>>,
     /// What is cleaned; changes at run time.
     pub(super) orphan_settings: Mutex<orphan::Settings>,
@@ -143,6 +148,8 @@ pub(super) struct Homes {
     pub(super) warnings: Vec<String>,
     /// What is known of other nodes before any was heard of.
     pub(super) elsewhere: Elsewhere,
+    /// Whether this run may act as its node.
+    pub(super) standing: watch::Receiver<Standing>,
 }
 
 impl Shared {
@@ -175,6 +182,8 @@ impl Shared {
             nodes,
             features,
             elsewhere: watch::Sender::new(Arc::new(homes.elsewhere)),
+            standing: homes.standing,
+            last_known: Mutex::default(),
             operations: Mutex::default(),
             orphan_settings: Mutex::new(orphans),
             replenish_after: Mutex::new(replenish_after),
@@ -339,6 +348,18 @@ impl Shared {
         ))
     }
 
+    /// Whether this run may start, stop and delete as its node.
+    ///
+    /// # Errors
+    /// Why it may not (yet).
+    pub(super) fn check_standing(&self) -> Result<(), Error> {
+        match &*self.standing.borrow() {
+            Standing::Sure => Ok(()),
+            Standing::Unsure(why) => Err(Error::failed(why)),
+            Standing::Taken(why) => Err(Error::conflict(why)),
+        }
+    }
+
     /// Whether an operator is changing the volume of this name now.
     pub(super) fn is_changing(&self, volume: &str) -> bool {
         self.operations.lock().contains_key(volume)
@@ -346,6 +367,7 @@ impl Shared {
 
     /// One operation at a time on a volume: an equal one waits its turn, a different one is told to come back.
     pub(super) async fn begin<'a>(&'a self, name: &str, what: &'static str) -> Result<Turn<'a>, Error> {
+        self.check_standing()?;
         let turn = {
             let mut operations = self.operations.lock();
             let operation = operations.entry(name.to_owned()).or_insert_with(|| Operation {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_proto::ids::BootId;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::metrics::{self, Metrics};
 use super::shared::{Homes, Shared, blocking};
@@ -19,16 +19,17 @@ use crate::core::creation::{self, Lock, Remembered};
 use crate::core::elsewhere::Elsewhere;
 use crate::core::identity::Identity;
 use crate::core::instance::InstanceName;
+use crate::core::presence::Lodging;
 use crate::error::Error;
 use crate::process::binary::{self, Binary};
 use crate::process::cgroup::Cgroup;
 use crate::process::driver::Context;
 use crate::process::proc::{self, Life};
 use crate::process::spawn::check_socket_path;
-use crate::registry::Registry;
 use crate::registry::etcd::{self, EtcdRegistry};
 use crate::registry::file::{self, FileRegistry};
 use crate::registry::measured::Measured;
+use crate::registry::{Announcement, Registry};
 use crate::store::instances::InstanceStore;
 use crate::store::lock::AgentLock;
 use crate::store::{DataDir, Read, atomic, identity};
@@ -48,19 +49,67 @@ struct Prepared {
     cgroup: Cgroup,
 }
 
+/// The data directory, of which this process is the one agent.
+#[derive(Debug)]
+pub struct Held {
+    data: DataDir,
+    lock: AgentLock,
+}
+
+impl Held {
+    /// Takes the data directory.
+    ///
+    /// # Errors
+    /// `Conflict`, naming the holder, when another agent has it; when it cannot be used.
+    pub async fn take(config: &NodeConfig) -> Result<Self, Error> {
+        let dir = config.data_dir.clone();
+        blocking(move || {
+            let data = DataDir::open(&dir)?;
+            let lock = AgentLock::hold(&data.lock())?;
+            Ok(Self { data, lock })
+        })
+        .await
+    }
+
+    /// The same, once an agent that has it has ended. Cancel safe: what waits then goes with the process.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub async fn wait(config: &NodeConfig) -> Result<Self, Error> {
+        let (tell, told) = oneshot::channel();
+        let dir = config.data_dir.clone();
+        // A thread of its own: the runtime would wait for one of its own at the process's end.
+        let thread = std::thread::Builder::new().name("lock".to_owned());
+        let waiting = thread.spawn(move || {
+            let held = |error: &Error| tracing::warn!(%error, "another agent has the data directory; waiting for its end");
+            let taken = DataDir::open(&dir).and_then(|data| {
+                let lock = AgentLock::wait(&data.lock(), held)?;
+                Ok(Self { data, lock })
+            });
+            // Where nobody waits any more, the lock goes with it.
+            drop(tell.send(taken));
+        });
+        waiting.map_err(|error| Error::failed(format!("wait for the data directory: {error}")))?;
+        told.await
+            .map_err(|_| Error::failed("wait for the data directory: the thread that waits has ended"))?
+    }
+}
+
 /// Starts the node. When this returns, the inventory is complete and what runs has been adopted, or did not answer.
-pub(super) async fn start(config: NodeConfig) -> Result<Arc<Shared>, Error> {
+pub(super) async fn start(config: NodeConfig, held: Held) -> Result<Arc<Shared>, Error> {
     let preparing = config.clone();
-    let prepared = blocking(move || prepare(&preparing)).await?;
+    let prepared = blocking(move || prepare(&preparing, held)).await?;
     let metrics = Metrics::new();
     let registry = open_registry(&config).await?;
     let registry: Arc<dyn Registry> = Arc::new(Measured::new(registry, Arc::clone(&metrics.counts)));
-    registry.announce(&config.node, config.advertise.unwrap_or(config.bind)).await?;
+    let address = config.advertise.unwrap_or(config.bind);
+    let (node, lodging) = (config.node.clone(), Some(prepared.lodging()?));
+    let standing = registry.announce(Announcement { node, address, lodging }).await?;
     let Prepared { data, identity, boot_id, warnings, .. } = prepared;
     let shared_home = config.registry.is_shared();
     let elsewhere = if shared_home { Elsewhere::unheard() } else { Elsewhere::default() };
-    let (shared, commands) =
-        Shared::new(config, Homes { data, identity, registry, boot_id, metrics, warnings, elsewhere });
+    let homes = Homes { data, identity, registry, boot_id, metrics, warnings, elsewhere, standing };
+    let (shared, commands) = Shared::new(config, homes);
     let shared = Arc::new(shared);
     let (events, reports) = mpsc::channel(EVENTS_MAX);
     let context = Context {
@@ -103,9 +152,23 @@ fn is_pending(snapshot: &Snapshot, name: &str) -> bool {
     snapshot.instances.iter().any(|instance| instance.name == *name && instance.state == "pending")
 }
 
-fn prepare(config: &NodeConfig) -> Result<Prepared, Error> {
-    let data = DataDir::open(&config.data_dir)?;
-    let mut lock = AgentLock::hold(&data.lock())?;
+impl Prepared {
+    /// What tells this run from one with a copy of its data directory.
+    fn lodging(&self) -> Result<Lodging, Error> {
+        let (lock_device, lock_inode) = self.lock.identity()?;
+        Ok(Lodging {
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            pid: std::process::id(),
+            data_dir: self.data.root().to_string_lossy().into_owned(),
+            boot: self.boot_id,
+            lock_device,
+            lock_inode,
+        })
+    }
+}
+
+fn prepare(config: &NodeConfig, held: Held) -> Result<Prepared, Error> {
+    let Held { data, mut lock } = held;
     atomic::clear_temporaries(data.root())?;
     let boot_id = proc::boot_id()?;
     let identity = identity::bind(&data, &config.node, boot_id)?;

@@ -167,8 +167,10 @@ impl Supervisor {
         mut commands: mpsc::Receiver<Command>,
         mut reports: mpsc::Receiver<Report>,
     ) {
-        let Some((mut changes, mut elsewhere)) =
-            self.shared.upgrade().map(|shared| (shared.registry.changes(), shared.elsewhere.subscribe()))
+        let Some((mut changes, mut elsewhere, mut standing)) = self
+            .shared
+            .upgrade()
+            .map(|shared| (shared.registry.changes(), shared.elsewhere.subscribe(), shared.standing.clone()))
         else {
             return;
         };
@@ -195,6 +197,7 @@ impl Supervisor {
                 Some(report) = reports.recv() => self.hear(report),
                 Ok(()) = changes.changed() => true,
                 Ok(()) = elsewhere.changed() => true,
+                Ok(()) = standing.changed() => true,
                 () = sleep_until(next) => true,
                 _ = tick.tick() => {
                     let Some(shared) = self.shared.upgrade() else { return };
@@ -291,6 +294,11 @@ impl Supervisor {
             Reads::All => registry.list(),
         };
         let (records, claims) = tokio::join!(records, registry.claims(&shared.config.node));
+        // What the records want of a node is not for two agents of one name to do.
+        let doubt = shared.check_standing().err().map(|error| error.to_string());
+        let certain = || doubt.clone().map_or(Ok(()), |why| Err(Error::failed(why)));
+        let records = records.and_then(|entries| certain().map(|()| entries));
+        let claims = claims.and_then(|claims| certain().map(|()| claims));
         self.records = Arc::new(match records {
             Ok(entries) => Records::Known(entries.into_iter().map(state_of).collect()),
             Err(error) => {
@@ -300,6 +308,9 @@ impl Supervisor {
                 Records::Unavailable(error.to_string())
             }
         });
+        if matches!(*self.records, Records::Known(_)) {
+            *shared.last_known.lock() = Some(Arc::clone(&self.records));
+        }
         *shared.records.lock() = Arc::clone(&self.records);
         self.foreign = Arc::new(match claims {
             Ok(found) => shared.leases.lock().observe(found, shared.now()),
@@ -424,16 +435,20 @@ impl Supervisor {
         for record in self.records.readable() {
             for spec in record.placed().filter(|spec| spec.node == shared.config.node) {
                 let name = InstanceName::replica(&record.name, spec.id);
-                wanted.push((name, roles::data_dir(shared, record, spec.id), spec.id, record.id));
+                let path = roles::data_dir(shared, record, spec.id);
+                wanted.push((name, path, spec.id, record.id, spec.to_make));
             }
         }
         let labels = Arc::clone(&shared.labels);
         let looked = blocking(move || {
             let (mut absent, mut missing) = (BTreeMap::new(), BTreeSet::new());
-            for (name, path, replica, volume) in wanted {
-                if let Err(reason) = labels.check(&path, replica, volume) {
+            for (name, path, replica, volume, to_make) in wanted {
+                if let Err(mut reason) = labels.check(&path, replica, volume) {
                     if replica_dirs::is_missing(&path) {
                         missing.insert(name.clone());
+                        if to_make {
+                            reason = format!("the replica directory {} was not made yet", path.display());
+                        }
                     }
                     absent.insert(name, reason);
                 }

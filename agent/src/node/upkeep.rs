@@ -42,7 +42,7 @@ impl Upkeep {
         let (fleet, forgotten) = {
             let nodes = shared.nodes.lock();
             // What is not heard of now may have come back.
-            if !nodes.is_complete() {
+            if !nodes.is_complete() || shared.check_standing().is_err() {
                 return;
             }
             let forgotten = nodes.wish(here).is_some_and(|wish| wish.forgotten);

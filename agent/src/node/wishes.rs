@@ -45,7 +45,7 @@ pub async fn leave_registry(registry: &dyn Registry, node: &NodeName) -> Result<
             Read::Unreadable(reason) => return Err(Error::failed(format!("look at node {node}: {reason}"))),
         };
         if registry.forget_node(node, version).await? {
-            return Ok(true);
+            return registry.leave().await.map(|()| true);
         }
     }
     allow_uninstall(registry, node, Some(false)).await.map(|_| false)

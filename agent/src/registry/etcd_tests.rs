@@ -1,19 +1,20 @@
 use std::time::Duration;
 
-use holdfast_proto::ids::NodeName;
+use holdfast_proto::ids::{BootId, NodeName};
 use holdfast_proto::inventory::{FORMAT, encode};
 use holdfast_proto::pb::inventory::{Document, Full, document};
 use holdfast_proto::status::ErrorKind;
 use holdfast_tests::etcd::Etcd;
 use tempfile::TempDir;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::config::EtcdPlace;
 use crate::core::nodes::{Heard, Nodes};
+use crate::core::presence::{Lodging, Standing};
 use crate::core::publish::Op;
 use crate::core::testing::{published_node, record};
-use crate::registry::{Read, Registry as _, Swap, conformance};
+use crate::registry::{Announcement, Read, Registry as _, Swap, conformance};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -139,22 +140,136 @@ async fn o4_an_etcd_that_was_emptied_is_an_error_and_never_an_empty_list() {
     assert!(registry.create(fresh).await.is_err(), "nothing is written into it either");
 }
 
+/// Copies the data of the only member, while it is down.
+fn copy_member(etcd: &mut Etcd, to: &Path) {
+    etcd.with_all_down(|etcd| copy(&etcd.data_dir(0), to));
+}
+
+/// Puts back what was copied.
+fn restore_member(etcd: &mut Etcd, from: &Path) {
+    etcd.with_all_down(|etcd| {
+        std::fs::remove_dir_all(etcd.data_dir(0)).unwrap();
+        copy(from, &etcd.data_dir(0));
+    });
+}
+
+fn copy(from: &Path, to: &Path) {
+    let done = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(done.success());
+}
+
+/// Repeats a question until the answer is that etcd went back in time.
+async fn refused<T: std::fmt::Debug, F: Future<Output = Result<T, Error>>>(ask: impl Fn() -> F) -> String {
+    tokio::time::timeout(SOON, async {
+        loop {
+            let said = ask().await.expect_err("nothing of it is believed").to_string();
+            if said.contains("back in time") {
+                return said;
+            }
+        }
+    })
+    .await
+    .expect("it is noticed")
+}
+
+fn put_inventory() -> Vec<Op> {
+    vec![Op::Put { key: "full/0".to_owned(), bytes: b"a".to_vec() }]
+}
+
+#[tokio::test]
+async fn an_older_etcd_takes_no_write_that_comes_before_a_read() {
+    let mut etcd = Etcd::start(1);
+    let (_a, a) = open(&etcd, "/hf").await;
+    let (_b, b) = open(&etcd, "/hf").await;
+    let node: NodeName = "node-b".parse().unwrap();
+    let home = b.inventory(&node).unwrap();
+    let backup = tempfile::tempdir().unwrap();
+    copy_member(&mut etcd, &backup.path().join("m0"));
+    answered(|| a.create(record("late", "node-a", 1))).await;
+    // It has seen the change of another node, and made none since.
+    assert_eq!(answered(|| b.list()).await.len(), 1);
+    restore_member(&mut etcd, &backup.path().join("m0"));
+    refused(|| home.write(put_inventory())).await;
+    let (_c, c) = open(&etcd, "/hf").await;
+    assert_eq!(answered(|| c.list()).await, [], "an agent that knows nothing of what was lost believes it");
+    assert_eq!(c.inventory(&node).unwrap().found().await.unwrap(), [], "the write did not land");
+}
+
+#[tokio::test]
+async fn an_etcd_that_went_back_is_refused_until_it_is_accepted() {
+    let mut etcd = Etcd::start(1);
+    let (tmp, a) = open(&etcd, "/hf").await;
+    let (_b, b) = open(&etcd, "/hf").await;
+    let node: NodeName = "node-a".parse().unwrap();
+    a.create(record("early", "node-a", 1)).await.unwrap();
+    let backup = tempfile::tempdir().unwrap();
+    copy_member(&mut etcd, &backup.path().join("m0"));
+    answered(|| a.create(record("late", "node-a", 1))).await;
+    answered(|| b.create(record("later", "node-b", 1))).await;
+    restore_member(&mut etcd, &backup.path().join("m0"));
+    // One that knows nothing of it writes far more than was lost before the others ask anything.
+    let (_c, c) = open(&etcd, "/hf").await;
+    for n in 0..30 {
+        answered(|| c.create(record(&format!("v{n}"), "node-c", 1))).await;
+    }
+    refused(|| a.list()).await;
+    refused(|| b.list()).await;
+    drop(a);
+    // The next agent of this node remembers it too.
+    let a = EtcdRegistry::open(home(&etcd, "/hf"), tmp.path()).await.unwrap();
+    let said = refused(|| a.list()).await;
+    assert!(said.contains("holdfast registry accept"), "{said}");
+    refused(|| a.create(record("other", "node-a", 1))).await;
+    assert_eq!(c.list().await.unwrap().len(), 31, "nothing was written");
+
+    let review = a.review().await.unwrap().expect("etcd can go back");
+    assert!(review.doubt.is_some() && review.records.len() == 31, "{review:?}");
+    let other = Some(Incarnation::random());
+    assert_eq!(a.accept(&node, other).await.unwrap_err().kind(), ErrorKind::Conflict);
+    let before = a.incarnation();
+    let new = a.accept(&node, review.found).await.unwrap();
+    assert_ne!(new, before);
+    assert_eq!(a.list().await.unwrap().len(), 31);
+    assert_eq!(a.review().await.unwrap().unwrap().doubt, None);
+    a.create(record("after", "node-a", 1)).await.unwrap();
+    for other in [&b, &c] {
+        assert_eq!(answered(|| other.list()).await.len(), 32, "it takes the new incarnation up");
+        assert_eq!(other.incarnation(), new);
+    }
+    drop(a);
+    let a = EtcdRegistry::open(home(&etcd, "/hf"), tmp.path()).await.unwrap();
+    assert_eq!((a.list().await.unwrap().len(), a.incarnation()), (32, new));
+}
+
+#[tokio::test]
+async fn an_emptied_etcd_that_began_anew_is_not_taken_up() {
+    let mut etcd = Etcd::start(1);
+    let (_a, a) = open(&etcd, "/hf").await;
+    let node: NodeName = "node-a".parse().unwrap();
+    a.create(record("demo", "node-a", 1)).await.unwrap();
+    etcd.with_all_down(|etcd| std::fs::remove_dir_all(etcd.data_dir(0)).unwrap());
+    let (_c, c) = open(&etcd, "/hf").await;
+    answered(|| c.list()).await;
+    for _ in 0..3 {
+        assert!(a.list().await.is_err());
+    }
+    assert_ne!(a.incarnation(), c.incarnation());
+    let review = answered(|| a.review()).await.expect("etcd can be another");
+    assert_eq!((review.found, review.records.len()), (Some(c.incarnation()), 0));
+    let new = a.accept(&node, review.found).await.unwrap();
+    assert_eq!(answered(|| c.list()).await, []);
+    assert_eq!((c.incarnation(), a.list().await.unwrap()), (new, Vec::new()));
+}
+
 #[tokio::test]
 async fn an_etcd_that_went_back_in_time_is_not_believed() {
     let mut etcd = Etcd::start(1);
     let (tmp, registry) = open(&etcd, "/hf").await;
     let backup = tempfile::tempdir().unwrap();
     let early = backup.path().join("m0");
-    let copy = |from: &Path, to: &Path| {
-        let done = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
-        assert!(done.success());
-    };
-    etcd.with_all_down(|etcd| copy(&etcd.data_dir(0), &early));
+    copy_member(&mut etcd, &early);
     let made = answered(|| registry.create(record("demo", "node-a", 1))).await;
-    etcd.with_all_down(|etcd| {
-        std::fs::remove_dir_all(etcd.data_dir(0)).unwrap();
-        copy(&early, &etcd.data_dir(0));
-    });
+    restore_member(&mut etcd, &early);
     for _ in 0..3 {
         assert!(registry.get(&made.name).await.is_err(), "the record that was acknowledged is not there");
     }
@@ -162,28 +277,90 @@ async fn an_etcd_that_went_back_in_time_is_not_believed() {
     // The next agent of this node remembers it too.
     let again = EtcdRegistry::open(home(&etcd, "/hf"), tmp.path()).await.unwrap();
     let said = again.list().await.unwrap_err().to_string();
-    assert!(said.contains("back in time") && said.contains("etcdctl del /hf/incarnation"), "{said}");
+    assert!(said.contains("back in time") && said.contains("holdfast registry accept"), "{said}");
+}
+
+/// What an agent says that holds this lock.
+fn announcement(node: &str, lock_inode: u64) -> Announcement {
+    let lodging = Lodging {
+        host: "h1".to_owned(),
+        pid: 42,
+        data_dir: "/data".to_owned(),
+        boot: BootId(uuid::Uuid::from_u128(7)),
+        lock_device: 1,
+        lock_inode,
+    };
+    let address = "127.0.0.1".parse().unwrap();
+    Announcement { node: node.parse().unwrap(), address, lodging: Some(lodging) }
+}
+
+async fn sure(standing: &mut watch::Receiver<Standing>) {
+    let is_sure = standing.wait_for(|standing| *standing == Standing::Sure);
+    tokio::time::timeout(SOON, is_sure)
+        .await
+        .expect("in time")
+        .expect("it is said for as long as it is open");
 }
 
 #[tokio::test]
-async fn a_second_agent_of_a_name_is_refused_while_the_first_lives_and_a_new_run_of_the_first_is_not() {
+async fn one_agent_has_a_name_and_a_restart_of_it_takes_over() {
     let etcd = Etcd::start(1);
     let (tmp, first) = open(&etcd, "/hf").await;
     let (_other, second) = open(&etcd, "/hf").await;
-    let (node, address) = ("node-a".parse().unwrap(), "127.0.0.1".parse().unwrap());
-    first.announce(&node, address).await.unwrap();
-    let refused = second.announce(&node, address).await.unwrap_err();
+    let standing = first.announce(announcement("node-a", 1)).await.unwrap();
+    assert_eq!(*standing.borrow(), Standing::Sure);
+    let refused = second.announce(announcement("node-a", 2)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     let said = refused.to_string();
-    assert!(said.contains("node-a") && said.contains("127.0.0.1") && said.contains("--node"), "{said}");
-    second.announce(&"node-b".parse().unwrap(), address).await.unwrap();
-    // Killed, and started again at once: its lease still stands.
+    for part in ["node-a", "host h1", "127.0.0.1", "--node"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    second.announce(announcement("node-b", 2)).await.unwrap();
+    // A copy of the first one's disk, beside it.
+    let copied = tempfile::tempdir().unwrap();
+    std::fs::copy(tmp.path().join("etcd.json"), copied.path().join("etcd.json")).unwrap();
+    let copied = EtcdRegistry::open(home(&etcd, "/hf"), copied.path()).await.unwrap();
+    let said = copied.announce(announcement("node-a", 3)).await.unwrap_err().to_string();
+    assert!(said.contains("copy") && said.contains("/data"), "{said}");
+    // Killed, and started again at once: its lease still stands, and it holds the same lock.
     drop(first);
     let again = EtcdRegistry::open(home(&etcd, "/hf"), tmp.path()).await.unwrap();
-    again.announce(&node, address).await.unwrap();
-    // Silent for longer than its lease: the name is free.
+    let standing = again.announce(announcement("node-a", 1)).await.unwrap();
+    assert_eq!(*standing.borrow(), Standing::Sure);
     drop(again);
-    answered(|| second.announce(&node, address)).await;
+    // It answers no more; the name is the copy's once its lease has run out, and not before.
+    let mut standing = copied.announce(announcement("node-a", 3)).await.unwrap();
+    assert!(matches!(*standing.borrow(), Standing::Unsure(_)));
+    sure(&mut standing).await;
+}
+
+#[tokio::test]
+async fn a_lost_presence_is_written_again_and_no_other_runs() {
+    let etcd = Etcd::start(1);
+    let ((_a, a), (_b, b)) = (open(&etcd, "/hf").await, open(&etcd, "/hf").await);
+    let node: NodeName = "node-a".parse().unwrap();
+    let (mut feed, mut nodes) = (b.follow_nodes().unwrap(), Nodes::default());
+    let live = |nodes: &Nodes| nodes.iter().any(|(name, known)| *name == node && known.presence.is_some());
+    let mut standing = a.announce(announcement("node-a", 1)).await.unwrap();
+    hear(&mut feed, &mut nodes, live).await;
+    let key = a.inner.key("live", &node);
+    let lost: [Vec<pb::RequestOp>; 2] = [vec![delete(&key)], vec![put(&key, b"nonsense".to_vec(), 0)]];
+    for change in lost {
+        b.inner.tell("lose it", Vec::new(), change).await.unwrap();
+        hear(&mut feed, &mut nodes, |nodes| !live(nodes)).await;
+        hear(&mut feed, &mut nodes, live).await;
+    }
+    // Another run's, which may live: it is asked, not overwritten.
+    let mut theirs = found(&a.inner.read("look", vec![range(&key)]).await.unwrap(), 0)[0].value.clone();
+    let mut other: serde_json::Value = serde_json::from_slice(&theirs).unwrap();
+    (other["run"], other["lodging"]) = (uuid::Uuid::new_v4().to_string().into(), serde_json::Value::Null);
+    theirs = serde_json::to_vec(&other).unwrap();
+    let lease = b.inner.client.grant(15).await.unwrap();
+    b.inner.tell("take it", Vec::new(), vec![put(&key, theirs, lease)]).await.unwrap();
+    let unsure = standing.wait_for(|standing| matches!(standing, Standing::Unsure(_)));
+    tokio::time::timeout(SOON, unsure).await.expect("noticed").unwrap();
+    // It does not answer, and has expired.
+    sure(&mut standing).await;
 }
 
 /// Takes in what is heard until the nodes are as `wanted` says.
@@ -216,7 +393,7 @@ async fn what_a_node_publishes_is_heard_by_another_also_after_a_break_and_so_is_
     let live = |nodes: &Nodes| nodes.iter().any(|(name, known)| *name == node && known.presence.is_some());
     home.write(full(1)).await.unwrap();
     hear(&mut feed, &mut nodes, |nodes| revision(nodes) == Some(1) && !live(nodes)).await;
-    b.announce(&node, "127.0.0.2".parse().unwrap()).await.unwrap();
+    b.announce(announcement("node-b", 2)).await.unwrap();
     home.write(full(2)).await.unwrap();
     hear(&mut feed, &mut nodes, |nodes| revision(nodes) == Some(2) && live(nodes)).await;
     etcd.with_all_down(|_| {});

@@ -1,7 +1,6 @@
 //! A home of volume records whose answers are timed.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,10 +11,11 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::inventory::InventoryHome;
-use super::{Entry, Read, Registry, Swap, VolumeKey};
+use super::{Announcement, Entry, Read, Registry, Review, Swap, VolumeKey};
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
 use crate::core::nodes::Heard;
+use crate::core::presence::Standing;
 use crate::core::publish::Op;
 use crate::error::Error;
 use crate::metrics::Counts;
@@ -114,6 +114,9 @@ impl Registry for Measured {
     async fn forget_node(&self, name: &NodeName, version: u64) -> Result<bool, Error> {
         self.watch.timed("forget_node", self.inner.forget_node(name, version), |done| !done).await
     }
+    async fn leave(&self) -> Result<(), Error> {
+        self.watch.read("leave", self.inner.leave()).await
+    }
     async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error> {
         self.watch.read("claims", self.inner.claims(node)).await
     }
@@ -128,8 +131,14 @@ impl Registry for Measured {
         let inner = self.inner.inventory(node)?;
         Some(Arc::new(MeasuredInventory { inner, watch: self.watch.clone() }))
     }
-    async fn announce(&self, node: &NodeName, address: IpAddr) -> Result<(), Error> {
-        self.watch.read("announce", self.inner.announce(node, address)).await
+    async fn announce(&self, announcement: Announcement) -> Result<watch::Receiver<Standing>, Error> {
+        self.watch.read("announce", self.inner.announce(announcement)).await
+    }
+    async fn review(&self) -> Result<Option<Review>, Error> {
+        self.watch.read("review", self.inner.review()).await
+    }
+    async fn accept(&self, node: &NodeName, shown: Option<Incarnation>) -> Result<Incarnation, Error> {
+        self.watch.read("accept", self.inner.accept(node, shown)).await
     }
     fn follow_nodes(&self) -> Option<mpsc::Receiver<Heard>> {
         self.inner.follow_nodes()

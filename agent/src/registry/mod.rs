@@ -32,6 +32,7 @@ use self::inventory::InventoryHome;
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
 use crate::core::nodes::Heard;
+use crate::core::presence::{Lodging, Standing};
 use crate::error::Error;
 
 /// Blocks are the unit of checksums and of every size.
@@ -90,6 +91,36 @@ impl fmt::Debug for VolumeKey {
     }
 }
 
+/// What an agent says of itself under the name of its node.
+#[derive(Debug, Clone)]
+pub struct Announcement {
+    /// The name.
+    pub node: NodeName,
+    /// The address by which its replicas are reached.
+    pub address: IpAddr,
+    /// Where it runs; none: that is not known.
+    pub lodging: Option<Lodging>,
+}
+
+/// What a home of records says, beside what this node knows of it.
+#[derive(Debug, Clone)]
+pub struct Review {
+    /// Which home.
+    pub place: String,
+    /// The incarnation that this node knows.
+    pub incarnation: Incarnation,
+    /// The one that is there; none: none that can be read.
+    pub found: Option<Incarnation>,
+    /// The newest revision that this node knows.
+    pub revision: i64,
+    /// The revision that there is.
+    pub found_revision: i64,
+    /// Why it is not believed; none: it is.
+    pub doubt: Option<String>,
+    /// The records that are there.
+    pub records: Vec<Entry>,
+}
+
 /// A home of volume records. An `Err` means "not known", never "not there".
 #[tonic::async_trait]
 pub trait Registry: fmt::Debug + Send + Sync {
@@ -124,17 +155,34 @@ pub trait Registry: fmt::Debug + Send + Sync {
     /// and what it published. Volumes and claims are not touched. Returns whether it was done; not where an agent of
     /// another data directory than this registry's lives under that name.
     async fn forget_node(&self, name: &NodeName, version: u64) -> Result<bool, Error>;
+    /// Removes what this node keeps there for itself alone, before its data directory goes.
+    async fn leave(&self) -> Result<(), Error> {
+        Ok(())
+    }
     /// Where this node publishes its inventory; none where this home has no place for it.
     fn inventory(&self, _node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
         None
     }
     /// Says, for as long as this registry is open, that an agent of this node lives, and by which address its replicas
-    /// are reached. That the home cannot be asked is no error: it is said as soon as it can.
+    /// are reached. That the home cannot be asked is no error: it is said as soon as it can. Returns whether this run
+    /// may act as its node, from now on.
     ///
     /// # Errors
-    /// `Conflict` where another agent, one with another data directory, lives under this name.
-    async fn announce(&self, _node: &NodeName, _address: IpAddr) -> Result<(), Error> {
-        Ok(())
+    /// `Conflict` where another run lives under this name.
+    async fn announce(&self, _announcement: Announcement) -> Result<watch::Receiver<Standing>, Error> {
+        Ok(watch::Sender::new(Standing::Sure).subscribe())
+    }
+    /// What there is, read without relying on it; none: this home cannot go back in time unnoticed.
+    async fn review(&self) -> Result<Option<Review>, Error> {
+        Ok(None)
+    }
+    /// Begins a new incarnation in a home as it is, by the word of an operator who was shown that its incarnation is
+    /// `shown`.
+    ///
+    /// # Errors
+    /// `Conflict` where that is another one by now; `Refused` where this home has nothing to accept.
+    async fn accept(&self, _node: &NodeName, _shown: Option<Incarnation>) -> Result<Incarnation, Error> {
+        Err(Error::refused("accept the registry: records in files have nothing to accept".to_owned()))
     }
     /// What others claim on a node, by instance: complete, or an error. Claims never tick.
     async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error>;

@@ -6,6 +6,7 @@ mod listener;
 mod logs;
 mod node;
 mod orphans;
+mod registry;
 mod router;
 mod status;
 mod trash;
@@ -22,6 +23,7 @@ use holdfast_proto::pb::agent::claims_server::ClaimsServer;
 use holdfast_proto::pb::agent::instances_server::InstancesServer;
 use holdfast_proto::pb::agent::node_server::NodeServer;
 use holdfast_proto::pb::agent::orphans_server::OrphansServer;
+use holdfast_proto::pb::agent::registry_server::RegistryServer;
 use holdfast_proto::pb::agent::trash_server::TrashServer;
 use holdfast_proto::pb::agent::volumes_server::VolumesServer;
 use tokio::sync::{mpsc, watch as stop_watch};
@@ -82,6 +84,7 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
     health_reporter.set_serving::<OrphansServer<Service>>().await;
     health_reporter.set_serving::<ClaimsServer<Service>>().await;
     health_reporter.set_serving::<TrashServer<Service>>().await;
+    health_reporter.set_serving::<RegistryServer<Service>>().await;
     let described = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -93,6 +96,7 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
             .with_service_name(OrphansServer::<Service>::NAME)
             .with_service_name(ClaimsServer::<Service>::NAME)
             .with_service_name(TrashServer::<Service>::NAME)
+            .with_service_name(RegistryServer::<Service>::NAME)
             .with_service_name("grpc.health.v1.Health")
     };
     let problem = |error| Complaint::failed(format!("failed to describe the services: {error}"));
@@ -110,6 +114,7 @@ pub async fn serve(node: NodeHandle, listener: Listener) -> Result<RpcServer, Co
         .with(OrphansServer::new(service.clone()))
         .with(ClaimsServer::new(service.clone()))
         .with(TrashServer::new(service.clone()))
+        .with(RegistryServer::new(service.clone()))
         .with(NodeServer::new(service));
     let seats = Seats::with_source_max(CALLERS_MAX, USER_CALLERS_MAX);
     let (accepted, callers) = mpsc::channel(1);

@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use holdfast_dataplane::private_file::PrivateFile;
@@ -35,11 +36,34 @@ impl AgentLock {
     /// # Errors
     /// As of [`Self::take`].
     pub fn hold(path: &Path) -> Result<Self, Error> {
-        let mut file = PrivateFile::read_write().create().open(path).map_err(Error::io("open", path))?;
+        let mut file = open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { file, path: path.to_owned() }),
             Err(TryLockError::WouldBlock) => Err(held_by_another(&mut file, path)),
             Err(TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
+        }
+    }
+
+    /// The same, once the agent that has it has ended. `held` is told that it has to be waited for. Blocking.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub fn wait(path: &Path, held: impl Fn(&Error)) -> Result<Self, Error> {
+        loop {
+            let mut file = open(path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    held(&held_by_another(&mut file, path));
+                    file.lock().map_err(Error::io("lock", path))?;
+                }
+                Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
+            }
+            // An uninstall removes the file: the lock of one that is gone keeps nobody out.
+            let here = file.metadata().map_err(Error::io("stat", path))?;
+            if path.metadata().is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())) {
+                return Ok(Self { file, path: path.to_owned() });
+            }
         }
     }
 
@@ -55,6 +79,19 @@ impl AgentLock {
             .and_then(|()| self.file.set_len(content.len() as u64))
             .map_err(Error::io("write", &self.path))
     }
+
+    /// Device and inode of the file: which lock of this boot it is.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn identity(&self) -> Result<(u64, u64), Error> {
+        let metadata = self.file.metadata().map_err(Error::io("stat", &self.path))?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    PrivateFile::read_write().create().open(path).map_err(Error::io("open", path))
 }
 
 /// The node whose agent held the lock last, as far as it says so.
@@ -97,5 +134,37 @@ mod tests {
         drop(first);
         assert_eq!(last_node(&path), Some("node-a".parse().unwrap()));
         AgentLock::take(&path, "node-b", "unix:/run/b.sock").unwrap();
+    }
+
+    #[test]
+    fn a_waiting_agent_gets_the_lock_when_the_first_ends() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("agent.lock");
+        let first = AgentLock::take(&path, "node-a", "unix:/run/a.sock").unwrap();
+        let (told, heard) = std::sync::mpsc::channel();
+        let waiting = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                let mut lock = AgentLock::wait(&path, |held| told.send(held.to_string()).unwrap())?;
+                lock.say("node-a", "unix:/run/b.sock").map(|()| lock)
+            }
+        });
+        let said = heard.recv().unwrap();
+        assert!(said.contains("/run/a.sock"), "{said}");
+        let of_first = first.identity().unwrap();
+        drop(first);
+        let second = waiting.join().unwrap().unwrap();
+        assert_eq!(second.identity().unwrap(), of_first, "a restart holds the lock of the run before");
+        assert!(std::fs::read_to_string(&path).unwrap().contains("/run/b.sock"));
+    }
+
+    #[test]
+    fn the_lock_of_a_copy_is_another_one() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (path, copy) = (tmp.path().join("agent.lock"), tmp.path().join("copy.lock"));
+        let first = AgentLock::take(&path, "node-a", "unix:/run/a.sock").unwrap();
+        std::fs::copy(&path, &copy).unwrap();
+        let second = AgentLock::take(&copy, "node-a", "unix:/run/a.sock").unwrap();
+        assert_ne!(first.identity().unwrap(), second.identity().unwrap());
     }
 }

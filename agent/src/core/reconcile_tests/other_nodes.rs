@@ -43,8 +43,23 @@ fn a_directory_is_made_only_where_the_record_proves_that_nothing_is_missed_by_it
     assert_eq!(
         may(|r| r.status.generation = Generation(1)),
         None,
-        "it was served: one that is missing was lost"
+        "it may be served with it: one that is missing was lost"
     );
+    let served_without = |r: &mut VolumeRecord| {
+        r.status.generation = Generation(1);
+        r.status.view.members = [1].into_iter().map(ReplicaId).collect();
+    };
+    assert_eq!(
+        may(served_without),
+        Some(true),
+        "its node was away when the volume was made, and it is filled"
+    );
+    let served_in_another_life = |r: &mut VolumeRecord| {
+        r.status.generation = Generation(1);
+        r.status.view.members = [1].into_iter().map(ReplicaId).collect();
+        r.status.incarnation = Incarnation::random();
+    };
+    assert_eq!(may(served_in_another_life), None, "the registry was restored since");
     assert_eq!(
         may(|r| r.status.incarnation = Incarnation::random()),
         None,
@@ -58,6 +73,17 @@ fn a_directory_is_made_only_where_the_record_proves_that_nothing_is_missed_by_it
     };
     assert_eq!(may(joins), Some(true), "it joins, and is filled first");
     assert_eq!(may(|r| r.spec.replicas.truncate(1)), None, "it is not wanted");
+}
+
+#[test]
+fn a_directory_that_is_there_is_noted_before_its_replica_runs() {
+    // It was made, the registry went away, and the volume was attached elsewhere meanwhile.
+    let mut record = spread(attached("demo", "node-b", 3));
+    record.spec.replicas[0].to_make = true;
+    record.status.generation = Generation(1);
+    let mut node = Node::new(std::slice::from_ref(&record));
+    node.incarnation = record.status.incarnation;
+    assert_eq!(node.words(), ["make demo.r1"], "else one that is lost later would count as never made");
 }
 
 #[test]

@@ -70,17 +70,24 @@ impl Supervisor {
         let Lookup::Found(record) = self.records.lookup(name.volume().as_str()) else { return Ok(()) };
         let path = roles::data_dir(shared, record, id);
         let (node, of, place) = (shared.config.node.clone(), record.clone(), shared.place.clone());
-        blocking(move || {
+        let may = reconcile::may_make_directory(record, id, shared.registry.incarnation());
+        let there = blocking(move || {
             if !replica_dirs::is_missing(&path) {
-                return Ok(());
+                return Ok(true);
             }
+            // Where it was there when this was planned, nothing is made.
+            let Some(fill) = may else { return Ok(false) };
             place.require()?;
-            match fill {
-                true => replica_dirs::create_to_be_filled(&path, &node, id, &of),
-                false => replica_dirs::create(&path, &node, id, &of),
+            if fill {
+                replica_dirs::create_to_be_filled(&path, &node, id, &of)?;
+            } else {
+                replica_dirs::create(&path, &node, id, &of)?;
             }
-        })
-        .await?;
+            Ok(true)
+        });
+        if !there.await? {
+            return Ok(());
+        }
         let Read::Found(mut now) = shared.registry.get(&record.name).await? else { return Ok(()) };
         let version = now.version;
         let same = now.id == record.id;

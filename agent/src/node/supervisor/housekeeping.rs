@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{
-    Event, Instance, InstanceName, Shared, State, Supervisor, blocking, happened, logs, proc, replica_dirs,
+    Event, Instance, InstanceName, Records, Shared, State, Supervisor, blocking, happened, logs, proc,
+    replica_dirs,
 };
 use crate::error::Error;
 use crate::process::binary;
@@ -22,7 +23,9 @@ impl Supervisor {
         self.look_for_sockets(shared).await;
         let paths: Vec<_> =
             self.instances.keys().map(|name| shared.store.log_of(&name.to_string())).collect();
-        let sweep = self.ticks.is_multiple_of(SWEEP_EVERY_TICKS);
+        // Nothing is unlinked while the registry is not believed: it may be about what is in the trash.
+        let sweep =
+            self.ticks.is_multiple_of(SWEEP_EVERY_TICKS) && matches!(*self.records, Records::Known(_));
         self.ticks = self.ticks.wrapping_add(1);
         let (trash, ttl, now) = (shared.trash.clone(), shared.config.trash_ttl, shared.now());
         let replicas = shared.data.replicas();

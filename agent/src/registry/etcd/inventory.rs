@@ -11,8 +11,8 @@ use crate::error::Error;
 use crate::registry::inventory::InventoryHome;
 
 pub(super) const INVENTORY: &str = "inventory";
-/// What etcd takes in one transaction as it comes (`--max-txn-ops`).
-const OPS_MAX: usize = 128;
+/// etcd takes 128 in one transaction as it comes (`--max-txn-ops`), and each has two that say how new it is.
+const OPS_MAX: usize = 126;
 /// It takes 1.5 MiB as it comes (`--max-request-bytes`); keys and the rest need their part.
 const BYTES_MAX: usize = 1 << 20;
 

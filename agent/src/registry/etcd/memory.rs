@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_proto::ids::Incarnation;
-use holdfast_proto::pb::etcd as pb;
 use holdfast_proto::unknown::Unknown;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::core::history::{Doubt, Known, Shown};
 use crate::error::Error;
 use crate::store::{Read, atomic};
 
@@ -24,12 +24,15 @@ const SAVE_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Memory {
     path: PathBuf,
     state: Mutex<State>,
+    /// Held while the file is replaced: an earlier state never replaces a later one.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct State {
     stored: Stored,
-    saved: (i64, Instant),
+    saved: Stored,
+    saved_at: Instant,
 }
 
 /// The file.
@@ -41,21 +44,47 @@ pub(super) struct Stored {
     pub(super) incarnation: Incarnation,
     cluster_id: u64,
     revision: i64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    high: i64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    own: i64,
+    /// It went back in time, and no operator has accepted that; how it was noticed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) refused: Option<String>,
     #[serde(flatten)]
     unknown: Unknown,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+const fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
 impl Stored {
     /// After the first answer of an etcd that nothing was known of.
-    pub(super) fn first(incarnation: Incarnation, header: &pb::ResponseHeader) -> Self {
+    pub(super) fn first(incarnation: Incarnation, known: Known) -> Self {
+        let Known { cluster_id, revision, high, own } = known;
         Self {
             schema: SCHEMA,
             home: Uuid::new_v4(),
             incarnation,
-            cluster_id: header.cluster_id,
-            revision: header.revision,
+            cluster_id,
+            revision,
+            high,
+            own,
+            refused: None,
             unknown: Unknown::default(),
         }
+    }
+
+    /// What answers are compared with.
+    pub(super) const fn known(&self) -> Known {
+        Known { cluster_id: self.cluster_id, revision: self.revision, high: self.high, own: self.own }
+    }
+
+    fn know(&mut self, known: Known) {
+        (self.cluster_id, self.revision) = (known.cluster_id, known.revision);
+        (self.high, self.own) = (known.high, known.own);
     }
 }
 
@@ -75,7 +104,11 @@ impl Memory {
             Read::Found(stored) => Ok(Some(Self::of(path, stored))),
             Read::Absent => Ok(None),
             Read::Unreadable(reason) => {
-                let remedy = format!("restore that file. If it is lost: {}", remedy(&path, "PREFIX"));
+                let remedy = format!(
+                    "restore that file. If it is lost, remove {} on this node: the registry is then met as if for the \
+                     first time, and what it has lost since would go unnoticed here",
+                    path.display()
+                );
                 let why = atomic::with_remedy(&path, SCHEMA, reason, &remedy);
                 Err(Error::failed(format!("open the registry: {why}")))
             }
@@ -91,107 +124,136 @@ impl Memory {
     }
 
     fn of(path: PathBuf, stored: Stored) -> Self {
-        let saved = (stored.revision, Instant::now());
-        Self { path, state: Mutex::new(State { stored, saved }) }
+        let state = State { saved: stored.clone(), stored, saved_at: Instant::now() };
+        Self { path, state: Mutex::new(state), writing: Mutex::default() }
     }
 
+    /// What is known now. An answer to whatever is asked from now on is at least as new.
     pub(super) fn stored(&self) -> Stored {
         self.state.lock().stored.clone()
     }
 
-    /// The newest revision known. An answer to whatever is asked from now on is at least as new.
-    pub(super) fn revision(&self) -> i64 {
-        self.state.lock().stored.revision
-    }
-
-    /// Takes in the header of an answer to a question that was asked when `asked_at` was the newest revision known.
+    /// Takes in an answer to something that was asked when `asked` was known.
     ///
     /// # Errors
-    /// When the answer comes from another etcd, or from a past of this one.
-    pub(super) fn check(
-        &self,
-        header: Option<&pb::ResponseHeader>,
-        asked_at: i64,
-        prefix: &str,
-    ) -> Result<(), String> {
-        let header = header.ok_or("the answer has no header")?;
+    /// Why it is not believed. That it went back in time is kept, and stays so whatever later answers show.
+    pub(super) fn check(&self, asked: &Stored, shown: &Shown) -> Result<(), String> {
         let mut state = self.state.lock();
-        let known = state.stored.cluster_id;
-        if header.cluster_id != known {
-            return Err(format!(
-                "it is another cluster: expected id {known:x}, found {:x}; use the servers of the one that this node \
-                 belongs to. If etcd was restored or moved on purpose: {}",
-                header.cluster_id,
-                remedy(&self.path, prefix)
-            ));
+        if state.stored.incarnation != asked.incarnation {
+            return Err("another incarnation of the registry began meanwhile; ask again".to_owned());
         }
-        if header.revision < asked_at {
-            return Err(format!(
-                "it went back in time: expected revision {asked_at} or later, found {}; it was restored from a backup, \
-                 or lost data. Restore the newest state there is; then {}",
-                header.revision,
-                remedy(&self.path, prefix)
-            ));
+        if let Err(doubt) = asked.known().judge(shown) {
+            if matches!(doubt, Doubt::WentBack { .. }) && state.stored.refused.is_none() {
+                tracing::warn!(
+                    %doubt,
+                    "the registry went back in time: it is refused until `holdfast registry accept`"
+                );
+                state.stored.refused = Some(doubt.to_string());
+            }
+            return Err(doubt.to_string());
         }
-        state.stored.revision = state.stored.revision.max(header.revision);
+        let mut known = state.stored.known();
+        known.learn(shown);
+        state.stored.know(known);
         Ok(())
     }
 
-    /// Writes the newest revision down if it is time, or `now`. Blocking.
+    /// Another incarnation begins, in a registry of which this is known. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be kept: the earlier one still counts.
+    pub(super) fn begin_anew(&self, incarnation: Incarnation, known: Known) -> Result<(), Error> {
+        let _writing = self.writing.lock();
+        let mut stored = Stored { incarnation, refused: None, ..self.stored() };
+        stored.know(known);
+        atomic::replace_json(&self.path, &stored)?;
+        *self.state.lock() = State { saved: stored.clone(), stored, saved_at: Instant::now() };
+        Ok(())
+    }
+
+    /// This node's own changes do not prove anything any more: it is about to remove what proves them. Blocking.
+    pub(super) fn forget_own(&self) -> Result<(), Error> {
+        self.state.lock().stored.own = 0;
+        self.save(true)
+    }
+
+    /// Writes down what is known if it is time, or `now`. Blocking.
     pub(super) fn save(&self, now: bool) -> Result<(), Error> {
+        let _writing = self.writing.lock();
         let stored = {
-            let mut state = self.state.lock();
-            let (revision, at) = state.saved;
-            let due = now || at.elapsed() >= SAVE_EVERY;
-            if !due || revision == state.stored.revision {
+            let state = self.state.lock();
+            let due =
+                now || state.saved_at.elapsed() >= SAVE_EVERY || state.saved.refused != state.stored.refused;
+            if !due || state.saved == state.stored {
                 return Ok(());
             }
-            state.saved = (state.stored.revision, Instant::now());
             state.stored.clone()
         };
-        atomic::replace_json(&self.path, &stored)
+        atomic::replace_json(&self.path, &stored)?;
+        let mut state = self.state.lock();
+        (state.saved, state.saved_at) = (stored, Instant::now());
+        Ok(())
     }
-
-    pub(super) fn remedy(&self, prefix: &str) -> String {
-        remedy(&self.path, prefix)
-    }
-}
-
-fn remedy(path: &Path, prefix: &str) -> String {
-    format!(
-        "stop all agents, `etcdctl del {prefix}/incarnation`, remove {} on every node, and start the agents: a new \
-         incarnation begins (every replica of a volume must then be present at its next attach)",
-        path.display()
-    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn header(cluster_id: u64, revision: i64) -> pb::ResponseHeader {
-        pb::ResponseHeader { cluster_id, revision, ..Default::default() }
+    const KNOWN: Known = Known { cluster_id: 7, revision: 10, high: 9, own: 8 };
+
+    fn shown(cluster_id: u64, revision: i64) -> Shown {
+        Shown { cluster_id, revision, high: None, own: None }
+    }
+
+    fn begun(dir: &Path) -> Memory {
+        Memory::begin(dir, Stored::first(Incarnation::random(), KNOWN)).unwrap()
     }
 
     #[test]
-    fn an_answer_from_the_past_or_from_elsewhere_is_not_believed() {
+    fn an_answer_overtaken_by_a_newer_one_is_believed() {
         let tmp = tempfile::tempdir().unwrap();
-        let first = Stored::first(Incarnation::random(), &header(7, 10));
-        let memory = Memory::begin(tmp.path(), first.clone()).unwrap();
-        let check = |cluster, revision, asked_at| {
-            memory.check(Some(&header(cluster, revision)), asked_at, "/p").map_err(|said| {
-                assert!(said.contains("etcdctl del /p/incarnation") && said.contains("etcd.json"), "{said}");
-            })
-        };
-        assert_eq!(check(7, 12, 10), Ok(()));
-        assert_eq!(check(7, 11, 10), Ok(()), "it was asked before the answer that overtook it");
-        assert_eq!(check(7, 11, 12), Err(()));
-        assert_eq!(check(8, 99, 12), Err(()));
-        assert_eq!(memory.revision(), 12);
-        assert!(memory.check(None, 0, "/p").is_err());
+        let memory = begun(tmp.path());
+        let early = memory.stored();
+        assert_eq!(memory.check(&early, &shown(7, 12)), Ok(()));
+        assert_eq!(memory.check(&early, &shown(7, 11)), Ok(()), "asked before the one that overtook it");
+        assert!(memory.check(&memory.stored(), &shown(8, 99)).is_err());
+        assert_eq!(memory.stored().refused, None, "another server's answer: its address may be wrong");
         memory.save(true).unwrap();
         let again = Memory::load(tmp.path()).unwrap().unwrap().stored();
-        assert_eq!(again, Stored { revision: 12, ..first });
+        assert_eq!(again, Stored { revision: 12, ..early });
+    }
+
+    #[test]
+    fn a_registry_that_went_back_stays_refused_over_restarts() {
+        let tmp = tempfile::tempdir().unwrap();
+        let memory = begun(tmp.path());
+        assert!(memory.check(&memory.stored(), &shown(7, 5)).unwrap_err().contains("back in time"));
+        memory.save(false).unwrap();
+        drop(memory);
+        let memory = Memory::load(tmp.path()).unwrap().unwrap();
+        assert!(memory.stored().refused.unwrap().contains("expected revision 10"));
+        // An answer that looks well does not take that back.
+        memory.check(&memory.stored(), &shown(7, 5000)).unwrap();
+        memory.save(true).unwrap();
+        let memory = Memory::load(tmp.path()).unwrap().unwrap();
+        assert!(memory.stored().refused.is_some());
+        let (early, life) = (memory.stored(), Incarnation::random());
+        memory.begin_anew(life, Known { revision: 6, high: 6, own: 6, ..KNOWN }).unwrap();
+        assert!(memory.check(&early, &shown(7, 5)).is_err(), "asked in the life before");
+        let stored = Memory::load(tmp.path()).unwrap().unwrap().stored();
+        assert_eq!((stored.refused.as_ref(), stored.incarnation, stored.revision), (None, life, 6));
+        assert_eq!(stored.home, early.home);
+    }
+
+    #[test]
+    fn a_memory_of_an_earlier_version_is_read() {
+        let tmp = tempfile::tempdir().unwrap();
+        let text = r#"{"schema":1,"home":"00000000-0000-0000-0000-000000000001",
+            "incarnation":"00000000-0000-0000-0000-000000000002","cluster_id":7,"revision":42}"#;
+        std::fs::write(path_in(tmp.path()), text).unwrap();
+        let stored = Memory::load(tmp.path()).unwrap().unwrap().stored();
+        assert_eq!(stored.known(), Known { cluster_id: 7, revision: 42, high: 0, own: 0 });
     }
 
     #[test]
@@ -207,7 +269,7 @@ mod tests {
         std::fs::write(path_in(tmp.path()), text.replacen('{', "{\"later\": 1,", 1)).unwrap();
         let memory = Memory::load(tmp.path()).unwrap().unwrap();
         let id = memory.stored().cluster_id;
-        memory.check(Some(&header(id, 43)), 42, "/p").unwrap();
+        memory.check(&memory.stored(), &shown(id, 43)).unwrap();
         memory.save(true).unwrap();
         let text = std::fs::read_to_string(path_in(tmp.path())).unwrap();
         assert!(text.contains("\"later\": 1") && text.contains("\"revision\": 43"), "{text}");

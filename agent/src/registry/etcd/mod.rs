@@ -2,14 +2,18 @@
 //!
 //! Below a prefix: `incarnation` names this life of the registry, `volumes/NAME` are the records, `keys/VOLUME-ID` the
 //! keys, `wishes/NODE` the records of nodes, `claims/NODE/INSTANCE` the claims of others, `inventory/NODE/...` what a node
-//! publishes, and `live/NODE` that its agent lives: that key goes with a lease.
+//! publishes, and `live/NODE` that its agent lives: that key goes with a lease. `high` and `high/HOME` are written with
+//! every change, of any node and of the one with that data directory.
 //!
 //! Every question is a linearizable transaction under the condition that the incarnation is the one that this node
 //! knows: where it is missing or another one, the answer is an error and never "there is nothing". An etcd that
-//! went back in time is recognised by its revision, another one by its cluster id (`memory`). Every change compares
-//! the revision of the key that it replaces in the same transaction. A change whose answer is lost is read back; what
-//! cannot be told then is an error.
+//! went back in time is recognised by the revisions of the store and of these two keys, another one by its cluster id
+//! (`core::history`); a change is under the condition that both keys are as new as this node knows them, so that an
+//! older etcd takes none. One that went back is refused from then on (`memory`) until an operator accepts it
+//! (`acceptance`). Every change compares the revision of the key that it replaces in the same transaction. A change whose
+//! answer is lost is read back; what cannot be told then is an error.
 
+mod acceptance;
 mod claims;
 mod client;
 mod inventory;
@@ -25,7 +29,7 @@ use std::sync::atomic::AtomicU64;
 
 use holdfast_proto::ids::Incarnation;
 use holdfast_proto::pb::etcd as pb;
-use holdfast_proto::pb::etcd::compare::{CompareTarget, TargetUnion};
+use holdfast_proto::pb::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use holdfast_proto::pb::etcd::request_op::Request;
 use holdfast_proto::pb::etcd::response_op::Response;
 use parking_lot::Mutex;
@@ -36,7 +40,12 @@ use self::client::Client;
 use self::memory::{Memory, Stored};
 use crate::blocking::blocking;
 use crate::config::EtcdHome;
+use crate::core::history::{Known, Shown};
 use crate::error::Error;
+
+/// The keys that are written with every change. Only their revisions matter.
+const HIGH: &str = "high";
+const HIGH_VALUE: &[u8] = b"{\"schema\":1}";
 
 /// Records in etcd.
 #[derive(Debug)]
@@ -50,7 +59,6 @@ pub struct EtcdRegistry {
 struct Inner {
     client: Client,
     prefix: String,
-    incarnation: Incarnation,
     memory: Arc<Memory>,
     changed: watch::Sender<u64>,
     watch_restarts: AtomicU64,
@@ -81,7 +89,6 @@ impl EtcdRegistry {
         let inner = Arc::new(Inner {
             client,
             prefix,
-            incarnation: memory.stored().incarnation,
             memory: Arc::new(memory),
             changed: watch::Sender::new(0),
             watch_restarts: AtomicU64::new(0),
@@ -107,14 +114,16 @@ async fn meet(client: &Client, prefix: &str) -> Result<Stored, Error> {
     let request = pb::TxnRequest {
         compare: vec![unchanged(&key, 0)],
         success: vec![put(&key, mine.to_string().into_bytes(), 0)],
-        failure: vec![range(&key)],
+        failure: vec![range(&key), range(&format!("{prefix}/{HIGH}"))],
     };
     // Repeated without harm: a second one finds what the first one made.
     let answer = client.ask(OPERATION, &request).await?;
     let header = answer.header.unwrap_or_default();
+    let high = if answer.succeeded { 0 } else { modified(&answer, 1) };
+    let known = Known { cluster_id: header.cluster_id, revision: header.revision, high, own: 0 };
     if answer.succeeded {
         tracing::info!(incarnation = %mine, prefix, "a new registry");
-        return Ok(Stored::first(mine, &header));
+        return Ok(Stored::first(mine, known));
     }
     let found = found(&answer, 0).first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned());
     let incarnation = found.as_deref().unwrap_or_default().parse().map_err(|_| {
@@ -123,7 +132,7 @@ async fn meet(client: &Client, prefix: &str) -> Result<Stored, Error> {
              prefix"
         ))
     })?;
-    Ok(Stored::first(incarnation, &header))
+    Ok(Stored::first(incarnation, known))
 }
 
 impl Inner {
@@ -133,14 +142,13 @@ impl Inner {
 
     /// Reads ranges at one moment.
     async fn read(&self, operation: &str, ranges: Vec<pb::RequestOp>) -> Result<pb::TxnResponse, Error> {
-        let request = self.guarded(Vec::new(), ranges, Vec::new());
-        let asked_at = self.memory.revision();
+        let asked = self.asked(operation).await?;
+        let count = ranges.len();
+        let ranges = [ranges, vec![range(&self.high()), range(&self.own_high(&asked))]].concat();
+        let request = self.guarded(&asked, Vec::new(), ranges);
         let answer = self.client.ask(operation, &request).await?;
-        self.believe(operation, &answer, asked_at)?;
-        if !answer.succeeded {
-            return Err(self.foreign(operation, &answer));
-        }
-        self.save(false).await?;
+        let shown = (modified(&answer, count), modified(&answer, count + 1));
+        self.believe(operation, &asked, &answer, shown).await?;
         Ok(answer)
     }
 
@@ -163,62 +171,104 @@ impl Inner {
     async fn tell(
         &self,
         operation: &str,
-        compare: Vec<pb::Compare>,
-        change: Vec<pb::RequestOp>,
+        mut compare: Vec<pb::Compare>,
+        mut change: Vec<pb::RequestOp>,
     ) -> Result<bool, Error> {
-        let request = self.guarded(compare, change, Vec::new());
-        let asked_at = self.memory.revision();
+        let asked = self.asked(operation).await?;
+        let (high, own) = (self.high(), self.own_high(&asked));
+        let known = asked.known();
+        compare.extend([no_older(&high, known.high), no_older(&own, known.own)]);
+        change.extend([&high, &own].map(|key| put(key, HIGH_VALUE.to_vec(), 0)));
+        let request = self.guarded(&asked, compare, change);
         let answer = self.client.change(operation, &request).await?;
-        self.believe(operation, &answer, asked_at)?;
-        if !answer.succeeded && !self.is_ours(&answer) {
-            return Err(self.foreign(operation, &answer));
-        }
-        self.save(false).await?;
+        let revision = answer.header.as_ref().map_or(0, |header| header.revision);
+        self.believe(operation, &asked, &answer, (revision, revision)).await?;
         Ok(answer.succeeded)
     }
 
-    /// A transaction for this incarnation only; its failure begins with the incarnation that there is.
+    /// What is known when something is asked.
+    ///
+    /// # Errors
+    /// Nothing is asked of a registry that went back in time, but whether an operator has accepted it meanwhile.
+    async fn asked(&self, operation: &str) -> Result<Stored, Error> {
+        let asked = self.memory.stored();
+        let Some(refused) = &asked.refused else { return Ok(asked) };
+        let answer = self.client.ask(operation, &self.guarded(&asked, Vec::new(), Vec::new())).await?;
+        if !answer.succeeded {
+            self.follow(operation, &asked, &answer).await?;
+        }
+        Err(self.not_believed(operation, refused))
+    }
+
+    /// A transaction for this incarnation only; its failure says which one there is, and how new it is.
     fn guarded(
         &self,
+        asked: &Stored,
         mut compare: Vec<pb::Compare>,
         success: Vec<pb::RequestOp>,
-        failure: Vec<pb::RequestOp>,
     ) -> pb::TxnRequest {
         let key = format!("{}/incarnation", self.prefix);
         compare.push(pb::Compare {
             target: CompareTarget::Value.into(),
             key: key.clone().into_bytes(),
-            target_union: Some(TargetUnion::Value(self.incarnation.to_string().into_bytes())),
+            target_union: Some(TargetUnion::Value(asked.incarnation.to_string().into_bytes())),
             ..Default::default()
         });
-        let failure = [vec![range(&key)], failure].concat();
-        pb::TxnRequest { compare, success, failure }
+        let failure = [key, self.accepted(), self.high(), self.own_high(asked)];
+        pb::TxnRequest { compare, success, failure: failure.iter().map(|key| range(key)).collect() }
     }
 
-    fn is_ours(&self, failed: &pb::TxnResponse) -> bool {
-        let ours = self.incarnation.to_string();
-        found(failed, 0).first().is_some_and(|kv| kv.value == ours.as_bytes())
+    /// Takes in an answer; `shown` is what a transaction that succeeded shows of the newest changes.
+    async fn believe(
+        &self,
+        operation: &str,
+        asked: &Stored,
+        answer: &pb::TxnResponse,
+        shown: (i64, i64),
+    ) -> Result<(), Error> {
+        let (high, own) = if answer.succeeded {
+            shown
+        } else {
+            self.follow(operation, asked, answer).await?;
+            (modified(answer, 2), modified(answer, 3))
+        };
+        let header = answer.header.as_ref();
+        let header = header.ok_or_else(|| self.not_believed(operation, "the answer has no header"))?;
+        let (high, own) = (Some(high), Some(own));
+        let shown = Shown { cluster_id: header.cluster_id, revision: header.revision, high, own };
+        let checked = self.memory.check(asked, &shown);
+        let saved = self.save(false).await;
+        checked.map_err(|why| self.not_believed(operation, &why))?;
+        saved
     }
 
-    fn believe(&self, operation: &str, answer: &pb::TxnResponse, asked_at: i64) -> Result<(), Error> {
-        self.memory
-            .check(answer.header.as_ref(), asked_at, &self.prefix)
-            .map_err(|why| Error::failed(format!("{operation} in etcd ({}): {why}", self.client.servers())))
+    fn not_believed(&self, operation: &str, why: &str) -> Error {
+        Error::failed(format!(
+            "{operation} in etcd ({}): {why}; nothing it says is relied on. It was restored from a backup, lost data, or \
+             is another one: see `holdfast registry show`. Restore the newest state there is; then `holdfast registry \
+             accept` begins a new incarnation",
+            self.client.servers()
+        ))
     }
 
-    fn foreign(&self, operation: &str, failed: &pb::TxnResponse) -> Error {
+    fn foreign(&self, operation: &str, asked: &Stored, failed: &pb::TxnResponse) -> Error {
         let there = match found(failed, 0).first() {
             Some(kv) => format!("found {}", String::from_utf8_lossy(&kv.value)),
             None => "found none: it was emptied, or is not the one that this node belongs to".to_owned(),
         };
-        Error::failed(format!(
-            "{operation} in etcd ({}): expected the incarnation {} at {}/incarnation, {there}; nothing it says is \
-             relied on. Restore it. If this is how it is to be: {}",
-            self.client.servers(),
-            self.incarnation,
-            self.prefix,
-            self.memory.remedy(&self.prefix)
-        ))
+        let expected =
+            format!("expected the incarnation {} at {}/incarnation", asked.incarnation, self.prefix);
+        self.not_believed(operation, &format!("{expected}, {there}"))
+    }
+
+    fn high(&self) -> String {
+        format!("{}/{HIGH}", self.prefix)
+    }
+    fn own_high(&self, stored: &Stored) -> String {
+        self.key(HIGH, stored.home)
+    }
+    fn accepted(&self) -> String {
+        format!("{}/accepted", self.prefix)
     }
 
     async fn save(&self, now: bool) -> Result<(), Error> {
@@ -237,6 +287,11 @@ fn found(answer: &pb::TxnResponse, index: usize) -> &[pb::KeyValue] {
         Some(Response::ResponseRange(range)) => &range.kvs,
         _ => &[],
     }
+}
+
+/// When the one key that was asked for at `index` was last changed; 0: it is not there.
+fn modified(answer: &pb::TxnResponse, index: usize) -> i64 {
+    found(answer, index).first().map_or(0, |kv| kv.mod_revision)
 }
 
 fn range(key: &str) -> pb::RequestOp {
@@ -283,6 +338,11 @@ fn unchanged(key: &str, mod_revision: i64) -> pb::Compare {
         target_union: Some(TargetUnion::ModRevision(mod_revision)),
         ..Default::default()
     }
+}
+
+/// The key was last changed at this revision or later.
+fn no_older(key: &str, mod_revision: i64) -> pb::Compare {
+    pb::Compare { result: CompareResult::Greater.into(), ..unchanged(key, mod_revision - 1) }
 }
 
 #[cfg(test)]

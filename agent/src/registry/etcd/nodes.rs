@@ -84,7 +84,7 @@ async fn list(inner: &Inner, out: &mpsc::Sender<Heard>) -> Result<i64, Error> {
             published.entry(node).or_default().push((key, kv.value.clone()));
         }
     }
-    let live = found(&answer, 1).iter().filter_map(|kv| Some((live_key(inner, &kv.key)?, presence(kv))));
+    let live = found(&answer, 1).iter().filter_map(|kv| Some((live_key(inner, &kv.key)?, presence(kv)?)));
     let wishes = found(&answer, 2).iter().filter_map(|kv| {
         let node = wished_key(inner, &kv.key)?;
         let wish = wish(inner, &node, kv);
@@ -112,7 +112,10 @@ fn heard(inner: &Inner, event: &pb::Event) -> Option<Heard> {
         };
     }
     let node = live_key(inner, &kv.key)?;
-    if put { Some(Heard::Lives(node, presence(kv))) } else { Some(Heard::Silent(node)) }
+    Some(match presence(kv).filter(|_| put) {
+        Some(presence) => Heard::Lives(node, presence),
+        None => Heard::Silent(node),
+    })
 }
 
 /// `inventory/NODE/KEY`.
@@ -148,15 +151,19 @@ fn wish(inner: &Inner, node: &NodeName, kv: &pb::KeyValue) -> Option<NodeRecord>
     }
 }
 
-/// The key alone proves that the agent lives, whatever it says: what it has is not taken for abandoned.
-fn presence(kv: &pb::KeyValue) -> Presence {
+/// A key with a lease alone proves that the agent lives, whatever it says: what it has is not taken for abandoned. None
+/// without one: that is no agent's, which would not have to live for it to stand there.
+fn presence(kv: &pb::KeyValue) -> Option<Presence> {
+    if kv.lease == 0 {
+        return None;
+    }
     let place = String::from_utf8_lossy(&kv.key).into_owned();
-    match atomic::parse_json::<Presence>(&kv.value, &place, PRESENCE_SCHEMA) {
+    Some(match atomic::parse_json::<Presence>(&kv.value, &place, PRESENCE_SCHEMA) {
         Read::Found(presence) => presence,
         Read::Absent => Presence::not_understood(),
         Read::Unreadable(reason) => {
             tracing::warn!(reason, "what a node says of itself cannot be understood; it lives");
             Presence::not_understood()
         }
-    }
+    })
 }

@@ -1,7 +1,6 @@
 //! The trait, over etcd: records and keys.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,19 +13,21 @@ use super::inventory::{EtcdInventory, INVENTORY};
 use super::{
     EtcdRegistry, Inner, delete, delete_below, found, nodes, presence, put, range, range_below, unchanged,
 };
+use crate::blocking::blocking;
 use crate::core::foreign::Stored;
 use crate::core::instance::InstanceName;
 use crate::core::nodes::Heard;
+use crate::core::presence::Standing;
 use crate::error::Error;
 use crate::registry::inventory::InventoryHome;
 use crate::registry::stored_key::{KEY_SCHEMA, StoredKey};
-use crate::registry::{Entry, Read, Registry, Swap, VolumeKey, check_record};
+use crate::registry::{Announcement, Entry, Read, Registry, Review, Swap, VolumeKey, check_record};
 use crate::store::atomic;
 
 /// A reader that is this far behind holds up the stream, and with it nothing but itself.
 const FEED_MAX: usize = 256;
 
-const VOLUMES: &str = "volumes";
+pub(super) const VOLUMES: &str = "volumes";
 const KEYS: &str = "keys";
 pub(super) const WISHES: &str = "wishes";
 
@@ -48,16 +49,19 @@ impl Inner {
     async fn list(&self) -> Result<Vec<Entry>, Error> {
         let prefix = self.key(VOLUMES, "");
         let answer = self.read("read the registry", vec![range_below(&prefix)]).await?;
-        let entries = found(&answer, 0).iter().map(|kv| {
-            let key = String::from_utf8_lossy(&kv.key);
-            let name = key.strip_prefix(&prefix).unwrap_or(&key);
-            match self.parse(name, &kv.value) {
-                Read::Found(record) => Entry::Readable(Box::new(record)),
-                Read::Unreadable(reason) => Entry::Unreadable { name: name.to_owned(), reason },
-                Read::Absent => Entry::Unreadable { name: name.to_owned(), reason: "it is empty".to_owned() },
-            }
-        });
-        Ok(entries.collect())
+        Ok(found(&answer, 0).iter().map(|kv| self.entry(kv)).collect())
+    }
+
+    /// One key below `volumes/`.
+    pub(super) fn entry(&self, kv: &pb::KeyValue) -> Entry {
+        let prefix = self.key(VOLUMES, "");
+        let key = String::from_utf8_lossy(&kv.key);
+        let name = key.strip_prefix(&prefix).unwrap_or(&key);
+        match self.parse(name, &kv.value) {
+            Read::Found(record) => Entry::Readable(Box::new(record)),
+            Read::Unreadable(reason) => Entry::Unreadable { name: name.to_owned(), reason },
+            Read::Absent => Entry::Unreadable { name: name.to_owned(), reason: "it is empty".to_owned() },
+        }
     }
 
     async fn get(&self, name: &VolumeName) -> Result<(Read<VolumeRecord>, i64), Error> {
@@ -229,14 +233,25 @@ impl Inner {
             Some(Read::Absent) | None => 0,
         };
         // What this data directory's own agent said ends with its lease anyway.
-        if known != version || lives.is_some_and(|kv| !presence::is_of(&kv.value, self.memory.stored().home))
-        {
+        let home = self.memory.stored().home;
+        let another = lives.is_some_and(|kv| kv.lease != 0 && !presence::is_of(&kv.value, home));
+        if known != version || another {
             return Ok(false);
         }
         let revision = |kv: Option<&pb::KeyValue>| kv.map_or(0, |kv| kv.mod_revision);
         let same = vec![unchanged(&wish, revision(wished)), unchanged(&live, revision(lives))];
         let published = format!("{}/", self.key(INVENTORY, name));
         self.change(&operation, same, vec![delete(&wish), delete(&live), delete_below(&published)]).await
+    }
+
+    async fn leave(&self) -> Result<(), Error> {
+        const OPERATION: &str = "leave the registry";
+        let asked = self.asked(OPERATION).await?;
+        // First: a key that is gone though it is remembered would make the registry an older one.
+        let memory = Arc::clone(&self.memory);
+        blocking(move || memory.forget_own()).await?;
+        let request = self.guarded(&asked, Vec::new(), vec![delete(&self.own_high(&asked))]);
+        self.client.change(OPERATION, &request).await.map(drop)
     }
 }
 
@@ -247,7 +262,7 @@ fn encode(record: &VolumeRecord) -> Result<Vec<u8>, Error> {
 #[tonic::async_trait]
 impl Registry for EtcdRegistry {
     fn incarnation(&self) -> Incarnation {
-        self.inner.incarnation
+        self.inner.memory.stored().incarnation
     }
     async fn list(&self) -> Result<Vec<Entry>, Error> {
         self.inner.list().await
@@ -282,13 +297,22 @@ impl Registry for EtcdRegistry {
     async fn forget_node(&self, name: &NodeName, version: u64) -> Result<bool, Error> {
         self.inner.forget_node(name, version).await
     }
+    async fn leave(&self) -> Result<(), Error> {
+        self.inner.leave().await
+    }
     fn inventory(&self, node: &NodeName) -> Option<Arc<dyn InventoryHome>> {
         Some(Arc::new(EtcdInventory::new(Arc::clone(&self.inner), node)))
     }
-    async fn announce(&self, node: &NodeName, address: IpAddr) -> Result<(), Error> {
-        let task = presence::announce(&self.inner, node, address).await?;
+    async fn announce(&self, announcement: Announcement) -> Result<watch::Receiver<Standing>, Error> {
+        let (task, standing) = presence::announce(&self.inner, announcement).await?;
         self.tasks.lock().push(task);
-        Ok(())
+        Ok(standing)
+    }
+    async fn review(&self) -> Result<Option<Review>, Error> {
+        self.inner.review().await.map(Some)
+    }
+    async fn accept(&self, node: &NodeName, shown: Option<Incarnation>) -> Result<Incarnation, Error> {
+        self.inner.accept(node, shown).await
     }
     async fn claims(&self, node: &NodeName) -> Result<BTreeMap<InstanceName, Stored>, Error> {
         self.inner.claims(node).await
