@@ -4,7 +4,7 @@
 //! that says it. Its text does not matter, because texts of one failure differ by server, address or number. Of one
 //! object and cause two lines are written in any minute. Of failures (warnings and errors), and of whatever else repeats
 //! within a minute, twenty lines are written in any minute of the whole process; the first line of a cause that was not
-//! heard for a minute is never among what that leaves out. State changes that do not repeat are always written.
+//! written for a minute is never among what that leaves out. State changes that do not repeat are always written.
 //!
 //! What is left out is counted: the next line of the same object and cause says how many, and where none comes,
 //! [`Limiter::overdue`] does. Pure: calls carry the time.

@@ -275,6 +275,45 @@ fn full_disks_under_all_replicas_answer_an_error_and_remove_nobody() {
 }
 
 #[test]
+fn full_disks_and_a_lost_member_leave_reads_overwrites_and_trims() {
+    if !mounts::possible() {
+        return skip_aloud(
+            "full_disks_and_a_lost_member_leave_reads_overwrites_and_trims",
+            "root, to mount a tmpfs",
+        );
+    }
+    let sizes = [("r1", 16 * MIB), ("r2", 16 * MIB), ("r3", 16 * MIB)];
+    let mut cluster = small_disks("64MiB", &sizes);
+    cluster.allow_errors("No space left");
+    cluster.allow_errors("no space");
+    let mut client = cluster.connect("demo");
+    let chunk = vec![0x6b; 64 << 10];
+    let mut written = 0;
+    while client.write(written, &chunk).is_ok() {
+        written += 64 << 10;
+    }
+    // To the last block.
+    while client.write(written, &chunk[..4096]).is_ok() {
+        written += 4096;
+    }
+    let r3 = cluster.volume("demo").replica("r3").pid().unwrap();
+    signal(r3, Signal::SIGSTOP);
+    client.write(0, &[0x41; 4096]).unwrap();
+    assert_eq!(client.read(0, 8192).unwrap(), [[0x41; 4096], [0x6b; 4096]].concat());
+    client.trim(MIB, 1 << 20).unwrap();
+    client.write(4096, &[0x42; 4096]).unwrap();
+    cluster.wait_state("demo", "degraded");
+    kill(r3);
+    for disk in cluster.disks() {
+        disk.resize(256 * MIB);
+    }
+    client.flush().unwrap();
+    drop(client);
+    cluster.wait_healthy("demo");
+    cluster.wait_images_equal("demo");
+}
+
+#[test]
 fn a_missing_replica_directory_is_absent_and_gets_what_it_missed_when_it_is_back() {
     let cluster = Cluster::with_volume("64MiB", 3);
     qemu_io(&cluster.uri("demo"), &["write -P 0x31 0 16M", "flush"]);

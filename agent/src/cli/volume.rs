@@ -107,9 +107,9 @@ Examples:
     },
     /// Make a deleted volume again of its data that is still on this node
     #[command(after_help = "\
-Its replicas are those that agree: of one history, with the newest view that any of them knows, and all of its members must \
-be on this node. What does not agree is left as it is. The volume is detached; its members are compared when it is attached. \
-How replicas did file I/O is not kept: it is buffered. Exit code 7 where newer data may be elsewhere, 4 where the volume or \
+Its replicas are those that agree: of one history, with the newest view that any of them knows. On this node there must be a \
+directory of every replica that the volume was to have, and those of all members of that view must be whole. What does not agree is left as it is. The volume is detached; its members are compared when it is attached. \
+How replicas did file I/O is not kept: it is buffered. Exit code 7 where a directory is missing or newer data may be elsewhere, 4 where the volume or \
 another of its name is there.
 
 Examples:

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 
 use super::bitmap::Label;
-use super::bitmap_file::{file_name, write_bitmap};
+use super::bitmap_file::{file_name, write_bitmap, write_spares};
 use super::meta::{META_BYTES, META_BYTES_MAX, Meta, MetaError};
 use crate::private_file::PrivateFile;
 use crate::units::{GROUP_BYTES, to_u64};
@@ -129,6 +129,7 @@ fn fill_new(making: &Path, meta: &Meta) -> Result<(), ReplicaDirError> {
         bits: meta.size_bytes.div_ceil(GROUP_BYTES),
     };
     write_bitmap(&making.join(file_name(None)), &intent, false)?;
+    write_spares(making, meta)?;
     let lock = making.join("lock");
     private_file(&lock).map_err(failed("create", &lock))?;
     sync_dir(making)

@@ -499,9 +499,13 @@ fn persist(dir: &mut ReplicaDir, meta: Meta, begin: &[NewMap]) -> Result<(), (St
         .iter()
         .try_for_each(|new| dir.make_bitmap(&dir.bitmap_label(Some(new.replica), regions), new.full));
     let fewer = meta.dirty.len() < dir.meta().dirty.len();
+    let more_replicas = meta.configured.len() > dir.meta().configured.len();
     let stored = maps.and_then(|()| dir.store(meta));
     if stored.is_ok() && fewer {
         dir.remove_stale_bitmaps();
+    }
+    if stored.is_ok() && more_replicas {
+        reserve(dir);
     }
     stored.map_err(|e| {
         tracing::error!("persist meta: {e}");
@@ -509,6 +513,14 @@ fn persist(dir: &mut ReplicaDir, meta: Meta, begin: &[NewMap]) -> Result<(), (St
             if source.kind() == std::io::ErrorKind::StorageFull);
         (if full { Status::NoSpace } else { Status::Io }, e.to_string())
     })
+}
+
+fn reserve(dir: &ReplicaDir) {
+    if let Err(error) = dir.reserve_bitmaps() {
+        tracing::warn!(
+            "no room is reserved for the loss of other replicas: {error}; it needs room on this disk then"
+        );
+    }
 }
 
 fn absent(promised: Generation, reason: String) -> Refused {
@@ -569,6 +581,7 @@ fn open(config: &ReplicaConfig, boot: BootId) -> Result<Open, Error> {
     }
     let meta = dir.meta().clone();
     dir.remove_stale_bitmaps();
+    reserve(&dir);
     let intent = open_bitmap(&dir, None, meta.size_bytes.div_ceil(GROUP_BYTES))?;
     let regions = meta.size_bytes.div_ceil(REGION_BYTES);
     let mut dirty = Vec::new();

@@ -99,7 +99,7 @@ impl Task {
         // Ends with the session: what is unanswered then is asked again in the next.
         let mut work = JoinSet::new();
         let (mut configuring, mut ending) = (false, false);
-        // Tried for as long as it fails, said once per cause.
+        // Tried, and said to the limiter of logs, for as long as it fails.
         let mut asked = BTreeSet::new();
         loop {
             let wish = *self.stop.borrow_and_update();
